@@ -1,0 +1,200 @@
+"""Fused attention over many queries: prefill, windows, bidirectional blocks (FlashAttention 2 and 3).
+
+A thread block is one query tile of one head; it walks the visible key tiles one after another. Tiles
+above the diagonal are skipped, the tiles on it are computed whole.
+
+Source: FlashAttention-3, arXiv:2407.08608; tile sizes: Dao-AILab/flash-attention, hopper/tile_size.h.
+"""
+
+from typing import NamedTuple
+
+from costmodel.algebra import Quantity, ceil_div, minimum, named, nominal
+from costmodel.dtypes import element_bytes
+from costmodel.einsum import dot, size
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
+from costmodel.pairs import bidirectional, causal, executed_causal, executed_window, window
+
+
+class Attention(NamedTuple):
+    """B sequences, S queries after P cached tokens, H query heads over Hkv key heads of width dk and dv.
+
+    w: window or None; bidirectional: every query sees all P + S tokens (a window does not apply); softcap: one tanh per score; sinks: one more logit per
+    head; dtype: of the products; kv: of the cache; shared_kv: the values are (part of) the keys (K = V);
+    row_bytes: bytes of a key with its value, per key head, where a cache layout mixes dtypes.
+    """
+
+    B: Quantity
+    S: Quantity
+    P: Quantity
+    H: Quantity
+    Hkv: Quantity
+    dk: Quantity
+    dv: Quantity
+    w: Quantity | None = None
+    bidirectional: bool = False
+    softcap: bool = False
+    sinks: bool = False
+    shared_kv: bool = False
+    dtype: str = "bf16"
+    kv: str = "bf16"
+    row_bytes: Quantity | None = None
+
+
+def tile(dk: Quantity, dtype: str = "bf16") -> tuple[int, int]:
+    """Query rows and key columns of one tile, by head width (FlashAttention-3 on Hopper; FlashMLA above 256).
+
+    >>> tile(64), tile(128), tile(128, "fp8"), tile(256), tile(576)
+    ((192, 128), (128, 128), (128, 224), (128, 80), (64, 64))
+    """
+    width = nominal(dk, 128)
+    if width > 256:
+        return 64, 64  # the 512-wide output of 64 rows fills the registers of two warpgroups
+    if dtype == "fp8":
+        return (128, 224) if width <= 128 else (128, 128)
+    if width <= 64:
+        return 192, 128
+    return (128, 128) if width <= 192 else (128, 80)
+
+
+def pair_count(a: Attention) -> Quantity:
+    """(query, key) pairs per sequence and head that the mask admits."""
+    if a.bidirectional:
+        return bidirectional(a.P, a.S)
+    return causal(a.P, a.S) if a.w is None else window(a.P, a.S, a.w)
+
+
+def executed_pairs(a: Attention) -> Quantity:
+    """(query, key) pairs per sequence and head that whole tiles compute."""
+    rows, columns = tile(a.dk, a.dtype)
+    if a.bidirectional:
+        return rows * ceil_div(a.S, rows) * columns * ceil_div(a.P + a.S, columns)
+    if a.w is None:
+        return executed_causal(a.P, a.S, rows, columns)
+    return executed_window(a.P, a.S, a.w, rows, columns)
+
+
+def visible_keys(a: Attention) -> Quantity:
+    """Keys that at least one query sees: what must be read."""
+    return a.P + a.S if a.w is None or a.bidirectional else minimum(a.P + a.S, a.w + a.S - 1)
+
+
+def key_bytes(a: Attention) -> Quantity:
+    """Bytes of one key and its value, per key head.
+
+    >>> key_bytes(Attention(B=1, S=1, P=0, H=2, Hkv=1, dk=64, dv=32))
+    192
+    """
+    if a.row_bytes is not None:
+        return a.row_bytes
+    return (a.dk if a.shared_kv else a.dk + a.dv) * element_bytes(a.kv)
+
+
+def work(a: Attention) -> tuple[Work, Work]:
+    """Ideal and executed work.
+
+    FLOP = 2·B·H·pairs·(dk + dv). Bytes: Q in, O out, each visible key and value once. Executed: whole tiles,
+    one exp per computed score (one tanh more with a soft-cap) and about 4 fp32 operations, and K, V passing
+    through L2 once per query tile.
+    """
+    pairs = named("pairs", pair_count(a))
+    computed = named("computed_pairs", executed_pairs(a))
+    rows, _ = tile(a.dk, a.dtype)
+    s = dict(B=a.B, S=a.S, H=a.H, Hkv=a.Hkv, dk=a.dk, dv=a.dv, keys=visible_keys(a), pairs=pairs, computed=computed)
+    activation_bytes = 2
+    queries, output = size("B S H dk", s) * activation_bytes, size("B S H dv", s) * activation_bytes
+    read = queries + size("B keys Hkv", s) * key_bytes(a)
+    ideal = Work(
+        tensor={a.dtype: dot("B H pairs dk", s) + dot("B H pairs dv", s)},
+        read=read,
+        written=output,
+    )
+    scores = size("B H computed", s)
+    executed = Work(
+        tensor={a.dtype: dot("B H computed dk", s) + dot("B H computed dv", s)},
+        vector=4 * scores,
+        special=scores * (2 if a.softcap else 1) + (size("B S H", s) if a.sinks else 0),
+        read=read,
+        written=output,
+        l2=scores * key_bytes(a) / rows,
+    )
+    return ideal, executed
+
+
+def grid(a: Attention) -> Grid:
+    """One thread block per query tile and head; its chain is the key tiles that the last tile sees."""
+    rows, columns = tile(a.dk, a.dtype)
+    longest = a.P + a.S if a.w is None or a.bidirectional else minimum(a.P + a.S, a.w + rows)
+    return Grid(blocks=a.B * a.H * ceil_div(a.S, rows), chain_steps=ceil_div(longest, columns))
+
+
+def backward(kernel: Kernel) -> tuple[Kernel, ...]:
+    """Five products instead of two: S = QKᵀ again, dP = dO·Vᵀ, dV = Pᵀ·dO, dQ = dS·K, dK = dSᵀ·Q.
+
+    For dk = dv that is 2.5 times the forward FLOPs (FlashAttention-2, arXiv:2307.08691, section 4.1).
+    """
+    a: Attention = kernel.shape
+    ideal, executed = kernel.ideal, kernel.executed
+
+    def products(forward: Work) -> Work:
+        widen = (3 * a.dk + 2 * a.dv) / (a.dk + a.dv)
+        return Work(
+            tensor={dtype: flops * widen for dtype, flops in forward.tensor.items()},
+            vector=forward.vector * 2,
+            special=forward.special,
+            # Q, K, V, O, dO in; dQ, dK, dV out.
+            read=forward.read + 2 * forward.written,
+            written=forward.read,
+            l2=forward.l2 * 2.5,
+        )
+
+    return (kernel._replace(name=f"{kernel.name} backward", ideal=products(ideal), executed=products(executed)),)
+
+
+PARAMETERS = (
+    Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
+    Parameter("block_s", 1.8e-6, 0.4, 0.2e-6, 1e-5, "s", "prologue and epilogue of one query tile"),
+    Parameter("step_s", 0.45e-6, 0.5, 0.02e-6, 5e-6, "s", "one key tile in the chain of one thread block"),
+    Parameter("tensor_efficiency", 0.78, 0.15, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
+    Parameter("special_efficiency", 0.85, 0.25, 0.05, 1.0, "1", "share of the exp rate"),
+    Parameter("vector_efficiency", 0.6, 0.3, 0.05, 1.0, "1", "share of the fp32 FLOP/s for the softmax"),
+    Parameter("memory_efficiency", 0.85, 0.1, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's, where the profile has no figure"),
+    Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
+)
+
+PREFILL = Form(
+    family="prefill-attention",
+    summary="fused attention over many queries",
+    parameters=PARAMETERS,
+    terms=unit_terms,
+    backward=backward,
+    sources=("arXiv:2407.08608", "arXiv:2307.08691"),
+    model_spread=0.18,
+)
+WINDOW = PREFILL._replace(family="window-attention", summary="fused attention inside a sliding window")
+DIFFUSION = PREFILL._replace(family="diffusion-attention", summary="fused bidirectional attention", model_spread=0.25)
+MLA_PREFILL = PREFILL._replace(family="mla-prefill", summary="fused attention of expanded or absorbed MLA")
+FORMS = (PREFILL, WINDOW, DIFFUSION, MLA_PREFILL)
+
+
+def attention(name: str, a: Attention, *, form: Form | None = None) -> Kernel:
+    """The fused kernel.
+
+    >>> attention("a", Attention(B=1, S=1, P=1023, H=2, Hkv=1, dk=64, dv=64)).work.flops
+    524288
+    >>> 2 * 2 * 1024 * (64 + 64)
+    524288
+    """
+    ideal, executed = work(a)
+    chosen = form or (DIFFUSION if a.bidirectional else PREFILL if a.w is None else WINDOW)
+    return Kernel(
+        name=name,
+        form=chosen,
+        ideal=ideal,
+        executed=executed,
+        grid=grid(a),
+        instance=f"hd{a.dk}-{a.dtype}",
+        shape=a,
+        implementation="FlashAttention-3 (torch SDPA cuDNN)",
+    )

@@ -1,0 +1,233 @@
+"""What a kernel is to every other room: its work, its grid, and the form that turns both into seconds.
+
+Count first, price later: the mechanisms build lists of `Kernel`; time, memory and energy read the same list.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from costmodel.algebra import Quantity, ceil, maximum, power, root
+
+if TYPE_CHECKING:
+    from costmodel.hardware import Hardware
+
+
+class Work(NamedTuple):
+    """What one launch computes and moves.
+
+    tensor: FLOPs of the matrix engines by dtype (a multiply-add is 2); vector: fp32 FLOPs outside them;
+    special: results of the special-function units (exp, tanh, …); read, written: HBM bytes that a cold
+    cache cannot avoid; weights: the part of `read` that is parameters; l2: bytes that pass between L2 and
+    the compute units.
+    """
+
+    tensor: Mapping[str, Quantity] = MappingProxyType({})
+    vector: Quantity = 0
+    special: Quantity = 0
+    read: Quantity = 0
+    written: Quantity = 0
+    weights: Quantity = 0
+    l2: Quantity = 0
+
+    @property
+    def flops(self) -> Quantity:
+        """FLOPs of matrix engines and vector lanes together."""
+        return sum(self.tensor.values()) + self.vector
+
+    @property
+    def hbm_bytes(self) -> Quantity:
+        """Bytes read from and written to HBM."""
+        return self.read + self.written
+
+
+class Grid(NamedTuple):
+    """How a launch is spread: thread blocks, how many share a unit, and the longest serial chain in one.
+
+    Kernels without one (`None`) spread evenly over the device and have no chain.
+    chain_steps counts the steps that one thread block takes one after another (key blocks of an attention
+    tile, chunks of a scan, tokens of a recurrence).
+    """
+
+    blocks: Quantity
+    occupancy: int = 1
+    chain_steps: Quantity = 0
+
+
+class Parameter(NamedTuple):
+    """A physical parameter of a time form, with what is known of it before any measurement.
+
+    prior is the expected value, spread the standard deviation of its logarithm, low and high its bounds.
+    """
+
+    name: str
+    prior: float
+    spread: float
+    low: float
+    high: float
+    unit: str
+    meaning: str
+
+
+class Terms(NamedTuple):
+    """Seconds that each limit would need alone; launch is added, the others overlap by a p-norm."""
+
+    tensor: Quantity = 0.0
+    vector: Quantity = 0.0
+    special: Quantity = 0.0
+    memory: Quantity = 0.0
+    l2: Quantity = 0.0
+    chain: Quantity = 0.0
+    launch: Quantity = 0.0
+    overlap: float = 4.0
+
+    def limits(self) -> dict[str, Quantity]:
+        """The terms by the name of what they are bound by."""
+        return {name: getattr(self, name) for name in BOUNDS}
+
+    def total(self) -> Quantity:
+        """Expected seconds: launch + (Σ tᵢᵖ)^(1/p) of the overlapping terms."""
+        busy: Quantity = 0.0
+        for name in OVERLAPPING:
+            term = getattr(self, name)
+            if not (type(term) is float and term == 0.0):
+                busy = busy + power(term, self.overlap)
+        return self.launch + root(busy, self.overlap)
+
+    def serial(self) -> Quantity:
+        """Seconds when nothing overlaps: the sum of all terms."""
+        return sum(self.limits().values())
+
+
+OVERLAPPING = ("tensor", "vector", "special", "memory", "l2", "chain")
+BOUNDS = (*OVERLAPPING, "launch")
+
+
+class Form(NamedTuple):
+    """A kernel family: its name, its parameters, and the function from a kernel to its time terms.
+
+    backward gives the kernels that differentiate one forward kernel (training only).
+    """
+
+    family: str
+    summary: str
+    parameters: tuple[Parameter, ...]
+    terms: Callable[["Kernel", "Hardware", Mapping[str, float]], Terms]
+    backward: Callable[["Kernel"], tuple["Kernel", ...]]
+    sources: tuple[str, ...] = ()
+    model_spread: float = 0.25
+    """Standard deviation of ln(measured/predicted) left when the parameters are right."""
+
+    def priors(self) -> dict[str, float]:
+        """The expected values of the parameters."""
+        return {parameter.name: parameter.prior for parameter in self.parameters}
+
+
+class Kernel(NamedTuple):
+    """One kernel of a step: ideal work, executed work, grid, and how often the step launches it.
+
+    ideal counts what the formula needs (exact pairs, fused traffic), executed what the real kernel does
+    (whole tiles, padding, materialised intermediates). instance names the compiled kernel that a
+    calibration belongs to, such as "bf16" or "hd128-bf16". shape holds what only the family's form reads;
+    gradient marks the kernels of the backward pass.
+    """
+
+    name: str
+    form: Form
+    ideal: Work
+    executed: Work
+    grid: Grid | None = None
+    instance: str = ""
+    shape: Any = None
+    count: Quantity = 1
+    launches: int = 1
+    group: str = ""
+    implementation: str = ""
+    gradient: bool = False
+
+    @property
+    def family(self) -> str:
+        """The kernel family, as in the contract of names."""
+        return self.form.family
+
+    @property
+    def work(self) -> Work:
+        """The ideal work."""
+        return self.ideal
+
+    @property
+    def intensity(self) -> Quantity:
+        """FLOPs per HBM byte of the ideal work."""
+        return self.ideal.flops / self.ideal.hbm_bytes
+
+    def times(self, count: Quantity) -> "Kernel":
+        """The same kernel launched `count` times as often."""
+        return self._replace(count=self.count * count)
+
+
+def waves(blocks: Quantity, slots: Quantity, weight: float) -> Quantity:
+    """How many rounds a grid needs on the device's slots: between the smooth and the whole number.
+
+    weight 1 means that a started wave costs a whole one, 0 that the tail is free.
+
+    >>> waves(133, 132, 1.0), waves(66, 132, 0.5)
+    (2.0, 1.0)
+    """
+    full = maximum(blocks / slots, 1.0)
+    return (1.0 - weight) * full + weight * ceil(full)
+
+
+def no_backward(kernel: Kernel) -> tuple[Kernel, ...]:
+    """For kernels that only serve inference (cache writes, samplers, decode steps)."""
+    return ()
+
+
+def scaled(work: Work, flops: float, traffic: float) -> Work:
+    """The work with its FLOPs and its bytes multiplied."""
+    return Work(
+        tensor={dtype: count * flops for dtype, count in work.tensor.items()},
+        vector=work.vector * flops,
+        special=work.special * flops,
+        read=work.read * traffic,
+        written=work.written * traffic,
+        weights=work.weights * traffic,
+        l2=work.l2 * traffic,
+    )
+
+
+def unit_terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
+    """The time form that most families share.
+
+    t = launch_s + pnorm(tensor, vector, special, memory, l2, chain): executed FLOPs over the share of the
+    peak that a full grid reaches, HBM bytes over the reachable bandwidth, and for the chain the waves of
+    thread blocks times (block_s + steps · step_s). A grid smaller than the device reaches only its share
+    of the peak. Parameters a family does not have count as 1 (efficiencies) or 0 (seconds).
+
+    Source: the forms of FlashAttention-3 (arXiv:2407.08608, section 3) and the wave and tail model of
+    NVIDIA's "Matrix multiplication background" guide; overlap by p-norm instead of a hard maximum.
+    """
+    work, grid = kernel.executed, kernel.grid
+    idle: Quantity = 1.0
+    chain: Quantity = 0.0
+    if grid is not None:
+        slots = hardware.compute.units * grid.occupancy
+        rounds = waves(grid.blocks, slots, theta.get("wave_weight", 0.0))
+        # Slots without a block idle: the work takes rounds · slots / blocks times as long as on a full device.
+        idle = rounds * slots / grid.blocks
+        chain = rounds * (theta.get("block_s", 0.0) + grid.chain_steps * theta.get("step_s", 0.0))
+    tensor: Quantity = 0.0
+    for dtype, flops in work.tensor.items():
+        tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta.get("tensor_efficiency", 1.0))
+    bandwidth = hardware.memory.hbm.bandwidth
+    l2_bandwidth = hardware.memory.l2.bandwidth or bandwidth * theta.get("l2_over_hbm", 2.2)
+    special_peak = hardware.special_peak
+    return Terms(
+        tensor=tensor * idle,
+        vector=work.vector / (hardware.compute.vector * theta.get("vector_efficiency", 1.0)) * idle,
+        special=work.special / (special_peak * theta.get("special_efficiency", 1.0)) * idle if special_peak else 0.0,
+        memory=work.hbm_bytes / (bandwidth * theta.get("memory_efficiency", 1.0)),
+        l2=work.l2 / l2_bandwidth,
+        chain=chain,
+        launch=theta.get("launch_s", 0.0) * kernel.launches,
+        overlap=theta.get("overlap", 4.0),
+    )

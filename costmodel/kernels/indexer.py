@@ -1,0 +1,174 @@
+"""Scoring every visible token for selection: logits[t, s] = Σ_h w[t, h] · ReLU(q[t, h] · k[s]).
+
+One thread block takes 128 rows (128/H queries of H heads) over tiles of 256 keys; decode splits the keys
+over the device. The logits of the visible tiles go to HBM in fp32, where the top-k kernel reads them: bytes
+that grow with the square of the context, like the products.
+
+Source: arXiv:2512.02556, section 2.1, eq. 1; deepseek-ai/DeepGEMM, csrc/apis/attention.hpp (tiles, layouts).
+"""
+
+from typing import NamedTuple
+
+from costmodel.algebra import Quantity, ceil_div, half, maximum, minimum, named, nominal
+from costmodel.dtypes import element_bytes
+from costmodel.einsum import dot, size
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
+from costmodel.pairs import bidirectional, causal, executed_causal, top_k
+
+ROWS, COLUMNS = 128, 256
+"""Rows (queries times heads) and keys of one tile."""
+
+DTYPES = ("fp8", "bf16", "mxfp4", "nvfp4")
+
+
+class Indexer(NamedTuple):
+    """B sequences, S queries after P cached tokens, H index heads of width d over k_heads key heads.
+
+    k: tokens selected per query, which alone receive a gradient in training; clean_logits: masked logits are
+    written as well; decoding: the paged kernel that splits the keys.
+    """
+
+    B: Quantity
+    S: Quantity
+    P: Quantity
+    H: Quantity
+    d: Quantity
+    k: Quantity
+    k_heads: Quantity = 1
+    dtype: str = "fp8"
+    clean_logits: bool = False
+    decoding: bool = False
+    bidirectional: bool = False
+
+
+def key_bytes(d: Quantity, dtype: str) -> Quantity:
+    """Bytes of one cached index key: its elements and, below 16 bits, one 4-byte word of scales.
+
+    >>> key_bytes(128, "fp8"), key_bytes(128, "mxfp4"), key_bytes(128, "bf16")
+    (132, 68, 256)
+    """
+    if dtype in ("mxfp4", "nvfp4"):
+        return half(d) + 4
+    return d + 4 if dtype == "fp8" else d * element_bytes(dtype)
+
+
+def queries_per_tile(H: Quantity) -> int:
+    """Queries whose heads fill the rows of one tile.
+
+    >>> queries_per_tile(64), queries_per_tile(32)
+    (2, 4)
+    """
+    return max(1, ROWS // nominal(H, 64))
+
+
+def pair_count(x: Indexer) -> Quantity:
+    """(query, key) pairs per sequence that are scored."""
+    return bidirectional(x.P, x.S) if x.bidirectional else causal(x.P, x.S)
+
+
+def executed_pairs(x: Indexer) -> Quantity:
+    """(query, key) pairs per sequence that whole tiles score."""
+    columns = COLUMNS * ceil_div(x.P + x.S, COLUMNS)
+    if x.decoding:
+        return x.S * columns
+    rows = queries_per_tile(x.H)
+    if x.bidirectional:
+        return rows * ceil_div(x.S, rows) * columns
+    return executed_causal(x.P, x.S, rows, COLUMNS)
+
+
+def work(x: Indexer) -> tuple[Work, Work]:
+    """Ideal and executed work.
+
+    FLOP = 2·B·H·d·pairs. Bytes: queries, head weights and index keys in, 4 bytes per logit out. Executed: whole
+    tiles, a ReLU and a multiply-add per head and pair on the vector lanes, and the keys through L2 once per tile
+    of queries.
+    """
+    pairs, computed = named("pairs", pair_count(x)), named("computed_pairs", executed_pairs(x))
+    s = dict(B=x.B, S=x.S, L=x.P + x.S, H=x.H, Hk=x.k_heads, d=x.d, pairs=pairs, computed=computed)
+    key = key_bytes(x.d, x.dtype)
+    read = size("B S H d", s) * element_bytes(x.dtype) + 4 * size("B S H", s) + size("B L Hk", s) * key
+    logits, stored, rectangle = size("B pairs", s), size("B computed", s), size("B S L", s)
+    # Each tile of queries streams the keys that it sees; in decode one tile holds all queries of a sequence.
+    streamed = stored / (x.S if x.decoding else queries_per_tile(x.H))
+    ideal = Work(
+        tensor={x.dtype: dot("B H pairs d", s)},
+        read=read,
+        written=4 * (rectangle if x.clean_logits else logits),
+    )
+    executed = Work(
+        tensor={x.dtype: dot("B H computed d", s)},
+        vector=2 * size("B H computed", s),
+        read=read,
+        written=4 * (maximum(stored, rectangle) if x.clean_logits else stored),
+        l2=streamed * x.k_heads * key,
+    )
+    return ideal, executed
+
+
+def grid(x: Indexer) -> Grid:
+    """A block per tile of queries, with the mean number of key tiles as its chain; decode: a block per key tile."""
+    if x.decoding:
+        return Grid(blocks=x.B * ceil_div(x.P + x.S, COLUMNS), chain_steps=1)
+    rows = queries_per_tile(x.H)
+    tiles = ceil_div(x.S, rows)
+    return Grid(blocks=x.B * tiles, chain_steps=ceil_div(executed_pairs(x), tiles * rows * COLUMNS))
+
+
+def backward(kernel: Kernel) -> tuple[Kernel, ...]:
+    """dQ = dI·K and dK = dIᵀ·Q in bf16: two products for the one of the forward pass.
+
+    The indexer learns from a divergence over the selected tokens only (arXiv:2512.02556, eq. 4), so its gradient
+    is not quadratic: pairs.top_k(P, S, k). With k ≥ L that is the dense warm-up, twice the forward FLOPs.
+    Executed: the scores of these pairs are computed once more, for the mask of the ReLU.
+    """
+    x: Indexer = kernel.shape
+    pairs = x.S * minimum(x.P + x.S, x.k) if x.bidirectional else top_k(x.P, x.S, x.k)
+    s = dict(B=x.B, S=x.S, L=x.P + x.S, H=x.H, Hk=x.k_heads, d=x.d, pairs=named("selected_pairs", pairs))
+    inputs = 2 * size("B S H d", s) + 4 * size("B S H", s) + 2 * size("B L Hk d", s)
+    product, gradient = dot("B H pairs d", s), 4 * size("B pairs", s)
+    ideal = Work(tensor={"bf16": 2 * product}, read=inputs + gradient, written=inputs)
+    executed = ideal._replace(
+        tensor={"bf16": 3 * product}, vector=4 * size("B H pairs", s), l2=3 * 2 * size("B pairs Hk d", s)
+    )
+    return (kernel._replace(name=f"{kernel.name} backward", ideal=ideal, executed=executed, instance="bf16"),)
+
+
+FORM = Form(
+    family="indexer",
+    summary="scores of every visible token for token selection",
+    parameters=(
+        Parameter("launch_s", 3.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
+        Parameter("block_s", 0.6e-6, 0.5, 0.1e-6, 1e-5, "s", "prologue and epilogue of one tile of queries"),
+        Parameter("step_s", 0.35e-6, 0.5, 0.02e-6, 5e-6, "s", "one key tile in the chain of one thread block"),
+        Parameter("tensor_efficiency", 0.48, 0.3, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
+        Parameter("vector_efficiency", 0.45, 0.3, 0.05, 1.0, "1", "share of the fp32 FLOP/s; one without FMA is 0.5"),
+        Parameter("memory_efficiency", 0.8, 0.15, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+        Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's, where the profile has no figure"),
+        Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+        Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
+    ),
+    terms=unit_terms,
+    backward=backward,
+    sources=("arXiv:2512.02556, section 2.1", "deepseek-ai/DeepGEMM, csrc/apis/attention.hpp"),
+    model_spread=0.3,
+)
+
+
+def indexer(name: str, x: Indexer) -> Kernel:
+    """The logits kernel.
+
+    >>> indexer("i", Indexer(B=1, S=1, P=1023, H=64, d=128, k=2048)).work.flops == 1024 * 16_384  # 2 · 64 · 128
+    True
+    """
+    ideal, executed = work(x)
+    return Kernel(
+        name=name,
+        form=FORM,
+        ideal=ideal,
+        executed=executed,
+        grid=grid(x),
+        instance=f"h{x.H}-d{x.d}-{x.dtype}",
+        shape=x,
+        implementation="DeepGEMM paged_mqa_logits" if x.decoding else "DeepGEMM mqa_logits",
+    )

@@ -1,0 +1,1 @@
+"""The rest of a block: projections, norms, embedding, head."""

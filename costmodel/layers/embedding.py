@@ -1,0 +1,46 @@
+"""Input embedding and output head.
+
+The head runs only where its logits are used: on the last position of each sequence in prefill, on every
+new token in decode (speculative and diffusion blocks check or denoise all of them) and in training.
+"""
+
+from collections.abc import Sequence
+
+from costmodel.algebra import Quantity
+from costmodel.kernels.base import Kernel
+from costmodel.kernels.elementwise import elementwise
+from costmodel.kernels.gemm import Gemm, gemm
+from costmodel.step import Precision, Step
+
+
+def embedding(D: Quantity, step: Step, precision: Precision) -> Kernel:
+    """Gathers one row of the table per new token."""
+    elements = step.tokens * D
+    from costmodel.dtypes import element_bytes
+
+    row_bytes = element_bytes(precision.weight("embedding"))
+    return elementwise("embedding", read=elements * row_bytes, written=elements * precision.hidden_bytes)
+
+
+def head_tokens(step: Step) -> Quantity:
+    """Positions at which logits are computed."""
+    return step.B if step.phase == "prefill" and not step.bidirectional else step.tokens
+
+
+def head(D: Quantity, V: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
+    """Logits of V words, and the pass over them that samples or takes the loss (fp32 softmax)."""
+    tokens = head_tokens(step)
+    logits = gemm(
+        "lm_head",
+        Gemm(
+            m=tokens,
+            n=V,
+            k=D,
+            activations=precision.operand("head"),
+            weights=precision.weight("head"),
+            output=precision.hidden,
+        ),
+    )
+    e = precision.hidden_bytes
+    sample = elementwise("sampling", read=tokens * V * e, written=tokens * 4, vector=4 * tokens * V, special=tokens * V)
+    return [logits, sample]
