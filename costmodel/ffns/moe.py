@@ -1,0 +1,139 @@
+"""Mixture of experts: each token runs through k of E experts, and through the shared ones.
+
+Source: arXiv:2401.06066 (DeepSeekMoE), section 3; arXiv:2101.03961 (Switch), section 2. Latent experts
+(Nemotron 3) work at a narrower width between two D × latent matrices; shared experts stay at D.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from costmodel.algebra import Quantity
+from costmodel.dims import choice, dim, flag
+from costmodel.ffns import mlp
+from costmodel.kernels.base import Kernel
+from costmodel.kernels.elementwise import elementwise
+from costmodel.kernels.grouped_gemm import GroupedGemm, grouped_gemm
+from costmodel.layers.projection import Projection, projection, total_parameters
+from costmodel.step import Precision, Step
+
+NAME = "moe"
+ALIASES = ("mixture-of-experts",)
+TITLE = "Mixture of experts"
+SUMMARY = "top-k routed experts, shared experts, expected active experts of a batch"
+SOURCES = ("arXiv:2401.06066, section 3", "arXiv:2101.03961, section 2")
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """Dimensions of a mixture of experts."""
+
+    E: int = dim("experts", "routed experts")
+    k: int = dim("top_k", "experts per token")
+    F: int = dim("d_ff", "inner width of an expert")
+    shared: int = dim("shared", "shared experts, which every token runs through", 0, least=0)
+    F_shared: int | None = dim(
+        "shared_d_ff", "inner width of one shared expert, if not that of a routed one", None, nullable=True
+    )
+    F_dense: int | None = dim("dense_d_ff", "inner width of a dense block beside the experts", None, nullable=True)
+    latent: int | None = dim("latent", "width at which routed experts work, if not D", None, nullable=True)
+    gated: bool = flag("gated", "a second up-projection multiplies the activation", True)
+    act: str = choice("act", "activation function", "silu", mlp.ACTIVATIONS)
+    shared_gate: bool = flag("shared_gate", "a D → 1 gate on the shared experts")
+    bias: bool = flag("bias", "biases on the experts' projections and the router")
+
+
+EXAMPLES = (
+    Dims(E=8, k=2, F=16, shared=1),
+    Dims(E=16, k=4, F=8, gated=False, act="relu2", latent=12),
+    Dims(E=4, k=1, F=16, F_dense=24, shared=2, F_shared=20, shared_gate=True),
+)
+
+
+def check(d: Dims) -> list[str]:
+    """A token cannot choose more experts than there are."""
+    return [] if d.k <= d.E else [f"top_k {d.k} is larger than experts {d.E}"]
+
+
+def _dense_blocks(d: Dims) -> list[mlp.Dims]:
+    """The dense blocks that every token runs through: shared experts as one, and the parallel one."""
+    shared_width = d.F if d.F_shared is None else d.F_shared
+    blocks = []
+    if not (isinstance(d.shared, int) and d.shared == 0):
+        blocks.append(mlp.Dims(F=d.shared * shared_width, gated=d.gated, act=d.act))
+    if d.F_dense is not None:
+        blocks.append(mlp.Dims(F=d.F_dense, gated=d.gated, act=d.act))
+    return blocks
+
+
+def _around(d: Dims, D: Quantity) -> list[Projection]:
+    """Router, shared gate and the two matrices of a latent width."""
+    found = [Projection("router", D, d.E, bias=d.bias)]
+    if d.shared_gate:
+        found.append(Projection("shared_gate", D, 1))
+    if d.latent is not None:
+        found += [Projection("latent_down_proj", D, d.latent), Projection("latent_up_proj", d.latent, D)]
+    return found
+
+
+def _expert_parameters(d: Dims, D: Quantity) -> Quantity:
+    width = D if d.latent is None else d.latent
+    return mlp.parameters(mlp.Dims(F=d.F, gated=d.gated, act=d.act, bias=d.bias), width)
+
+
+def _always(d: Dims, D: Quantity) -> Quantity:
+    return total_parameters(_around(d, D)) + sum(mlp.parameters(block, D) for block in _dense_blocks(d))
+
+
+def routed_parameters(d: Dims, D: Quantity) -> Quantity:
+    """The routed experts alone, whose weights may have a dtype of their own."""
+    return d.E * _expert_parameters(d, D)
+
+
+def parameters(d: Dims, D: Quantity) -> Quantity:
+    """All experts."""
+    return routed_parameters(d, D) + _always(d, D)
+
+
+def active_parameters(d: Dims, D: Quantity) -> Quantity:
+    """What one token multiplies."""
+    return d.k * _expert_parameters(d, D) + _always(d, D)
+
+
+def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
+    """Router, permutation, grouped up, activation, grouped down, weighted sum; then the shared experts."""
+    e = precision.hidden_bytes
+    tokens = step.tokens
+    width = D if d.latent is None else d.latent
+    routed = tokens * d.k
+    around = {p.name: p for p in _around(d, D)}
+    run: list[Kernel] = [
+        projection(around["router"], step, precision, role="router"),
+        elementwise(
+            "top-k experts", read=tokens * d.E * e, written=routed * 8, vector=4 * tokens * d.E, special=tokens * d.E
+        ),
+    ]
+    if d.latent is not None:
+        run.append(projection(around["latent_down_proj"], step, precision, role="ffn"))
+    experts = dict(
+        tokens=tokens,
+        E=d.E,
+        k=d.k,
+        activations=precision.operand("experts"),
+        weights=precision.weight("experts"),
+        output=precision.hidden,
+    )
+    run += [
+        grouped_gemm("experts up", GroupedGemm(d_in=width, d_out=(2 if d.gated else 1) * d.F, **experts)),
+        mlp.activation(mlp.Dims(F=d.F, gated=d.gated, act=d.act), routed, precision, "experts activation"),
+        grouped_gemm("experts down", GroupedGemm(d_in=d.F, d_out=width, **experts)),
+        elementwise("combine experts", read=routed * width * e, written=tokens * width * e, vector=2 * routed * width),
+    ]
+    if d.latent is not None:
+        run.append(projection(around["latent_up_proj"], step, precision, role="ffn"))
+    for block in _dense_blocks(d):
+        dense = mlp.kernels(block, D, step, precision, role="shared_experts")
+        run += [kernel._replace(name=f"shared {kernel.name}") for kernel in dense]
+    if d.shared_gate:
+        run.append(projection(around["shared_gate"], step, precision, role="router"))
+        run.append(elementwise("shared gate", read=2 * tokens * D * e, written=tokens * D * e, vector=2 * tokens * D))
+    return run

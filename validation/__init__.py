@@ -1,0 +1,1 @@
+"""Checks against the machine itself: plain references, and what they count."""
