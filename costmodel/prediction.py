@@ -1,0 +1,303 @@
+"""Architecture, step and device in; time, memory and energy out. The only place where the rooms meet."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from costmodel.architecture import Architecture, load_architecture
+from costmodel.calibration import Calibration, find_calibration
+from costmodel.dtypes import CHOICES, WEIGHT_ONLY, element_bytes
+from costmodel.energy import energy_joules
+from costmodel.errors import BadInput, Impossible, unknown
+from costmodel.hardware import Hardware, load_hardware
+from costmodel.memory import memory_use
+from costmodel.settings import split_settings
+from costmodel.step import PHASES, Phase, Precision, Step
+from costmodel.timing import StepTime, time_step
+from costmodel.units import MAX_CONTEXT
+
+if TYPE_CHECKING:
+    import pandas
+
+MAX_BATCH = 10**9
+
+
+class KernelRow(NamedTuple):
+    """One kernel of a breakdown: all its launches in the step together."""
+
+    kernel: str
+    group: str
+    family: str
+    count: int
+    time_s: float
+    share: float
+    bound: str
+    basis: str
+    flops: float
+    executed_flops: float
+    hbm_bytes: float
+    implementation: str
+
+
+class StepPrediction(NamedTuple):
+    """One row: a step of one architecture on one device. Names are those of the JSON output.
+
+    time_low_s … time_high_s is the 80 % interval; roofline_s assumes perfect overlap inside each kernel at the
+    datasheet's peaks, serial_s no overlap at all. flops and hbm_bytes are the ideal work, executed_* what
+    the kernels do. cache_bytes is of all sequences of the batch. tokens_per_s counts new tokens.
+    """
+
+    arch: str
+    hw: str
+    library: str
+    phase: str
+    batch: int
+    context: int
+    new_tokens: int
+    time_s: float
+    time_low_s: float
+    time_high_s: float
+    roofline_s: float
+    serial_s: float
+    bound: str
+    basis: str
+    flops: float
+    hbm_bytes: float
+    executed_flops: float
+    executed_hbm_bytes: float
+    intensity: float
+    tokens_per_s: float
+    cache_bytes: float
+    weight_bytes: float
+    activation_bytes: float
+    memory_bytes: float
+    memory_capacity_bytes: float
+    fits: bool
+    energy_j: float | None
+    calibration: str | None
+    breakdown: tuple[KernelRow, ...] = ()
+
+    def to_dict(self, breakdown: bool = False) -> dict[str, Any]:
+        """The row as plain values."""
+        row = self._asdict()
+        kernels = row.pop("breakdown")
+        if breakdown:
+            row["breakdown"] = [kernel._asdict() for kernel in kernels]
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The rows of a question: every architecture, device, phase and context asked for, in that order."""
+
+    rows: tuple[StepPrediction, ...]
+
+    def __iter__(self) -> Iterable[StepPrediction]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def row(self) -> StepPrediction:
+        """The only row. Raises ValueError when the question had several."""
+        if len(self.rows) != 1:
+            raise ValueError(f"the prediction has {len(self.rows)} rows; iterate over them")
+        return self.rows[0]
+
+    @property
+    def time_s(self) -> float:
+        """Expected seconds of the only row."""
+        return self.row.time_s
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The rows as a pandas data frame."""
+        import pandas
+
+        return pandas.DataFrame([row.to_dict() for row in self.rows])
+
+
+def make_step(
+    architecture: Architecture, phase: str, context: int, batch: int = 1, new_tokens: int | None = None
+) -> Step:
+    """The step that a context, a phase and a number of new tokens mean.
+
+    Decode: new_tokens (1) of the context are processed, the rest is cached. Prefill: all of it, or its last
+    new_tokens. Train: all. A diffusion model denoises the whole context at once in every phase but train.
+    Raises BadInput when the numbers do not fit together.
+    """
+    if phase not in PHASES:
+        raise unknown("phase", phase, [*PHASES, "all"])
+    for name, value, most in (
+        ("context", context, MAX_CONTEXT),
+        ("batch", batch, MAX_BATCH),
+        ("new tokens", new_tokens, MAX_CONTEXT),
+    ):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise BadInput(f"{name} {str(value)[:60]!r} is not a whole number")
+        if not 1 <= value <= most:
+            raise BadInput(f"{name} {value} is outside 1 to {most}")
+    chosen: Phase = phase  # type: ignore[assignment]
+    diffusing = architecture.bidirectional and chosen != "train"
+    S = new_tokens or (1 if chosen == "decode" and not diffusing else context)
+    if S > context:
+        raise BadInput(f"new tokens {S} exceed the context {context}, which counts them too")
+    if chosen == "train" and S != context:
+        raise BadInput(f"new tokens {S}: a training step processes its whole context of {context}")
+    return Step(B=batch, S=S, P=context - S, phase=chosen, bidirectional=architecture.bidirectional)
+
+
+def make_precision(
+    architecture: Architecture,
+    hardware: Hardware,
+    weights: str | None = None,
+    kv: str | None = None,
+    activations: str | None = None,
+) -> Precision:
+    """Number formats of a run: the model's own, changed by what is given.
+
+    `weights` sets mixers and FFNs; embedding, head and router stay in 16 bit, as quantisers leave them.
+    Activations follow the weights, except that int4 and mxfp4 are weight-only and keep 16 bit. Attention
+    multiplies in fp8 when the cache is fp8 and the device has the engine, else in 16 bit.
+    Raises Impossible when the device has no engine for what the GEMMs multiply.
+    """
+    for name, dtype in (("weights", weights), ("kv", kv), ("activations", activations)):
+        if dtype is not None and dtype not in CHOICES:
+            raise unknown(f"dtype for {name}", dtype, CHOICES)
+    hidden = "fp16" if "fp16" in (activations, weights if activations is None else None) else "bf16"
+    by_role = dict(architecture.weights)
+    default = architecture.activations
+    if weights is not None:
+        by_role = {"default": hidden, **dict.fromkeys(("mixer", "ffn", "experts", "shared_experts"), weights)}
+        default = hidden if weights in WEIGHT_ONLY or element_bytes(weights) >= 2 else weights
+    chosen = activations or default or hidden
+    if chosen == "int4":
+        raise Impossible("activations int4: no engine multiplies int4 activations; int4 is a weight format")
+    if not hardware.has_engine(chosen):
+        try:
+            hardware.tensor_peak(chosen)
+        except Impossible as error:
+            hint = "" if activations else "; --activations bf16 keeps the weights narrow and multiplies in 16 bit"
+            raise Impossible(f"{error}{hint}") from None
+    cache = kv or architecture.kv
+    attention = "fp8" if cache == "fp8" and hardware.has_engine("fp8") else hidden
+    return Precision(activations=chosen, weights=by_role, kv=cache, attention=attention, hidden=hidden)
+
+
+def predict_step(
+    architecture: Architecture,
+    hardware: Hardware,
+    step: Step,
+    precision: Precision,
+    calibration: Calibration,
+) -> StepPrediction:
+    """One step, from parts that are already loaded."""
+    kernels = architecture.kernels(step, precision)
+    time = time_step(kernels, hardware, calibration)
+    memory = memory_use(architecture, kernels, step, precision)
+    flops = float(sum(kernel.ideal.flops * kernel.count for kernel in kernels))
+    hbm_bytes = float(sum(kernel.ideal.hbm_bytes * kernel.count for kernel in kernels))
+    return StepPrediction(
+        arch=architecture.name,
+        hw=hardware.name,
+        library=calibration.library,
+        phase=step.phase,
+        batch=step.B,
+        context=step.L,
+        new_tokens=step.S,
+        time_s=time.time_s,
+        time_low_s=time.low_s,
+        time_high_s=time.high_s,
+        roofline_s=time.roofline_s,
+        serial_s=time.serial_s,
+        bound=time.bound,
+        basis=time.basis,
+        flops=flops,
+        hbm_bytes=hbm_bytes,
+        executed_flops=float(sum(kernel.executed.flops * kernel.count for kernel in kernels)),
+        executed_hbm_bytes=float(sum(kernel.executed.hbm_bytes * kernel.count for kernel in kernels)),
+        intensity=flops / hbm_bytes,
+        tokens_per_s=step.tokens / time.time_s,
+        cache_bytes=float(memory.cache),
+        weight_bytes=float(memory.weights),
+        activation_bytes=float(memory.activations),
+        memory_bytes=float(memory.total),
+        memory_capacity_bytes=hardware.memory.hbm.capacity,
+        fits=bool(memory.total <= hardware.memory.hbm.capacity),
+        energy_j=energy_joules(hardware, time.time_s, time.roofline_s),
+        calibration=calibration.id,
+        breakdown=_breakdown(time),
+    )
+
+
+def _breakdown(time: StepTime) -> tuple[KernelRow, ...]:
+    return tuple(
+        KernelRow(
+            kernel=entry.kernel.name,
+            group=entry.kernel.group,
+            family=entry.kernel.family,
+            count=entry.kernel.count * entry.kernel.launches,
+            time_s=float(entry.time_s),
+            share=float(entry.time_s) / time.time_s,
+            bound=entry.bound,
+            basis=entry.fit.basis(entry.kernel),
+            flops=float(entry.kernel.ideal.flops * entry.kernel.count),
+            executed_flops=float(entry.kernel.executed.flops * entry.kernel.count),
+            hbm_bytes=float(entry.kernel.ideal.hbm_bytes * entry.kernel.count),
+            implementation=entry.kernel.implementation,
+        )
+        for entry in time.kernels
+        if entry.kernel.count  # a kernel that this step does not need, such as the prefix of an empty cache
+    )
+
+
+def predict(
+    architecture: str | Architecture | Sequence[str | Architecture],
+    hardware: str | Hardware | Sequence[str | Hardware],
+    context: int | Sequence[int],
+    *,
+    phase: str | Sequence[str] = "decode",
+    batch: int = 1,
+    new_tokens: int | None = None,
+    weights: str | None = None,
+    kv: str | None = None,
+    activations: str | None = None,
+    library: str | None = None,
+    settings: Sequence[str] = (),
+) -> Prediction:
+    """Time, memory and energy of steps; every argument that takes one value also takes several.
+
+    architecture and hardware: names, unique prefixes, paths, or loaded objects. context: tokens in the
+    sequence after the step. phase: prefill, decode, train or all. settings: texts as for `--set`.
+
+    Raises BadInput for what cannot be understood and Impossible for what has no answer.
+
+    >>> predict("llama-3.1-8b", "h100-sxm", 8192).row.cache_bytes
+    1073741824.0
+    """
+    of_architecture, of_hardware = split_settings(settings)
+    architectures = [
+        item if isinstance(item, Architecture) else load_architecture(item, of_architecture)
+        for item in _several(architecture)
+    ]
+    devices = [item if isinstance(item, Hardware) else load_hardware(item, of_hardware) for item in _several(hardware)]
+    phases = [part for item in _several(phase) for part in (PHASES if item == "all" else (item,))]
+    rows = []
+    for device in devices:
+        calibration = find_calibration(device, library)
+        for model in architectures:
+            precision = make_precision(model, device, weights, kv, activations)
+            for chosen in phases:
+                # A block of new tokens is a question about prefill and decode; training has none.
+                block = None if chosen == "train" and len(phases) > 1 else new_tokens
+                for length in _several(context):
+                    step = make_step(model, chosen, length, batch, block)
+                    rows.append(predict_step(model, device, step, precision, calibration))
+    return Prediction(tuple(rows))
+
+
+def _several(value: Any) -> list[Any]:
+    # A loaded device is a named tuple, which is one value.
+    return list(value) if type(value) in (list, tuple, range) else [value]

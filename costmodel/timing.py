@@ -1,0 +1,128 @@
+"""Kernels and a device to seconds: expected, both bounds, and an interval.
+
+Expected time: each kernel's form with its expected parameters. Lower bound `roofline_s`: every kernel at
+the datasheet's peaks with perfect overlap inside it. Upper bound `serial_s`: nothing overlaps. Interval
+(80 %): the parameters' standard deviations and each family's own model error, both carried through the
+sum to first order; parameters are shared by all kernels of an instance, so their errors do not average out.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from costmodel.algebra import Quantity, maximum
+from costmodel.calibration import BASES, Calibration, Fit
+from costmodel.hardware import Hardware
+from costmodel.kernels.base import BOUNDS, Kernel, Terms
+
+Z80 = 1.2815515655446004
+"""Standard deviations from the centre to either end of an 80 % interval."""
+
+
+class KernelTime(NamedTuple):
+    """A kernel with its terms (one launch), its seconds over all launches, and what bounds it."""
+
+    kernel: Kernel
+    fit: Fit
+    terms: Terms
+    time_s: Quantity
+
+    @property
+    def bound(self) -> str:
+        """The limit with the largest term."""
+        limits = self.terms.limits()
+        return max(BOUNDS, key=lambda name: limits[name])
+
+
+class StepTime(NamedTuple):
+    """Seconds of a whole step, and of each kernel."""
+
+    kernels: tuple[KernelTime, ...]
+    time_s: float
+    low_s: float
+    high_s: float
+    roofline_s: float
+    serial_s: float
+    bound: str
+    basis: str
+
+
+def roofline(kernel: Kernel, hardware: Hardware) -> Quantity:
+    """Seconds of one launch's ideal work at the datasheet's peaks, all units and the memory overlapping.
+
+    Source: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009.
+    """
+    work = kernel.ideal
+    seconds = work.hbm_bytes / hardware.memory.hbm.bandwidth
+    tensor: Quantity = 0.0
+    for dtype, flops in work.tensor.items():
+        tensor = tensor + flops / hardware.tensor_peak(dtype)
+    seconds = maximum(seconds, tensor)
+    return maximum(seconds, work.vector / hardware.compute.vector)
+
+
+def expected(kernels: Sequence[Kernel], hardware: Hardware, calibration: Calibration) -> list[KernelTime]:
+    """Every kernel with its expected time."""
+    times = []
+    for kernel in kernels:
+        fit = calibration.fit(kernel)
+        terms = kernel.form.terms(kernel, hardware, fit.values)
+        times.append(KernelTime(kernel, fit, terms, terms.total() * kernel.count))
+    return times
+
+
+def total_seconds(kernels: Sequence[Kernel], hardware: Hardware, calibration: Calibration) -> Quantity:
+    """Expected seconds of the step alone, for sweeps: no interval, no bounds."""
+    total: Quantity = 0.0
+    for kernel in kernels:
+        total = total + kernel.form.terms(kernel, hardware, calibration.fit(kernel).values).total() * kernel.count
+    return total
+
+
+def spread(times: Sequence[KernelTime], hardware: Hardware) -> float:
+    """Standard deviation of ln(time) of the sum, to first order."""
+    total = sum(entry.time_s for entry in times)
+    by_fit: dict[tuple[str, str], list[KernelTime]] = {}
+    for entry in times:
+        by_fit.setdefault(entry.fit.key, []).append(entry)
+    variance = 0.0
+    for group in by_fit.values():
+        fit = group[0].fit
+        share = sum(entry.time_s for entry in group) / total
+        variance += (share * fit.model_spread) ** 2
+        # A part of the step that cannot move the interval by a tenth of a percent is not differentiated.
+        if share < 1e-3:
+            continue
+        for column in fit.columns:
+            moved = fit.shifted(column, 1.0), fit.shifted(column, -1.0)
+            change = 0.0
+            for values, sign in zip(moved, (0.5, -0.5), strict=True):
+                for entry in group:
+                    kernel = entry.kernel
+                    change += sign * kernel.form.terms(kernel, hardware, values).total() * kernel.count
+            variance += (change / total) ** 2
+    return math.sqrt(variance)
+
+
+def time_step(kernels: Sequence[Kernel], hardware: Hardware, calibration: Calibration) -> StepTime:
+    """The time of a step with interval, bounds, what limits it, and how firm the parameters are."""
+    times = expected(kernels, hardware, calibration)
+    total = float(sum(entry.time_s for entry in times))
+    sigma = spread(times, hardware)
+    by_bound: dict[str, float] = {}
+    by_basis: dict[str, float] = {}
+    for entry in times:
+        by_bound[entry.bound] = by_bound.get(entry.bound, 0.0) + entry.time_s
+        basis = entry.fit.basis(entry.kernel)
+        by_basis[basis] = by_basis.get(basis, 0.0) + entry.time_s
+    lower = float(sum(roofline(entry.kernel, hardware) * entry.kernel.count for entry in times))
+    return StepTime(
+        kernels=tuple(times),
+        time_s=total,
+        low_s=max(total * math.exp(-Z80 * sigma), lower),
+        high_s=total * math.exp(Z80 * sigma),
+        roofline_s=lower,
+        serial_s=float(sum(entry.terms.serial() * entry.kernel.count for entry in times)),
+        bound=max(by_bound, key=lambda name: by_bound[name]),
+        basis=max((name for name, part in by_basis.items() if part >= 0.1 * total), key=BASES.index),
+    )
