@@ -125,6 +125,21 @@ def third(a: Quantity) -> Quantity:
     return a / 3
 
 
+def log2(a: Quantity) -> Quantity:
+    """The logarithm to base 2, still an int for a power of two.
+
+    >>> log2(64)
+    6
+    """
+    if type(a) is int and a > 0 and a & (a - 1) == 0:
+        return a.bit_length() - 1
+    if _is_number(a):
+        return math.log2(a)
+    if sympy := _symbolic(a):
+        return sympy.log(a, 2)
+    return sys.modules["numpy"].log2(a)
+
+
 def power(a: Quantity, exponent: Quantity) -> Quantity:
     """a ** exponent; squares are chained for exponents 2 and 4, which numpy's pow is slow at.
 

@@ -138,6 +138,16 @@ class Problems:
             return least
         return int(value)
 
+    def number(self, value: Any, where: str, *, least: float = 0.0, most: float = 1e30) -> float:
+        """The value as a float in [least, most]; a problem is noted and `least` returned otherwise."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.add(f"{where}: {str(value)[:60]!r} is not a number")
+            return least
+        if not least <= value <= most:
+            self.add(f"{where}: {str(value)[:60]} is outside {least:g} to {most:g}")
+            return least
+        return float(value)
+
     def mapping(self, value: Any, where: str) -> dict[str, Any]:
         """The value as a mapping with text keys, else an empty one with a problem noted."""
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -208,9 +218,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it, so that nobody sees half of it."""
     import tempfile
 
-    if path.is_dir():
+    if os.path.isdir(path):
         raise BadInput(f"{path}: is a folder, not a file")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise BadInput(f"{path}: the folder {path.parent} does not exist")
     temporary = ""
     try:

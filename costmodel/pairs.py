@@ -78,16 +78,98 @@ def chunked(P: Quantity, S: Quantity, c: Quantity) -> Quantity:
     return until(P + S) - until(P)
 
 
+def _finished(n: Quantity, r: Quantity) -> Quantity:
+    """The sum of ⌊j/r⌋ for j = 1 … n, for n ≥ −1."""
+    q = floor_div(n, r)
+    return half(r * q * (q - 1)) + q * (n - q * r + 1)
+
+
 def compressed(P: Quantity, S: Quantity, r: Quantity) -> Quantity:
     """Pairs with finished blocks of r tokens, each compressed to one entry.
 
-    >>> compressed(0, 8, 4)
-    6
+    >>> compressed(0, 8, 4), compressed(99, 1, 4)
+    (6, 25)
     """
+    if type(S) is int and S == 1:
+        return floor_div(P + 1, r)
+    return _finished(P + S, r) - _finished(P, r)
+
+
+def capped_compressed(P: Quantity, S: Quantity, r: Quantity, k: Quantity) -> Quantity:
+    """Pairs with at most k of the finished blocks of r tokens.
+
+    >>> capped_compressed(0, 16, 4, 2)  # 0 0 0 1 1 1 1 2 2 2 …
+    22
+    """
+    if type(S) is int and S == 1:
+        return minimum(floor_div(P + 1, r), k)
 
     def until(n: Quantity) -> Quantity:
-        q = floor_div(n, r)
-        return half(r * q * (q - 1)) + q * (n - q * r + 1)
+        inside = minimum(n, r * k)
+        return _finished(inside, r) + (n - inside) * k
+
+    return until(P + S) - until(P)
+
+
+def pooled(P: Quantity, S: Quantity, width: Quantity, stride: Quantity) -> Quantity:
+    """Pairs with entries pooled from `width` tokens every `stride` tokens; an entry is visible once complete.
+
+    With width = stride these are the compressed blocks.
+
+    >>> pooled(0, 8, 4, 2), pooled(65_535, 1, 32, 16)  # 0 0 0 1 1 2 2 3; 65,536/16 − 1
+    (9, 4095)
+    """
+    if type(S) is int and S == 1:
+        return floor_div(maximum(P + 1 - width, -stride), stride) + 1
+
+    def until(n: Quantity) -> Quantity:
+        since = maximum(n - width, -1)
+        return _finished(since, stride) + since + 1
+
+    return until(P + S) - until(P)
+
+
+def earlier_blocks(P: Quantity, S: Quantity, b: Quantity, most: Quantity | None = None) -> Quantity:
+    """Pairs of a query with the blocks of b tokens before its own, `most` of them if given.
+
+    >>> earlier_blocks(0, 9, 4), earlier_blocks(0, 9, 4, most=1)  # 0 0 0 0 1 1 1 1 2
+    (6, 5)
+    """
+    # The blocks before a token's own are those that were finished one token earlier.
+    if type(S) is int and S == 1:
+        before = floor_div(P, b)
+        return before if most is None else minimum(before, most)
+    first = maximum(P - 1, 0)
+    new = P + S - 1 - first
+    return compressed(first, new, b) if most is None else capped_compressed(first, new, b, most)
+
+
+def blocks(P: Quantity, S: Quantity, b: Quantity, k: Quantity) -> Quantity:
+    """Pairs when a query sees its own block of b tokens causally and k − 1 earlier blocks whole.
+
+    The own block is half full on average: (k − ½)·b keys, not k·b.
+
+    >>> blocks(0, 16, 4, 2) == (1 + 2 + 3 + 4) * 4 + 3 * 4 * 4
+    True
+    """
+    return chunked(P, S, b) + b * earlier_blocks(P, S, b, k - 1)
+
+
+def probed(P: Quantity, S: Quantity, probes: Quantity, lists: Quantity, k: Quantity | None = None) -> Quantity:
+    """Expected pairs of a query with the keys of `probes` of `lists` equally filled lists, k of them at most if given.
+
+    >>> probed(0, 8, 1, 4), probed(0, 8, 1, 4, k=1)  # 1/4 2/4 … 8/4
+    (9.0, 6.5)
+    """
+    if k is None:
+        return probes * causal(P, S) / lists
+    if type(S) is int and S == 1:
+        return minimum(probes * (P + 1) / lists, k)
+    enough = floor_div(k * lists, probes)
+
+    def until(n: Quantity) -> Quantity:
+        inside = minimum(n, enough)
+        return probes * triangle(inside) / lists + (n - inside) * k
 
     return until(P + S) - until(P)
 
@@ -154,3 +236,20 @@ def executed_window(P: Quantity, S: Quantity, w: Quantity, rows: int, columns: i
     first = unit * floor_div(before, unit) + unit - columns - rows
     skipped = _seen_tiles(first, maximum(0, M - start), rows, columns)
     return rows * columns * (_causal_tiles(P, S, rows, columns) - skipped)
+
+
+def executed_chunked(P: Quantity, S: Quantity, c: Quantity, rows: int, columns: int) -> Quantity:
+    """Pairs that a tiled causal kernel computes when every chunk of c tokens is a sequence of its own.
+
+    >>> executed_chunked(0, 512, 256, 128, 128) == 2 * executed_causal(0, 256, 128, 128)
+    True
+    """
+    cached = P - c * floor_div(P, c)
+    first = minimum(S, c - cached)
+    whole = floor_div(S - first, c)
+    last = S - first - whole * c
+    return (
+        executed_causal(cached, first, rows, columns)
+        + whole * executed_causal(0, c, rows, columns)
+        + executed_causal(0, last, rows, columns)
+    )

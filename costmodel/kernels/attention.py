@@ -8,19 +8,28 @@ Source: FlashAttention-3, arXiv:2407.08608; tile sizes: Dao-AILab/flash-attentio
 
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, minimum, named, nominal
+from costmodel.algebra import Quantity, ceil_div, floor_div, minimum, named, nominal
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
-from costmodel.pairs import bidirectional, causal, executed_causal, executed_window, window
+from costmodel.pairs import (
+    bidirectional,
+    causal,
+    chunked,
+    executed_causal,
+    executed_chunked,
+    executed_window,
+    window,
+)
 
 
 class Attention(NamedTuple):
     """B sequences, S queries after P cached tokens, H query heads over Hkv key heads of width dk and dv.
 
-    w: window or None; bidirectional: every query sees all P + S tokens (a window does not apply); softcap: one tanh per score; sinks: one more logit per
-    head; dtype: of the products; kv: of the cache; shared_kv: the values are (part of) the keys (K = V);
-    row_bytes: bytes of a key with its value, per key head, where a cache layout mixes dtypes.
+    w: window or None; bidirectional: every query sees all P + S tokens (window and chunk do not apply); softcap: one
+    tanh per score; sinks: one more logit per head; dtype: of the products; kv: of the cache; shared_kv: the values are
+    (part of) the keys (K = V); row_bytes: bytes of a key with its value, per key head, where a cache layout mixes
+    dtypes; c: tokens of a chunk, outside which a query sees nothing, or None.
     """
 
     B: Quantity
@@ -38,6 +47,7 @@ class Attention(NamedTuple):
     dtype: str = "bf16"
     kv: str = "bf16"
     row_bytes: Quantity | None = None
+    c: Quantity | None = None
 
 
 def tile(dk: Quantity, dtype: str = "bf16") -> tuple[int, int]:
@@ -60,6 +70,8 @@ def pair_count(a: Attention) -> Quantity:
     """(query, key) pairs per sequence and head that the mask admits."""
     if a.bidirectional:
         return bidirectional(a.P, a.S)
+    if a.c is not None:
+        return chunked(a.P, a.S, a.c)
     return causal(a.P, a.S) if a.w is None else window(a.P, a.S, a.w)
 
 
@@ -68,6 +80,8 @@ def executed_pairs(a: Attention) -> Quantity:
     rows, columns = tile(a.dk, a.dtype)
     if a.bidirectional:
         return rows * ceil_div(a.S, rows) * columns * ceil_div(a.P + a.S, columns)
+    if a.c is not None:
+        return executed_chunked(a.P, a.S, a.c, rows, columns)
     if a.w is None:
         return executed_causal(a.P, a.S, rows, columns)
     return executed_window(a.P, a.S, a.w, rows, columns)
@@ -75,6 +89,8 @@ def executed_pairs(a: Attention) -> Quantity:
 
 def visible_keys(a: Attention) -> Quantity:
     """Keys that at least one query sees: what must be read."""
+    if a.c is not None and not a.bidirectional:
+        return a.P + a.S - a.c * floor_div(a.P, a.c)
     return a.P + a.S if a.w is None or a.bidirectional else minimum(a.P + a.S, a.w + a.S - 1)
 
 
@@ -124,6 +140,8 @@ def grid(a: Attention) -> Grid:
     """One thread block per query tile and head; its chain is the key tiles that the last tile sees."""
     rows, columns = tile(a.dk, a.dtype)
     longest = a.P + a.S if a.w is None or a.bidirectional else minimum(a.P + a.S, a.w + rows)
+    if a.c is not None and not a.bidirectional:
+        longest = minimum(longest, a.c)
     return Grid(blocks=a.B * a.H * ceil_div(a.S, rows), chain_steps=ceil_div(longest, columns))
 
 
@@ -187,7 +205,7 @@ def attention(name: str, a: Attention, *, form: Form | None = None) -> Kernel:
     524288
     """
     ideal, executed = work(a)
-    chosen = form or (DIFFUSION if a.bidirectional else PREFILL if a.w is None else WINDOW)
+    chosen = form or (DIFFUSION if a.bidirectional else PREFILL if a.w is None and a.c is None else WINDOW)
     return Kernel(
         name=name,
         form=chosen,

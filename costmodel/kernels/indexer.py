@@ -9,11 +9,11 @@ Source: arXiv:2512.02556, section 2.1, eq. 1; deepseek-ai/DeepGEMM, csrc/apis/at
 
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, half, maximum, minimum, named, nominal
+from costmodel.algebra import Quantity, ceil_div, floor_div, half, maximum, minimum, named, nominal
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
-from costmodel.pairs import bidirectional, causal, executed_causal, top_k
+from costmodel.pairs import capped_compressed, causal, compressed, executed_causal, top_k
 
 ROWS, COLUMNS = 128, 256
 """Rows (queries times heads) and keys of one tile."""
@@ -25,7 +25,8 @@ class Indexer(NamedTuple):
     """B sequences, S queries after P cached tokens, H index heads of width d over k_heads key heads.
 
     k: tokens selected per query, which alone receive a gradient in training; clean_logits: masked logits are
-    written as well; decoding: the paged kernel that splits the keys.
+    written as well; decoding: the paged kernel that splits the keys; ratio: tokens per key where the keys are
+    compressed blocks, of which a query sees the finished ones (k counts keys then).
     """
 
     B: Quantity
@@ -39,6 +40,12 @@ class Indexer(NamedTuple):
     clean_logits: bool = False
     decoding: bool = False
     bidirectional: bool = False
+    ratio: Quantity | None = None
+
+    @property
+    def keys(self) -> Quantity:
+        """Index keys of a sequence after the step."""
+        return self.P + self.S if self.ratio is None else floor_div(self.P + self.S, self.ratio)
 
 
 def key_bytes(d: Quantity, dtype: str) -> Quantity:
@@ -63,17 +70,30 @@ def queries_per_tile(H: Quantity) -> int:
 
 def pair_count(x: Indexer) -> Quantity:
     """(query, key) pairs per sequence that are scored."""
-    return bidirectional(x.P, x.S) if x.bidirectional else causal(x.P, x.S)
+    if x.bidirectional:
+        return x.S * x.keys
+    return causal(x.P, x.S) if x.ratio is None else compressed(x.P, x.S, x.ratio)
+
+
+def selected_pairs(x: Indexer) -> Quantity:
+    """(query, key) pairs per sequence that are selected."""
+    if x.bidirectional:
+        return x.S * minimum(x.keys, x.k)
+    return top_k(x.P, x.S, x.k) if x.ratio is None else capped_compressed(x.P, x.S, x.ratio, x.k)
 
 
 def executed_pairs(x: Indexer) -> Quantity:
     """(query, key) pairs per sequence that whole tiles score."""
-    columns = COLUMNS * ceil_div(x.P + x.S, COLUMNS)
+    columns = COLUMNS * ceil_div(x.keys, COLUMNS)
     if x.decoding:
         return x.S * columns
     rows = queries_per_tile(x.H)
     if x.bidirectional:
         return rows * ceil_div(x.S, rows) * columns
+    if x.ratio is not None:
+        # Columns up to the last key that the tile's last query sees: ⌈⌊j/ratio⌋/256⌉ = ⌊(j + 255·ratio)/(256·ratio)⌋.
+        first = x.P + (COLUMNS - 1) * x.ratio + rows - 1
+        return COLUMNS * compressed(first, rows * ceil_div(x.S, rows), COLUMNS * x.ratio)
     return executed_causal(x.P, x.S, rows, COLUMNS)
 
 
@@ -85,7 +105,7 @@ def work(x: Indexer) -> tuple[Work, Work]:
     of queries.
     """
     pairs, computed = named("pairs", pair_count(x)), named("computed_pairs", executed_pairs(x))
-    s = dict(B=x.B, S=x.S, L=x.P + x.S, H=x.H, Hk=x.k_heads, d=x.d, pairs=pairs, computed=computed)
+    s = dict(B=x.B, S=x.S, L=x.keys, H=x.H, Hk=x.k_heads, d=x.d, pairs=pairs, computed=computed)
     key = key_bytes(x.d, x.dtype)
     read = size("B S H d", s) * element_bytes(x.dtype) + 4 * size("B S H", s) + size("B L Hk", s) * key
     logits, stored, rectangle = size("B pairs", s), size("B computed", s), size("B S L", s)
@@ -109,7 +129,7 @@ def work(x: Indexer) -> tuple[Work, Work]:
 def grid(x: Indexer) -> Grid:
     """A block per tile of queries, with the mean number of key tiles as its chain; decode: a block per key tile."""
     if x.decoding:
-        return Grid(blocks=x.B * ceil_div(x.P + x.S, COLUMNS), chain_steps=1)
+        return Grid(blocks=x.B * maximum(ceil_div(x.keys, COLUMNS), 1), chain_steps=1)
     rows = queries_per_tile(x.H)
     tiles = ceil_div(x.S, rows)
     return Grid(blocks=x.B * tiles, chain_steps=ceil_div(executed_pairs(x), tiles * rows * COLUMNS))
@@ -119,12 +139,12 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
     """dQ = dI·K and dK = dIᵀ·Q in bf16: two products for the one of the forward pass.
 
     The indexer learns from a divergence over the selected tokens only (arXiv:2512.02556, eq. 4), so its gradient
-    is not quadratic: pairs.top_k(P, S, k). With k ≥ L that is the dense warm-up, twice the forward FLOPs.
+    is not quadratic: see `selected_pairs`. With k ≥ L that is the dense warm-up, twice the forward FLOPs.
     Executed: the scores of these pairs are computed once more, for the mask of the ReLU.
     """
     x: Indexer = kernel.shape
-    pairs = x.S * minimum(x.P + x.S, x.k) if x.bidirectional else top_k(x.P, x.S, x.k)
-    s = dict(B=x.B, S=x.S, L=x.P + x.S, H=x.H, Hk=x.k_heads, d=x.d, pairs=named("selected_pairs", pairs))
+    pairs = named("selected_pairs", selected_pairs(x))
+    s = dict(B=x.B, S=x.S, L=x.keys, H=x.H, Hk=x.k_heads, d=x.d, pairs=pairs)
     inputs = 2 * size("B S H d", s) + 4 * size("B S H", s) + 2 * size("B L Hk d", s)
     product, gradient = dot("B H pairs d", s), 4 * size("B pairs", s)
     ideal = Work(tensor={"bf16": 2 * product}, read=inputs + gradient, written=inputs)
