@@ -1,15 +1,16 @@
 """A model: named blocks and the list of layers, read from a YAML file or a Hugging Face `config.json`."""
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity
-from costmodel.dims import by_name, fields_by_name, is_required
+from costmodel.dims import fields_by_name, is_required
 from costmodel.dtypes import BYTES, element_bytes
 from costmodel.errors import BadInput, unknown
 from costmodel.ffns import FeedForward, ffn
 from costmodel.kernels.base import Kernel
+from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.embedding import embedding, head
 from costmodel.layers.norm import norm
 from costmodel.layers.projection import total_parameters
@@ -20,17 +21,70 @@ from costmodel.step import Precision, Step
 
 
 class Block(NamedTuple):
-    """A named mixer or FFN of a model: its module and its dimensions."""
+    """A named mixer or FFN of a model: its module and its dimensions.
+
+    copies: sets of weights that all its layers share; None: each layer has its own.
+    """
 
     name: str
     module: Any
     dims: Any
+    copies: int | None = None
+
+    def sets(self, layers: int) -> int:
+        """Sets of weights that so many layers of this block have."""
+        return layers if self.copies is None else min(self.copies, layers)
+
+
+class HyperConnections(NamedTuple):
+    """The residual stream kept `streams` times over, mixed at every mixer and FFN: `layers.hyper_connections`."""
+
+    streams: int
+    sinkhorn_iterations: int = 20
+
+
+class MultiTokenPrediction(NamedTuple):
+    """Layers behind the model that predict further tokens, with its embedding and head; width D.
+
+    Source: arXiv:2412.19437, section 2.2, equations 21 to 23.
+    """
+
+    layers: int
+    mixer: Block | None
+    ffn: Block | None
+    D: Quantity
+
+    @property
+    def parameters(self) -> Quantity:
+        """Weights of all of them: block, its norms, the 2D → D matrix with a norm for each half, and a final norm."""
+        each: Quantity = 2 * self.D * self.D + 3 * self.D
+        if self.mixer is not None:
+            each += mixer_parameters(self.mixer, self.D) + self.D
+        if self.ffn is not None:
+            each += self.ffn.module.parameters(self.ffn.dims, self.D) + self.D
+        return self.layers * each
+
+
+Mixers = str | tuple[str, ...] | None
+"""The mixer of a layer; several names run side by side on one input, and their outputs are summed."""
+
+
+def branches(mixers: Mixers) -> tuple[str, ...]:
+    """The names of a layer's mixers.
+
+    >>> branches("attn"), branches(("attn", "mamba")), branches(None)
+    (('attn',), ('attn', 'mamba'), ())
+    """
+    if mixers is None:
+        return ()
+    return (mixers,) if isinstance(mixers, str) else mixers
 
 
 class Architecture(NamedTuple):
     """A decoder-only model of width D with V words; `layers` lists (mixer, ffn) names, either may be None.
 
     weights: dtype by role, see `Precision`. Totals that the publisher states are kept beside the computed ones.
+    mtp is no part of the totals or of the kernels of a step.
     """
 
     name: str
@@ -41,7 +95,7 @@ class Architecture(NamedTuple):
     max_context: int | None
     mixers: Mapping[str, Block]
     ffns: Mapping[str, Block]
-    layers: tuple[tuple[str | None, str | None], ...]
+    layers: tuple[tuple[Mixers, str | None], ...]
     weights: Mapping[str, str]
     kv: str = "bf16"
     activations: str | None = None
@@ -52,17 +106,27 @@ class Architecture(NamedTuple):
     sources: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    hyper_connections: HyperConnections | None = None
+    mtp: MultiTokenPrediction | None = None
 
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many layers use each mixer, and each FFN."""
         mixers: dict[str, int] = {}
         ffns: dict[str, int] = {}
-        for mixer_name, ffn_name in self.layers:
-            if mixer_name is not None:
+        for names_of_layer, ffn_name in self.layers:
+            for mixer_name in branches(names_of_layer):
                 mixers[mixer_name] = mixers.get(mixer_name, 0) + 1
             if ffn_name is not None:
                 ffns[ffn_name] = ffns.get(ffn_name, 0) + 1
         return mixers, ffns
+
+    def sites(self) -> tuple[dict[str, int], dict[str, int]]:
+        """How many norms stand before each mixer, and each FFN: parallel branches share that of the first."""
+        first: dict[str, int] = {}
+        for names_of_layer, _ in self.layers:
+            for mixer_name in branches(names_of_layer)[:1]:
+                first[mixer_name] = first.get(mixer_name, 0) + 1
+        return first, self.counts()[1]
 
     @property
     def bidirectional(self) -> bool:
@@ -72,19 +136,23 @@ class Architecture(NamedTuple):
     @property
     def norms(self) -> int:
         """Norms of width D: one before each mixer and FFN (two with sandwich norms), and the final one."""
-        parts = sum((mixer_name is not None) + (ffn_name is not None) for mixer_name, ffn_name in self.layers)
+        mixers, ffns = self.sites()
+        parts = sum(self.mixers[name].sets(count) for name, count in mixers.items())
+        parts += sum(self.ffns[name].sets(count) for name, count in ffns.items())
         return parts * (2 if self.sandwich_norm else 1) + 1
 
     def _weights_of(self, active: bool) -> Quantity:
         mixers, ffns = self.counts()
-        total: Quantity = self.norms * self.D
+        total: Quantity = self.norms * self.D + self._hyper_parameters()
         for name, count in mixers.items():
             block = self.mixers[name]
-            total += count * mixer_parameters(block, self.D)
+            total += count * mixer_parameters(block, self.D) if active else sum(mixer_weights(block, self.D, count))
         for name, count in ffns.items():
             block = self.ffns[name]
-            each = block.module.active_parameters if active else block.module.parameters
-            total += count * each(block.dims, self.D)
+            if active:
+                total += count * block.module.active_parameters(block.dims, self.D)
+            else:
+                total += block.sets(count) * block.module.parameters(block.dims, self.D)
         return total
 
     @property
@@ -94,21 +162,20 @@ class Architecture(NamedTuple):
 
     @property
     def active_parameters(self) -> Quantity:
-        """Weights that one token multiplies: chosen experts and the head, not the input embedding."""
+        """Weights that one token multiplies: chosen experts, shared blocks per call, the head, not the embedding."""
         return self._weights_of(active=True) + self.V * self.D
 
     def weight_bytes(self, precision: Precision) -> Quantity:
         """Bytes of all weights in their dtypes."""
         mixers, ffns = self.counts()
         hidden = precision.hidden_bytes
-        total: Quantity = self.norms * self.D * hidden
+        total: Quantity = (self.norms * self.D + self._hyper_parameters()) * hidden
         for name, count in mixers.items():
-            block = self.mixers[name]
-            matrices = total_parameters(block.module.projections(block.dims, self.D))
-            rest = mixer_parameters(block, self.D) - matrices
-            total += count * (matrices * element_bytes(precision.weight("mixer")) + rest * hidden)
+            matrices, rest = mixer_weights(self.mixers[name], self.D, count)
+            total += matrices * element_bytes(precision.weight("mixer")) + rest * hidden
         for name, count in ffns.items():
-            total += count * _ffn_bytes(self.ffns[name], self.D, precision)
+            block = self.ffns[name]
+            total += block.sets(count) * _ffn_bytes(block, self.D, precision)
         total += self.V * self.D * element_bytes(precision.weight("head"))
         if not self.tied_embeddings:
             total += self.V * self.D * element_bytes(precision.weight("embedding"))
@@ -124,15 +191,20 @@ class Architecture(NamedTuple):
 
     def kernels(self, step: Step, precision: Precision) -> list[Kernel]:
         """Every kernel of a step, equal layers as one entry with a count; training adds the backward kernels."""
-        mixers, ffns = self.counts()
         run = [embedding(self.D, step, precision)._replace(group="embedding")]
         per_part = 2 if self.sandwich_norm else 1
-        for counts, blocks in ((mixers, self.mixers), (ffns, self.ffns)):
+        parts = zip((self.mixers, self.ffns), self.counts(), self.sites(), strict=True)
+        for blocks, counts, sites in parts:
             for name, count in counts.items():
-                block = blocks[name]
-                around = norm("norm", self.D, step, precision).times(per_part)
-                for kernel in (around, *block.module.kernels(block.dims, self.D, step, precision)):
+                block, before = blocks[name], sites.get(name, 0)
+                if before:
+                    around = norm("norm", self.D, step, precision)
+                    run.append(around._replace(group=name, count=before * per_part))
+                for kernel in block.module.kernels(block.dims, self.D, step, precision):
                     run.append(kernel._replace(group=name, count=kernel.count * count))
+                if count > before:
+                    run.append(_sum_of_branches(self.D, step, precision)._replace(group=name, count=count - before))
+        run += self._hyper_kernels(step, precision)
         run.append(norm("final norm", self.D, step, precision)._replace(group="head"))
         run += [kernel._replace(group="head") for kernel in head(self.D, self.V, step, precision)]
         if step.phase == "train":
@@ -143,11 +215,55 @@ class Architecture(NamedTuple):
             ]
         return run
 
+    def _hyper_sites(self) -> int:
+        return sum(sum(counts.values()) for counts in self.sites())
+
+    def _hyper_parameters(self) -> Quantity:
+        if self.hyper_connections is None:
+            return 0
+        from costmodel.layers import hyper_connections as hyper
+
+        streams = self.hyper_connections.streams
+        sites = self._hyper_sites() * hyper.parameters(self.D, streams)
+        return sites + hyper.collapse_parameters(self.D, streams)
+
+    def _hyper_kernels(self, step: Step, precision: Precision) -> list[Kernel]:
+        """The mixing of the residual streams around every mixer and FFN."""
+        if self.hyper_connections is None:
+            return []
+        from costmodel.layers import hyper_connections as hyper
+
+        streams, iterations = self.hyper_connections
+        run = hyper.hyper_connections(self.D, streams, step, precision, iterations)
+        sites = self._hyper_sites()
+        return [kernel._replace(group="hyper-connections", count=kernel.count * sites) for kernel in run]
+
+
+def _sum_of_branches(D: Quantity, step: Step, precision: Precision) -> Kernel:
+    """Adds the output of a branch to that of the branches before it."""
+    moved = step.tokens * D * precision.hidden_bytes
+    return elementwise("sum of branches", read=2 * moved, written=moved, vector=step.tokens * D)
+
 
 def mixer_parameters(block: Block, D: Quantity) -> Quantity:
     """Weights of one mixer layer."""
     module: Mixer = block.module
     return total_parameters(module.projections(block.dims, D)) + module.extra_parameters(block.dims, D)
+
+
+def mixer_weights(block: Block, D: Quantity, layers: int) -> tuple[Quantity, Quantity]:
+    """Weights of so many layers, in matrices and elsewhere.
+
+    A module whose weights are shared may name the projections that each layer has for itself: `own_projections`.
+    """
+    module: Mixer = block.module
+    matrices = total_parameters(module.projections(block.dims, D))
+    sets = block.sets(layers)
+    if sets < layers and hasattr(module, "own_projections"):
+        own = total_parameters(module.own_projections(block.dims, D))
+    else:
+        own = 0
+    return sets * (matrices - own) + layers * own, sets * module.extra_parameters(block.dims, D)
 
 
 def _ffn_bytes(block: Block, D: Quantity, precision: Precision) -> Quantity:
@@ -179,6 +295,8 @@ _KEYS = (
     "kv",
     "activations",
     "sandwich_norm",
+    "hyper_connections",
+    "mtp",
     "generation",
     "params_published_b",
     "params_from_dims_b",
@@ -198,7 +316,7 @@ def load_architecture(text: str, settings: Sequence[str] = ()) -> Architecture:
     settings are texts such as "mixers.kda.heads=16". Raises BadInput with every problem of the file.
     """
     path = find_file(text, "architectures", "architecture")
-    if path.is_dir() and (path / "config.json").is_file():
+    if os.path.isdir(path) and (path / "config.json").is_file():
         path = path / "config.json"
     raw = read_mapping(path)
     name = path.stem
@@ -245,7 +363,7 @@ def _absent_fields(raw: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]
                     found[f"{section}.{name}.{field}"] = (holder, inner)
                 else:
                     found[f"{section}.{name}.{field}"] = (fields, field)
-    for key, default in (("sandwich_norm", False), ("kv", "bf16")):
+    for key in ("sandwich_norm", "kv"):
         if key not in raw:
             found[key] = (raw, key)
     return found
@@ -288,19 +406,23 @@ def architecture_from_mapping(raw: Mapping[str, Any], place: str, name: str) -> 
     mixers = _blocks(problems, raw.get("mixers") or {}, "mixers", mixer)
     ffns = _blocks(problems, raw.get("ffns") or {}, "ffns", ffn)
     layers = _layers(problems, raw.get("layers") or [], mixers, ffns)
+    _shared_sets(problems, layers, mixers, ffns)
+    hyper = _hyper_connections(problems, raw.get("hyper_connections"))
+    mtp = _mtp(problems, raw.get("mtp"), mixers, ffns, D)
     if "n_layers" in raw and raw.get("layer_pattern") is None:
         stated = problems.whole_number(raw["n_layers"], "n_layers", most=MAX_LAYERS)
         if layers and stated != len(layers):
             problems.add(f"n_layers: {stated}, but the list of layers holds {len(layers)}")
     weights = _weights(problems, raw.get("weights", "bf16"))
     for key in ("kv", "activations"):
-        if raw.get(key) is not None and raw[key] not in BYTES:
+        if raw.get(key) is not None and str(raw[key]) not in BYTES:
             problems.add(f"{key}: {unknown('dtype', str(raw[key]), BYTES)}")
     generation = raw.get("generation") or "autoregressive"
     if generation not in GENERATIONS:
         problems.add(f"generation: {unknown('generation', str(generation), GENERATIONS)}")
+    totals = problems.mapping(raw.get("params_published_b") or {}, "params_published_b")
+    published = {key: problems.number(value, f"params_published_b.{key}") for key, value in totals.items() if value}
     problems.raise_if_any()
-    published = {key: float(value) for key, value in (raw.get("params_published_b") or {}).items() if value}
     return Architecture(
         name=name,
         title=str(raw["name"]),
@@ -321,6 +443,8 @@ def architecture_from_mapping(raw: Mapping[str, Any], place: str, name: str) -> 
         sources=_texts(raw.get("source")),
         unverified=_texts(raw.get("unverified")),
         notes=_texts(raw.get("notes")),
+        hyper_connections=hyper,
+        mtp=mtp,
     )
 
 
@@ -334,7 +458,7 @@ def _weights(problems: Problems, value: Any) -> dict[str, str]:
     weights = {"default": value} if isinstance(value, str) else problems.mapping(value, "weights")
     problems.unknown_keys(weights, ROLES, "weights")
     for role, dtype in weights.items():
-        if dtype not in BYTES:
+        if str(dtype) not in BYTES:
             problems.add(f"weights.{role}: {unknown('dtype', str(dtype), BYTES)}")
     return {"default": "bf16", **weights}
 
@@ -355,11 +479,14 @@ def _blocks(problems: Problems, raw: Any, section: str, find: Any) -> dict[str, 
         given.pop("kind")
         if given.get("window", 0) is None:
             given.pop("window")
+        copies = given.pop("copies", None)
+        if copies is not None:
+            copies = problems.whole_number(copies, f"{where}.copies", most=MAX_LAYERS)
         dims = read_dims(problems, module.Dims, given, where)
         if dims is not None:
             for message in module.check(dims):
                 problems.add(f"{where}: {message}")
-            blocks[name] = Block(name, module, dims)
+            blocks[name] = Block(name, module, dims, copies)
     return blocks
 
 
@@ -406,9 +533,9 @@ def read_dims(problems: Problems, dims_class: Any, given: Mapping[str, Any], whe
 
 def _layers(
     problems: Problems, raw: Any, mixers: Mapping[str, Block], ffns: Mapping[str, Block]
-) -> tuple[tuple[str | None, str | None], ...]:
+) -> tuple[tuple[Mixers, str | None], ...]:
     """The run-length list of [mixer, ffn] pairs, unrolled."""
-    layers: list[tuple[str | None, str | None]] = []
+    layers: list[tuple[Mixers, str | None]] = []
     if not isinstance(raw, list):
         problems.add("layers: expected a list of {repeat, blocks}")
         return ()
@@ -417,7 +544,7 @@ def _layers(
         run = problems.mapping(run, where)
         problems.unknown_keys(run, ("repeat", "blocks"), where)
         repeat = problems.whole_number(run.get("repeat", 1), f"{where}.repeat", most=MAX_LAYERS)
-        pairs: list[tuple[str | None, str | None]] = []
+        pairs: list[tuple[Mixers, str | None]] = []
         blocks = run.get("blocks")
         if not isinstance(blocks, list) or not blocks:
             problems.add(f"{where}.blocks: expected a list of [mixer, ffn] pairs")
@@ -426,10 +553,11 @@ def _layers(
             if not isinstance(pair, list) or len(pair) != 2:
                 problems.add(f"{where}.blocks: {str(pair)[:60]!r} is not a [mixer, ffn] pair")
                 continue
-            for block, known, section in ((pair[0], mixers, "mixers"), (pair[1], ffns, "ffns")):
-                if block is not None and block not in known:
-                    problems.add(f"{where}: {unknown(section.removesuffix('s'), str(block), known)}")
-            pairs.append((pair[0], pair[1]))
+            parts = _branches(problems, pair[0], where)
+            for name in branches(parts):
+                _known_block(problems, name, mixers, "mixer", where)
+            _known_block(problems, pair[1], ffns, "ffn", where)
+            pairs.append((parts, pair[1]))
         if len(layers) + repeat * len(pairs) > MAX_LAYERS:
             problems.add(f"{where}: more than {MAX_LAYERS} layers")
             return ()
@@ -439,17 +567,68 @@ def _layers(
     return tuple(layers)
 
 
-def describe(architecture: Architecture) -> list[dict[str, Any]]:
-    """One row per named block: kind, how many layers use it, its dimensions."""
-    mixers, ffns = architecture.counts()
-    rows = []
-    for counts, blocks in ((mixers, architecture.mixers), (ffns, architecture.ffns)):
+def _shared_sets(
+    problems: Problems,
+    layers: tuple[tuple[Mixers, str | None], ...],
+    mixers: Mapping[str, Block],
+    ffns: Mapping[str, Block],
+) -> None:
+    """Shared blocks need at least as many layers as sets of weights."""
+    used = [name for parts, ffn_name in layers for name in (*branches(parts), ffn_name)]
+    for section, blocks in (("mixers", mixers), ("ffns", ffns)):
         for name, block in blocks.items():
-            dims = {key: value for key, value in by_name(block.dims).items() if value not in (None, False)}
-            rows.append({"block": name, "kind": block.module.NAME, "layers": counts.get(name, 0), **dims})
-    return rows
+            if block.copies is not None and block.copies > used.count(name):
+                problems.add(f"{section}.{name}.copies: {block.copies}, but {used.count(name)} layers use the block")
 
 
-def architecture_path(name: str) -> Path:
-    """The file that a name or prefix means."""
-    return find_file(name, "architectures", "architecture")
+def _known_block(problems: Problems, name: Any, known: Mapping[str, Block], what: str, where: str) -> None:
+    if name is not None and (not isinstance(name, str) or name not in known):
+        problems.add(f"{where}: {unknown(what, str(name), known)}")
+
+
+def _branches(problems: Problems, entry: Any, where: str) -> Mixers:
+    """The mixer entry of a pair: a name, null, or a list of names that run side by side."""
+    if entry is None or isinstance(entry, str):
+        return entry
+    texts = isinstance(entry, list) and all(isinstance(name, str) for name in entry)
+    if not texts or len(entry) < 2 or len(set(entry)) < len(entry):
+        problems.add(f"{where}: {str(entry)[:60]} is not a mixer, nor a list of two or more different ones")
+        return None
+    return tuple(entry)
+
+
+def _hyper_connections(problems: Problems, raw: Any) -> HyperConnections | None:
+    """`{streams, sinkhorn_iterations}`."""
+    if raw is None:
+        return None
+    where = "hyper_connections"
+    fields = problems.mapping(raw, where)
+    problems.unknown_keys(fields, HyperConnections._fields, where)
+    if "streams" not in fields:
+        problems.add(f"{where}.streams: missing (copies of the residual stream)")
+    streams = problems.whole_number(fields.get("streams", 2), f"{where}.streams", least=2, most=64)
+    iterations = fields.get("sinkhorn_iterations", 20)
+    return HyperConnections(
+        streams, problems.whole_number(iterations, f"{where}.sinkhorn_iterations", least=0, most=1000)
+    )
+
+
+def _mtp(
+    problems: Problems, raw: Any, mixers: Mapping[str, Block], ffns: Mapping[str, Block], D: int
+) -> MultiTokenPrediction | None:
+    """`{layers, mixer, ffn}`: the blocks are named as in the list of layers, and one of them may be absent."""
+    if raw is None:
+        return None
+    fields = problems.mapping(raw, "mtp")
+    problems.unknown_keys(fields, ("layers", "mixer", "ffn"), "mtp")
+    names = fields.get("mixer"), fields.get("ffn")
+    if names == (None, None):
+        problems.add("mtp: needs a mixer or an ffn")
+    for name, known, what in ((names[0], mixers, "mixer"), (names[1], ffns, "ffn")):
+        _known_block(problems, name, known, what, "mtp")
+    layers = problems.whole_number(fields.get("layers", 1), "mtp.layers", most=MAX_LAYERS)
+    if problems.found:
+        return None
+    return MultiTokenPrediction(
+        layers, None if names[0] is None else mixers[names[0]], None if names[1] is None else ffns[names[1]], D
+    )

@@ -115,7 +115,11 @@ def read_calibration(path: Path, forms: Mapping[str, Form], transferred: bool = 
     if raw.get("schema") != 1:
         problems.add(f"schema: {raw.get('schema')!r} is not 1")
     fits: dict[tuple[str, str], Fit] = {}
-    for index, entry in enumerate(raw.get("kernels") or []):
+    kernels = raw.get("kernels") or []
+    if not isinstance(kernels, list):
+        problems.add("kernels: expected a list")
+        kernels = []
+    for index, entry in enumerate(kernels):
         fit = _read_fit(problems, f"kernels[{index}]", problems.mapping(entry, f"kernels[{index}]"), forms, transferred)
         if fit:
             fits[fit.key] = fit
@@ -151,13 +155,13 @@ def _read_fit(
     ranges: dict[str, tuple[float, float]] = {}
     for key in ("flops", "hbm_bytes"):
         pair = entry.get(key)
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(end, int | float) for end in pair)):
+        if not (isinstance(pair, list) and len(pair) == 2):
             problems.add(f"{where}.{key}: expected [smallest, largest] of the measured points")
             return None
-        ranges[key] = (float(pair[0]), float(pair[1]))
+        ranges[key] = (problems.number(pair[0], f"{where}.{key}"), problems.number(pair[1], f"{where}.{key}"))
     widen = TRANSFER_SPREAD if transferred else 1.0
     spread = entry.get("model_spread")
-    if not isinstance(spread, int | float) or not 0 <= spread < 10:
+    if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 <= spread < 10:
         problems.add(f"{where}.model_spread: {str(spread)[:40]!r} is not a spread of logarithms")
         return None
     names = list(values)
@@ -173,7 +177,7 @@ def _read_fit(
         transferred=transferred,
         flops=ranges["flops"],
         hbm_bytes=ranges["hbm_bytes"],
-        points=int(entry.get("points") or 0),
+        points=problems.whole_number(entry.get("points") or 0, f"{where}.points", least=0),
     )
 
 

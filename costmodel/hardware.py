@@ -123,7 +123,10 @@ _UNITS: dict[str, str] = {
     "power.tdp": "W",
     "power.idle": "W",
 }
+SMALLEST, LARGEST = 1e-6, 1e30
+"""What an entry may be; beyond, the arithmetic of a prediction would overflow."""
 _PLAIN = ("compute.units", "compute.special", "links.scale_up.devices")
+_WHOLE = ("compute.units", "links.scale_up.devices")
 _REQUIRED = ("compute.clock", "compute.vector", "memory.hbm.capacity", "memory.hbm.bandwidth")
 _TEXT = ("name", "description", "vendor", "generation")
 _KEYS = (*_TEXT, "compute", "memory", "links", "power", "sources", "unverified", "notes")
@@ -253,6 +256,8 @@ def _read(problems: Problems, path: str, value: Any, unit: str | None) -> float 
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise BadInput(f"{str(value)[:60]!r} is not a number")
             number = float(value)
+            if path in _WHOLE and not number.is_integer():
+                raise BadInput(f"{str(value)[:60]} is not a whole number")
         else:
             number = parse_quantity(str(value), unit)
     except BadInput as error:
@@ -260,6 +265,9 @@ def _read(problems: Problems, path: str, value: Any, unit: str | None) -> float 
         return None
     if not math.isfinite(number) or number <= 0:
         problems.add(f"{path}: {str(value)[:60]} must be positive and finite")
+        return None
+    if not SMALLEST <= number <= LARGEST:
+        problems.add(f"{path}: {str(value)[:60]} is outside {SMALLEST:g} to {LARGEST:g} of its unit")
         return None
     return number
 

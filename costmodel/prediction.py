@@ -28,7 +28,7 @@ class KernelRow(NamedTuple):
     kernel: str
     group: str
     family: str
-    count: int
+    count: int  # type: ignore[assignment]  # the contract's name, which tuple.count gives way to
     time_s: float
     share: float
     bound: str
@@ -139,7 +139,7 @@ def make_step(
             raise BadInput(f"{name} {str(value)[:60]!r} is not a whole number")
         if not 1 <= value <= most:
             raise BadInput(f"{name} {value} is outside 1 to {most}")
-    chosen: Phase = phase  # type: ignore[assignment]
+    chosen: Phase = phase
     diffusing = architecture.bidirectional and chosen != "train"
     S = new_tokens or (1 if chosen == "decode" and not diffusing else context)
     if S > context:

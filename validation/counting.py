@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
@@ -36,9 +35,9 @@ class Counts:
     vector: int = 0
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts = Counts()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,7 +1,8 @@
 """Mixture of experts: each token runs through k of E experts, and through the shared ones.
 
 Source: arXiv:2401.06066 (DeepSeekMoE), section 3; arXiv:2101.03961 (Switch), section 2. Latent experts
-(Nemotron 3) work at a narrower width between two D × latent matrices; shared experts stay at D.
+(Nemotron 3) work at a narrower width between two D × latent matrices; shared experts stay at D. Hash-routed
+layers (DeepSeek-V4; arXiv:2106.04426) look the experts up by the token's id; the router still weighs them.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,11 @@ NAME = "moe"
 ALIASES = ("mixture-of-experts",)
 TITLE = "Mixture of experts"
 SUMMARY = "top-k routed experts, shared experts, expected active experts of a batch"
-SOURCES = ("arXiv:2401.06066, section 3", "arXiv:2101.03961, section 2")
+SOURCES = (
+    "arXiv:2401.06066, section 3",
+    "arXiv:2101.03961, section 2",
+    "arXiv:2106.04426 (hash layers); transformers, models/deepseek_v4 (router of hash layers)",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,14 @@ class Dims:
     act: str = choice("act", "activation function", "silu", mlp.ACTIVATIONS)
     shared_gate: bool = flag("shared_gate", "a D → 1 gate on the shared experts")
     bias: bool = flag("bias", "biases on the experts' projections and the router")
+    hashed: bool = flag("hash_routed", "a table by token id chooses the experts, and the router only weighs them")
 
 
 EXAMPLES = (
     Dims(E=8, k=2, F=16, shared=1),
     Dims(E=16, k=4, F=8, gated=False, act="relu2", latent=12),
     Dims(E=4, k=1, F=16, F_dense=24, shared=2, F_shared=20, shared_gate=True),
+    Dims(E=8, k=2, F=16, shared=1, hashed=True),
 )
 
 
@@ -99,6 +106,19 @@ def active_parameters(d: Dims, D: Quantity) -> Quantity:
     return d.k * _expert_parameters(d, D) + _always(d, D)
 
 
+def choose(d: Dims, tokens: Quantity, precision: Precision) -> Kernel:
+    """Scores of the router and the k best experts, or the k of the token's row in the table (4 bytes each)."""
+    e, routed = precision.hidden_bytes, tokens * d.k
+    if d.hashed:
+        # Only the scores of the chosen experts are needed; their weights are normalised to one.
+        return elementwise(
+            "hashed experts", read=routed * (4 + e), written=routed * 8, vector=4 * routed, special=2 * routed
+        )
+    return elementwise(
+        "top-k experts", read=tokens * d.E * e, written=routed * 8, vector=4 * tokens * d.E, special=tokens * d.E
+    )
+
+
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
     """Router, permutation, grouped up, activation, grouped down, weighted sum; then the shared experts."""
     e = precision.hidden_bytes
@@ -108,20 +128,18 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     around = {p.name: p for p in _around(d, D)}
     run: list[Kernel] = [
         projection(around["router"], step, precision, role="router"),
-        elementwise(
-            "top-k experts", read=tokens * d.E * e, written=routed * 8, vector=4 * tokens * d.E, special=tokens * d.E
-        ),
+        choose(d, tokens, precision),
     ]
     if d.latent is not None:
         run.append(projection(around["latent_down_proj"], step, precision, role="ffn"))
-    experts = dict(
-        tokens=tokens,
-        E=d.E,
-        k=d.k,
-        activations=precision.operand("experts"),
-        weights=precision.weight("experts"),
-        output=precision.hidden,
-    )
+    experts = {
+        "tokens": tokens,
+        "E": d.E,
+        "k": d.k,
+        "activations": precision.operand("experts"),
+        "weights": precision.weight("experts"),
+        "output": precision.hidden,
+    }
     run += [
         grouped_gemm("experts up", GroupedGemm(d_in=width, d_out=(2 if d.gated else 1) * d.F, **experts)),
         mlp.activation(mlp.Dims(F=d.F, gated=d.gated, act=d.act), routed, precision, "experts activation"),

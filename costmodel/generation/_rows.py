@@ -116,7 +116,14 @@ def _causal(dims: Any) -> Any:
 
 
 def one_layer(architecture: Architecture) -> Architecture:
-    """The model's last mixer and FFN with its final norm, embedding and head: the draft of multi-token prediction."""
+    """The draft of multi-token prediction: the model's own layer for it, else its last mixer and FFN.
+
+    Final norm, embedding and head come along.
+    """
+    mtp = architecture.mtp
+    if mtp is not None:
+        pair = (mtp.mixer.name if mtp.mixer else None, mtp.ffn.name if mtp.ffn else None)
+        return architecture._replace(name=f"{architecture.name} (prediction layer)", layers=(pair,))
     layers = architecture.layers
     start = len(layers) - 1
     while start > 0 and not all(any(layer[part] is not None for layer in layers[start:]) for part in (0, 1)):

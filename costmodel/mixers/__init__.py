@@ -17,7 +17,8 @@ kernels(d, D, step, precision)  the forward kernels of one layer, projections in
 cache(d, precision)  `Cache`: what a sequence keeps between steps
 check(d)             a list of texts on what is inconsistent (dims that do not divide)
 
-optionally REFINES (kind, field): a block of that kind that has that field is this mechanism;
+optionally REFINES (kind, field): a block of that kind that has that field is this mechanism; own_projections(d, D):
+of shared weights (`copies` in an architecture file), the projections that every layer has for itself;
 
 and, where a plain reference exists, a file of the same name in `validation/references/`.
 """
@@ -76,11 +77,25 @@ class Mixer(Protocol):
     Dims: Callable[..., Any]
     EXAMPLES: tuple[Any, ...]
 
-    def projections(self, d: Any, D: Quantity) -> Sequence[Projection]: ...
-    def extra_parameters(self, d: Any, D: Quantity) -> Quantity: ...
-    def kernels(self, d: Any, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]: ...
-    def cache(self, d: Any, precision: Precision) -> Cache: ...
-    def check(self, d: Any) -> list[str]: ...
+    def projections(self, d: Any, D: Quantity) -> Sequence[Projection]:
+        """The linear layers around the mechanism."""
+        ...
+
+    def extra_parameters(self, d: Any, D: Quantity) -> Quantity:
+        """Weights that are in no projection."""
+        ...
+
+    def kernels(self, d: Any, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
+        """The forward kernels of one layer."""
+        ...
+
+    def cache(self, d: Any, precision: Precision) -> Cache:
+        """What a sequence keeps between steps."""
+        ...
+
+    def check(self, d: Any) -> list[str]:
+        """What is inconsistent about the dimensions."""
+        ...
 
 
 @functools.cache

@@ -8,7 +8,7 @@ Low-rank projections of widths lora.* make the decay, the rate, the value mix an
 
 >>> from costmodel.step import Precision
 >>> d = Dims(H=40, d=64, rw=96, ra=96, rv=64, rg=320)
->>> cache(d, Precision()).fixed == 4 * 64 * 2560 + 2560 * 2
+>>> cache(d, Precision()).fixed == 4 * 64 * 2560 + 2 * 2560 * 2
 True
 """
 
