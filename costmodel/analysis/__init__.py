@@ -1,0 +1,1 @@
+"""Views of the formulas themselves: explanation, leading terms, crossovers, comparison, formula pages."""
