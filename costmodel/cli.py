@@ -1,0 +1,489 @@
+"""The command line: arguments → one call → print.
+
+Every room is imported inside the command that needs it, so that a command starts with little more than typer.
+"""
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+# A command is short: collecting garbage while modules load would be a tenth of its time.
+gc.set_threshold(100_000)
+
+import typer  # noqa: E402
+from typer.core import TyperGroup  # noqa: E402
+
+DEFAULT_CONTEXTS = "4k..128k"
+INTERNAL_ERROR = 70
+"""Exit code of a bug: EX_SOFTWARE of sysexits.h."""
+
+
+class Commands(TyperGroup):
+    """The group of commands, with this project's messages and exit codes instead of tracebacks."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
+        """Run a command and leave with its exit code."""
+        sys.exit(_exit_code(partial(self._run, sys.argv[1:] if args is None else list(args))))
+
+    def _run(self, args: list[str]) -> None:
+        with self.make_context("costmodel", args) as context:
+            self.invoke(context)
+
+
+def _exit_code(run: Callable[[], None]) -> int:
+    """Run, tell what went wrong in one message, and say with which code to leave."""
+    from costmodel.errors import BadInput, Impossible
+
+    try:
+        run()
+        sys.stdout.flush()
+        return 0
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except (BadInput, Impossible) as error:
+        return _complain(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader has seen enough. What is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            return _usage_error(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            return _complain(f"{error.filename or 'output'}: {error.strerror}", 2)
+        if os.environ.get("COSTMODEL_DEBUG") == "1":
+            raise
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        return _complain(f"internal error: {reason}; please report it (COSTMODEL_DEBUG=1 shows where)", INTERNAL_ERROR)
+
+
+def _complain(message: str, code: int) -> int:
+    from costmodel.report.output import note
+
+    note(message if message.startswith("internal") else f"error: {message}")
+    return code
+
+
+def _usage_error(error: Any) -> int:
+    """What click says of a command line, with the nearest option and where help is."""
+    message = error.format_message().rstrip(" .")
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(message, err=True)
+        return 2
+    if type(error).__name__ == "NoSuchOption" and context is not None:
+        from costmodel.errors import suggestion
+
+        known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+        message = f"unknown option {error.option_name[:80]!r}{suggestion(error.option_name, known)}"
+    where = f"; see: {context.command_path} --help" if context else ""
+    return _complain(f"{message}{where}", 2)
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="costmodel",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import costmodel
+
+        typer.echo(f"costmodel {costmodel.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def describe_program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What a sequence-mixing mechanism really costs: time, memory and energy at any context, on any accelerator.
+
+    Data go to stdout, notes to stderr. Counts are written 131072, 128k (x 1024) or 1M; 4k..1M doubles.
+    Exit codes: 0 done, 1 understood but impossible, 2 bad input, 130 interrupted.
+    """
+
+
+Architectures = Annotated[
+    list[str],
+    typer.Option(
+        "--arch",
+        "-a",
+        metavar="NAME,…",
+        help="Architectures: names, unique prefixes, or paths of YAML files or config.json.",
+    ),
+]
+Devices = Annotated[
+    list[str],
+    typer.Option(
+        "--hw", metavar="NAME,…", help="Devices: names, unique prefixes, or paths of YAML files; cpu is this machine."
+    ),
+]
+Contexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--context",
+        "-c",
+        metavar="COUNTS",
+        help=f"Tokens in the sequence after the step. [default: {DEFAULT_CONTEXTS}]",
+    ),
+]
+Phases = Annotated[
+    list[str] | None,
+    typer.Option("--phase", "-p", metavar="PHASE,…", help="prefill, decode, train, or all. [default: decode]"),
+]
+Batch = Annotated[str, typer.Option("--batch", "-b", metavar="COUNT", help="Sequences that are processed together.")]
+NewTokens = Annotated[
+    str | None,
+    typer.Option(
+        "--new-tokens", metavar="COUNT", help="Tokens of the step, the last of the context (decode: 1, prefill: all)."
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="DTYPE", help="Number format of the weights: bf16, fp8, int4, mxfp4, nvfp4, …"),
+]
+Kv = Annotated[str | None, typer.Option("--kv", metavar="DTYPE", help="Number format of cached keys and values.")]
+Activations = Annotated[
+    str | None, typer.Option("--activations", metavar="DTYPE", help="What the matrix engines multiply.")
+]
+Library = Annotated[
+    str | None, typer.Option("--library", metavar="NAME", help="Calibration to use, such as vllm; prior for none.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change an entry: mixers.attn.kv_heads=4, hw.memory.hbm.bandwidth=2x. Repeatable.",
+    ),
+]
+
+
+def _load_mechanisms(paths: list[str] | None) -> list[str] | None:
+    from pathlib import Path
+
+    if paths:
+        from costmodel.extensions import load_mechanism
+
+        for path in paths:
+            load_mechanism(Path(path))
+    return paths
+
+
+Mechanisms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mechanism",
+        metavar="FILE.py",
+        callback=_load_mechanisms,
+        help="A mechanism of your own, run as Python code; architectures name it as kind. Repeatable.",
+    ),
+]
+Breakdown = Annotated[bool, typer.Option("--breakdown", help="Show every kernel of the step.")]
+Plot = Annotated[
+    str | None, typer.Option("--plot", metavar="FILE", help="Draw time over context into a .png or .svg file.")
+]
+Format = Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="table, json, csv or markdown.")]
+
+
+def _words(texts: Iterable[str], option: str) -> list[str]:
+    """The parts of texts that list several with commas."""
+    words = [part.strip() for text in texts for part in text.split(",")]
+    if not all(words):
+        from costmodel.errors import BadInput
+
+        raise BadInput(f"{option}: an empty name; write names separated by commas")
+    return list(dict.fromkeys(words))
+
+
+def _count(text: str | None, field: str) -> int | None:
+    from costmodel.units import parse_count
+
+    return None if text is None else parse_count(text, field)
+
+
+def _inputs(
+    arch: list[str],
+    hw: list[str],
+    context: list[str] | None,
+    phase: list[str] | None,
+    batch: str,
+    new_tokens: str | None,
+    settings: list[str] | None,
+    **formats: str | None,
+) -> dict[str, Any]:
+    """The question that the options ask, as plain values."""
+    from costmodel.units import parse_counts
+
+    return {
+        "arch": _words(arch, "--arch"),
+        "hw": _words(hw, "--hw"),
+        "context": list(
+            dict.fromkeys(count for text in context or (DEFAULT_CONTEXTS,) for count in parse_counts(text))
+        ),
+        "phase": _words(phase or ("decode",), "--phase"),
+        "batch": _count(batch, "batch"),
+        "new_tokens": _count(new_tokens, "new tokens"),
+        **formats,
+        "set": list(settings or ()),
+    }
+
+
+@app.command()
+def predict(
+    arch: Architectures,
+    hw: Devices,
+    context: Contexts = None,
+    phase: Phases = None,
+    batch: Batch = "1",
+    new_tokens: NewTokens = None,
+    weights: Weights = None,
+    kv: Kv = None,
+    activations: Activations = None,
+    library: Library = None,
+    settings: Settings = None,
+    mechanism: Mechanisms = None,
+    breakdown: Breakdown = False,
+    plot: Plot = None,
+    form: Format = "table",
+) -> None:
+    """Time, memory and energy of one step at each context, with an interval and two bounds.
+
+    costmodel predict --arch llama-3.1-8b --hw h100-sxm --context 4k..1M --phase decode
+    """
+    from costmodel.report.output import checked_format, plot_format
+
+    checked_format(form)
+    if plot is not None:
+        plot_format(plot)
+    formats = {"weights": weights, "kv": kv, "activations": activations, "library": library}
+    inputs = _inputs(arch, hw, context, phase, batch, new_tokens, settings, **formats)
+    from costmodel.report.run import predict_and_print
+
+    predict_and_print(form, inputs, breakdown, plot)
+
+
+@app.command()
+def compare(
+    arch: Architectures,
+    hw: Devices,
+    context: Contexts = None,
+    phase: Phases = None,
+    batch: Batch = "1",
+    new_tokens: NewTokens = None,
+    weights: Weights = None,
+    kv: Kv = None,
+    activations: Activations = None,
+    library: Library = None,
+    settings: Settings = None,
+    mechanism: Mechanisms = None,
+    plot: Plot = None,
+    form: Format = "table",
+) -> None:
+    """Architectures side by side, and the contexts at which they cross.
+
+    costmodel compare --arch llama-3.1-8b,kimi-linear-48b-a3b --hw h100-sxm --context 4k..1M
+    """
+    from costmodel.report.output import checked_format, plot_format
+
+    checked_format(form)
+    if plot is not None:
+        plot_format(plot)
+    formats = {"weights": weights, "kv": kv, "activations": activations, "library": library}
+    inputs = _inputs(arch, hw, context, phase, batch, new_tokens, settings, **formats)
+    from costmodel.report.run import compare_and_print
+
+    compare_and_print(form, inputs, plot)
+
+
+@app.command()
+def explain(
+    target: Annotated[str, typer.Argument(metavar="MECHANISM|ARCH", help="A mechanism or an architecture.")],
+    phase: Annotated[str, typer.Option("--phase", "-p", metavar="PHASE", help="prefill, decode or train.")] = "decode",
+    context: Annotated[
+        str, typer.Option("--context", "-c", metavar="COUNT", help="Where formulas are evaluated.")
+    ] = "8k",
+    batch: Batch = "1",
+    hw: Annotated[
+        str | None, typer.Option("--hw", metavar="NAME", help="Also say what bounds each kernel on this device.")
+    ] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="Formulas as LaTeX.")] = False,
+    settings: Settings = None,
+    mechanism: Mechanisms = None,
+    form: Format = "table",
+) -> None:
+    """The formulas behind the numbers: FLOPs, bytes and cache, with their order of growth."""
+    from costmodel.report.output import checked_format, emit, print_rows
+    from costmodel.units import parse_count
+
+    checked_format(form)
+    length, sequences = parse_count(context), parse_count(batch, "batch")
+    from costmodel.analysis.explain import explanation
+
+    found = explanation(
+        target, phase=phase, context=length, batch=sequences, settings=tuple(settings or ()), hardware=hw
+    )
+    if form == "table":
+        emit(found.to_text(latex=latex))
+        return
+    inputs = {
+        "target": target,
+        "phase": phase,
+        "context": length,
+        "batch": sequences,
+        "hw": hw,
+        "set": list(settings or ()),
+    }
+    print_rows("explain", form, inputs, found.rows())
+
+
+@app.command()
+def generate(
+    arch: Architectures,
+    hw: Devices,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="COUNTS", help="Tokens of the prompt. [default: 1k]")
+    ] = None,
+    new_tokens: Annotated[str, typer.Option("--new-tokens", metavar="COUNT", help="Tokens to generate.")] = "256",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="NAME,…",
+            help="autoregressive, speculative, full, prefix-cache, dual-cache, block, all. [default: autoregressive]",
+        ),
+    ] = None,
+    block: Annotated[str, typer.Option("--block", metavar="COUNT", help="Tokens of a diffusion block.")] = "32",
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", metavar="COUNT", help="Denoising steps in all. [default: one for each new token]"),
+    ] = None,
+    accepted: Annotated[
+        float | None,
+        typer.Option(
+            "--accepted",
+            metavar="NUMBER",
+            help="Below 1: probability that a draft token is accepted; above: tokens committed per denoising step.",
+        ),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            "--draft",
+            metavar="ARCH|SHARE",
+            help="Draft model, or its cost as a share of the model's. [default: a layer that predicts several tokens]",
+        ),
+    ] = None,
+    draft_tokens: Annotated[
+        str, typer.Option("--draft-tokens", metavar="COUNT", help="Tokens drafted per verification.")
+    ] = "4",
+    batch: Batch = "1",
+    weights: Weights = None,
+    kv: Kv = None,
+    activations: Activations = None,
+    library: Library = None,
+    settings: Settings = None,
+    mechanism: Mechanisms = None,
+    form: Format = "table",
+) -> None:
+    """Whole generations: token by token, speculative, or by diffusion.
+
+    costmodel generate --arch llada-8b --hw h100-sxm --prompt 1k --new-tokens 256 --method full,block
+    """
+    from costmodel.report.output import checked_format
+
+    checked_format(form)
+    formats = {"weights": weights, "kv": kv, "activations": activations, "library": library}
+    inputs = _inputs(arch, hw, prompt or ["1k"], None, batch, new_tokens, settings, **formats)
+    inputs |= {
+        "prompt": inputs.pop("context"),
+        "methods": _words(method or ["autoregressive"], "--method"),
+        "block": _count(block, "block"),
+        "steps": _count(steps, "steps"),
+        "accepted": accepted,
+        "draft": draft,
+        "draft_tokens": _count(draft_tokens, "draft tokens"),
+    }
+    del inputs["phase"]
+    from costmodel.report.run import generate_and_print
+
+    generate_and_print(form, inputs)
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[
+        str, typer.Argument(metavar="KIND", help="mechanisms, architectures, hardware, kernels, ffns or methods.")
+    ],
+    mechanism: Mechanisms = None,
+    form: Format = "table",
+) -> None:
+    """What the package knows: mechanisms, architectures, hardware, kernels, ffns, methods of generation."""
+    from costmodel.report.listing import listed
+    from costmodel.report.output import checked_format, note, print_rows
+
+    checked_format(form)
+    rows, notes = listed(what)
+    print_rows("list", form, {"kind": what}, rows)
+    for text in notes:
+        note(f"note: left out: {text}")
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A device, architecture, mechanism or kernel family, or a path.")
+    ],
+    mechanism: Mechanisms = None,
+    form: Format = "table",
+) -> None:
+    """Every number behind a name, with unit, source and doubts."""
+    from costmodel.report.output import checked_format
+    from costmodel.report.pages import print_pages
+
+    checked_format(form)
+    print_pages(name, form)
+
+
+@app.command()
+def cite(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Also the sources of this name.")] = None,
+    form: Format = "table",
+) -> None:
+    """How to cite this tool, and the sources of a mechanism, architecture, device or kernel family."""
+    from costmodel.report.listing import bibtex, citations
+    from costmodel.report.output import checked_format, emit, print_rows
+
+    checked_format(form)
+    rows = citations(name)
+    if form == "table":
+        emit(bibtex(rows))
+    else:
+        print_rows("cite", form, {"name": name}, rows)
+
+
+def main() -> None:
+    """Run the command line."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    app()
+
+
+if __name__ == "__main__":
+    main()

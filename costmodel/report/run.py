@@ -1,0 +1,113 @@
+"""`predict` and `compare` from plain inputs to what is printed."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from costmodel.architecture import Architecture, load_architecture
+from costmodel.errors import BadInput
+from costmodel.hardware import Hardware, load_hardware
+from costmodel.prediction import predict
+from costmodel.report.output import note
+from costmodel.report.predictions import formats_text, notes_on, print_comparison, print_generations, print_predictions
+from costmodel.settings import split_settings
+
+PROGRESS_AFTER_S = 1.0
+
+Inputs = Mapping[str, Any]
+
+
+def _loaded(inputs: Inputs) -> tuple[list[Architecture], list[Hardware]]:
+    of_architecture, of_hardware = split_settings(inputs["set"])
+    models = [load_architecture(name, of_architecture) for name in inputs["arch"]]
+    return models, [load_hardware(name, of_hardware) for name in inputs["hw"]]
+
+
+def _options(inputs: Inputs) -> dict[str, Any]:
+    return {name: inputs[name] for name in ("batch", "new_tokens", "weights", "kv", "activations", "library")}
+
+
+class Progress:
+    """Says on stderr how far a long run is, from its second second on."""
+
+    def __init__(self, parts: int) -> None:
+        self.parts, self.done, self.start, self.shown = parts, 0, time.monotonic(), False
+
+    def step(self) -> None:
+        """One more part is done."""
+        self.done += 1
+        if self.done < self.parts and time.monotonic() - self.start > PROGRESS_AFTER_S and sys.stderr.isatty():
+            sys.stderr.write(f"\r{self.done} of {self.parts} done")
+            sys.stderr.flush()
+            self.shown = True
+
+    def close(self) -> None:
+        """Wipe the line."""
+        if self.shown:
+            sys.stderr.write("\r" + " " * 40 + "\r")
+
+
+def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | None) -> None:
+    """`predict`: rows to stdout, notes to stderr, and the plot where one is wanted."""
+    models, devices = _loaded(inputs)
+    rows: list[dict[str, Any]] = []
+    formats = {}
+    progress = Progress(len(models) * len(devices))
+    for device in devices:
+        for model in models:
+            formats[model.name, device.name] = formats_text(model, device, inputs)
+            found = predict(model, device, inputs["context"], phase=inputs["phase"], **_options(inputs))
+            rows += [row.to_dict(breakdown) for row in found.rows]
+            progress.step()
+    progress.close()
+    if plot is not None:
+        _draw(plot, rows)
+    print_predictions("predict", form, inputs, rows, breakdown, formats)
+    notes_on(models, devices, rows)
+
+
+def compare_and_print(form: str, inputs: Inputs, plot: str | None) -> None:
+    """`compare`: the architectures side by side, and where they cross."""
+    from costmodel.analysis.compare import compare
+
+    if len(inputs["arch"]) < 2:
+        raise BadInput("--arch: compare needs at least two architectures, separated by commas")
+    models, devices = _loaded(inputs)
+    found = compare(models, devices, inputs["context"], phase=inputs["phase"], settings=(), **_options(inputs))
+    if plot is not None:
+        _draw(plot, found.rows)
+    print_comparison(form, inputs, found.rows, found.crossovers)
+    notes_on(models, devices, found.rows)
+
+
+def generate_and_print(form: str, inputs: Inputs) -> None:
+    """`generate`: one table for each model, device and prompt, with a row for each method."""
+    from costmodel.generation import generate, names
+
+    models, devices = _loaded(inputs)
+    options = {name: value for name, value in inputs.items() if name not in ("arch", "hw", "prompt", "set")}
+    if "all" in options["methods"]:
+        options["methods"] = list(names())
+    draft = inputs["draft"]
+    if draft is not None and draft.replace(".", "", 1).isdigit():
+        options["draft"] = float(draft)
+    rows: list[dict[str, Any]] = []
+    progress = Progress(len(models) * len(devices) * len(inputs["prompt"]))
+    for device in devices:
+        for model in models:
+            for prompt in inputs["prompt"]:
+                rows += generate(model, device, prompt=prompt, **options)
+                progress.step()
+    progress.close()
+    print_generations(form, inputs, rows)
+    for text in dict.fromkeys(f"note: {row['method']}: {row['note']}" for row in rows if row["note"]):
+        note(text)
+    notes_on(models, devices, [])
+
+
+def _draw(path: str, rows: Any) -> None:
+    from costmodel.report.plot import draw
+
+    draw(path, rows)
+    note(f"note: wrote {path}")
