@@ -17,11 +17,13 @@ test: $(VENV)/test
 $(VENV)/main: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[plot]"
+	$(BIN)/python -m compileall -q costmodel
 	touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[plot,test]"
+	$(BIN)/python -m compileall -q costmodel
 	touch $(VENV)/main $@
 
 clean:
