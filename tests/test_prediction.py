@@ -1,5 +1,6 @@
 """The composer: bounds, intervals, memory, energy, precision, calibrations that drop in."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_expected_time_lies_between_the_bounds_and_inside_its_interval(model: st
 def test_time_and_work_never_fall_as_the_context_grows(model: str) -> None:
     for phase in ("prefill", "decode", "train"):
         times = [row for row in rows(model) if row.phase == phase]
-        for before, after in zip(times, times[1:], strict=False):
+        for before, after in itertools.pairwise(times):
             assert after.flops >= before.flops
             assert after.hbm_bytes >= before.hbm_bytes
             assert after.time_s >= before.time_s * 0.999

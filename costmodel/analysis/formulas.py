@@ -55,9 +55,21 @@ sequence and layer.
 **Checked**: *formula* — the FLOPs equal those counted operation by operation in a plain implementation, in prefill and
 decode, and ints, arrays and symbols agree; *reference* — that implementation equals an independent dense or
 step-by-step form in float64. *kernel* and *silicon*: no mechanism's kernel has been timed by this project yet, so the
-times of every row rest on priors (`costmodel show FAMILY` prints them). **Unverified**: what the mechanism's file says of
-itself, and what the architecture shown leaves unverified.
+times of every row rest on priors (`costmodel show FAMILY` prints them). **Unverified**: what the mechanism's file says
+of itself, and what the architecture shown leaves unverified.
 """
+
+OVERVIEW_COLUMNS = (
+    "mechanism",
+    "prefill FLOPs",
+    "carried by",
+    "decode FLOPs",
+    "decode bytes",
+    "cache",
+    "checked",
+    "unverified",
+    "sizes of",
+)
 
 
 def overview() -> str:
@@ -66,8 +78,8 @@ def overview() -> str:
         NOTE,
         "",
         OVERVIEW,
-        "| mechanism | prefill FLOPs | carried by | decode FLOPs | decode bytes | cache | checked | unverified | sizes of |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(OVERVIEW_COLUMNS)} |",
+        "|---" * len(OVERVIEW_COLUMNS) + "|",
     ]
     for module in modules():
         if hasattr(module, "cache"):

@@ -72,7 +72,8 @@ def latex(expression: Any, names: Mapping[sympy.Symbol, str] | None = None) -> s
 def _latex_name(name: str, size: bool) -> str:
     bare = name.rstrip("′")
     primes = "'" * (len(name) - len(bare))
-    if not size:
+    # A whole word (conv, shift) is a name; one letter and a few more (dk, Hkv) is a symbol with an index.
+    if not size or re.fullmatch(r"[a-z]{4,}", bare):
         return rf"\mathrm{{{bare.replace('_', ' ').replace(' ', chr(92) + ' ')}}}{primes}"
     match = re.fullmatch(r"([A-Za-z])_?(\w+)", bare)
     return f"{match[1]}_{{{match[2].replace('_', ',')}}}{primes}" if match else bare + primes

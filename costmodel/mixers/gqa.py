@@ -7,7 +7,8 @@ the whole cache for each token, and the G = H/Hkv heads of a group share what is
 
 >>> from costmodel.step import Precision, Step
 >>> d = Dims(H=2, Hkv=1, dk=64, dv=64)
->>> [k.work.flops for k in kernels(d, 128, Step(B=1, S=1, P=1023, phase="decode"), Precision()) if "attention" in k.family]
+>>> step = Step(B=1, S=1, P=1023, phase="decode")
+>>> [k.work.flops for k in kernels(d, 128, step, Precision()) if "attention" in k.family]
 [524288]
 """
 
