@@ -58,3 +58,16 @@ def test_the_model_of_the_recipe_is_predicted_from_its_path(recipe: Path) -> Non
     # 3 full layers · 2 KV heads · (64 + 64) · 2 bytes per token, and the state of 9 KDA layers
     state = 9 * 4 * (64 * 64 * 4 + 3 * 3 * 64 * 2)
     assert row.cache_bytes == 4096 * 3 * 2 * 128 * 2 + state
+
+
+def test_a_copied_profile_is_predicted_from_its_path(tmp_path: Path) -> None:
+    profile = Path(__file__).parent.parent / "hardware_profiles" / "h100-sxm.yaml"
+    text = profile.read_text(encoding="utf-8")
+    assert "name: h100-sxm\n" in text
+    copy = tmp_path / "my-gpu.yaml"
+    copy.write_text(
+        text.replace("name: h100-sxm\n", "name: my-gpu\n").replace("3.35 TB/s", "6.70 TB/s"), encoding="utf-8"
+    )
+    mine, theirs = predict("llama-3.1-8b", [str(copy), "h100-sxm"], 8192).rows
+    assert mine.hw == "my-gpu"
+    assert mine.roofline_s < 0.6 * theirs.roofline_s

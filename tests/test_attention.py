@@ -1,0 +1,153 @@
+"""Softmax attention and feed-forward: relations between forms, real tiles, and slips seen in other tools."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from costmodel.ffns import moe
+from costmodel.hardware import load_hardware
+from costmodel.kernels.attention import Attention, attention, tile
+from costmodel.kernels.base import Kernel
+from costmodel.kernels.decode_attention import decode_attention
+from costmodel.kernels.grouped_gemm import active_experts
+from costmodel.mixers import gqa, swa
+from costmodel.step import Precision, Step
+
+BASE = Attention(B=2, S=512, P=0, H=16, Hkv=4, dk=128, dv=128)
+DIMS = gqa.Dims(H=16, Hkv=4, dk=128, dv=128)
+
+
+def flops(kernels: list[Kernel]) -> int:
+    return sum(kernel.ideal.flops for kernel in kernels)
+
+
+def test_fewer_kv_heads_change_bytes_and_never_the_flops_of_attention() -> None:
+    many, one = attention("a", BASE._replace(Hkv=16)), attention("a", BASE._replace(Hkv=1))
+    assert many.ideal.flops == one.ideal.flops
+    # K and V: 2 sequences · 512 tokens · 15 heads fewer · (128 + 128) · 2 bytes
+    assert many.ideal.read - one.ideal.read == 2 * 512 * 15 * 256 * 2
+
+
+def test_window_as_wide_as_the_context_is_full_attention() -> None:
+    for P, S in ((0, 512), (100, 64), (511, 1)):
+        full, local = BASE._replace(P=P, S=S), BASE._replace(P=P, S=S, w=P + S)
+        assert attention("a", full).ideal == attention("a", local).ideal
+        assert decode_attention("a", full).ideal == decode_attention("a", local).ideal
+
+
+def test_bidirectional_attention_has_no_causal_half() -> None:
+    causal, both = attention("a", BASE).ideal.flops, attention("a", BASE._replace(bidirectional=True)).ideal.flops
+    assert both == 2 * 2 * 16 * 512 * 512 * 256  # 2 · B · H · S · L · (dk + dv)
+    assert causal == both * 513 / 1024  # (S + 1) / 2S of the square
+
+
+def test_prefill_and_decode_kernels_do_the_same_ideal_work() -> None:
+    a = BASE._replace(P=4000, S=5)
+    assert attention("a", a).ideal == decode_attention("a", a).ideal
+
+
+def test_output_is_heads_times_width_not_context_squared() -> None:
+    """Another tool counted an output of L × L: 2,048 times too many bytes at 2,048 tokens."""
+    assert attention("a", BASE).ideal.written == 2 * 512 * 16 * 128 * 2
+
+
+def test_decode_reads_the_cache_once_and_does_not_write_it_back() -> None:
+    a = BASE._replace(S=1, P=8191)
+    work = decode_attention("a", a).ideal
+    assert work.read == 2 * 8192 * 4 * 256 * 2 + 2 * 16 * 128 * 2  # keys and values of 4 heads, and the queries
+    assert work.written == 2 * 16 * 128 * 2
+
+
+def test_executed_tiles_of_a_short_prefill_waste_what_flash_attention_does() -> None:
+    """S = 512 in tiles of 128: 10 of 16 tiles are computed, 163,840 pairs for 131,328 visible ones."""
+    work = attention("a", BASE._replace(B=1, H=1, Hkv=1))
+    ratio = work.executed.tensor["bf16"] / work.ideal.tensor["bf16"]
+    assert ratio == pytest.approx(10 * 128 * 128 / (512 * 513 / 2))
+
+
+def test_decode_pads_query_rows_to_the_matrix_instruction() -> None:
+    """4 query heads share a key head: 4 rows of 64 are real."""
+    work = decode_attention("a", BASE._replace(S=1, P=4095))
+    assert work.executed.tensor["bf16"] == 16 * work.ideal.tensor["bf16"]
+
+
+def test_soft_cap_doubles_the_special_function_work() -> None:
+    plain, capped = attention("a", BASE), attention("a", BASE._replace(softcap=True))
+    assert capped.executed.special == 2 * plain.executed.special
+    assert capped.ideal == plain.ideal
+
+
+def test_backward_of_equal_widths_is_two_and_a_half_forward() -> None:
+    """FlashAttention-2, section 4.1: five products for two."""
+    forward = attention("a", BASE)
+    (gradient,) = forward.form.backward(forward)
+    assert gradient.ideal.flops == 2.5 * forward.ideal.flops
+    wide = attention("a", BASE._replace(dk=192))
+    (gradient,) = wide.form.backward(wide)
+    assert gradient.ideal.flops * (192 + 128) == wide.ideal.flops * (3 * 192 + 2 * 128)
+
+
+def test_tiles_are_those_of_flash_attention_3() -> None:
+    assert (tile(64), tile(128), tile(256), tile(128, "fp8")) == ((192, 128), (128, 128), (128, 80), (128, 224))
+
+
+def test_output_gate_doubles_the_query_projection_and_shared_values_drop_one() -> None:
+    D = 1024
+    base = sum(p.parameters for p in gqa.projections(DIMS, D))
+    gated = sum(p.parameters for p in gqa.projections(replace(DIMS, gate=True), D))
+    shared = sum(p.parameters for p in gqa.projections(replace(DIMS, k_eq_v=True), D))
+    assert gated - base == D * 16 * 128
+    assert base - shared == D * 4 * 128
+    assert gqa.cache(replace(DIMS, k_eq_v=True), Precision()) == gqa.cache(DIMS, Precision())
+
+
+def test_sinks_add_one_logit_per_head_and_no_flops() -> None:
+    step = Step(B=1, S=64, P=0)
+    plain, sinks = (list(gqa.kernels(d, 256, step, Precision())) for d in (DIMS, replace(DIMS, sinks=True)))
+    assert flops(plain) == flops(sinks)
+    assert gqa.extra_parameters(replace(DIMS, sinks=True), 256) == 16
+    assert sum(k.executed.special for k in sinks) - sum(k.executed.special for k in plain) == 64 * 16
+
+
+def test_rolling_cache_stops_at_the_window_and_a_paged_one_does_not() -> None:
+    d = swa.Dims(H=16, Hkv=4, dk=128, dv=128, w=1024)
+    per_token = 4 * 256 * 2
+    assert swa.cache(d, Precision()).bytes(100_000) == 1024 * per_token
+    assert swa.cache(replace(d, rolling=False), Precision()).bytes(100_000) == 100_000 * per_token
+
+
+def test_decode_time_falls_with_bandwidth_only_while_memory_bounds_it() -> None:
+    hardware = load_hardware("h100-sxm")
+    faster = load_hardware("h100-sxm", ("memory.hbm.bandwidth=2x",))
+    long, short = (decode_attention("a", BASE._replace(S=1, P=P)) for P in (1_000_000, 255))
+
+    def seconds(kernel: Kernel, device: object) -> float:
+        return float(kernel.form.terms(kernel, device, kernel.form.priors()).total())  # type: ignore[arg-type]
+
+    assert seconds(long, faster) < 0.6 * seconds(long, hardware)
+    assert seconds(short, faster) > 0.95 * seconds(short, hardware)
+
+
+def test_expected_active_experts_equal_a_simulation() -> None:
+    draw = random.Random(1)
+    E, k, n = 16, 3, 10
+    seen = [len({expert for _ in range(n) for expert in draw.sample(range(E), k)}) for _ in range(4000)]
+    assert sum(seen) / len(seen) == pytest.approx(active_experts(n, E, k), rel=0.01)
+    assert active_experts(10**6, E, k) == E
+
+
+def test_experts_of_a_batch_read_each_active_matrix_once() -> None:
+    """One token reads k experts; very many tokens read all of them, not k per token."""
+    d = moe.Dims(E=64, k=4, F=512)
+    one, many = (
+        sum(
+            kernel.ideal.weights
+            for kernel in moe.kernels(d, 1024, Step(B=B, S=1, P=9, phase="decode"), Precision())
+            if kernel.family == "moe"
+        )
+        for B in (1, 100_000)
+    )
+    each = 3 * 1024 * 512 * 2
+    assert one == pytest.approx(4 * each)
+    assert many == pytest.approx(64 * each)
