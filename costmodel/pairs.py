@@ -7,7 +7,7 @@ formula. Derivation: sums of arithmetic series; checked against brute force over
 
 import math
 
-from costmodel.algebra import Quantity, ceil_div, floor_div, half, maximum, minimum
+from costmodel.algebra import Quantity, ceil_div, floor_div, half, maximum, minimum, named
 
 
 def triangle(n: Quantity) -> Quantity:
@@ -76,6 +76,18 @@ def chunked(P: Quantity, S: Quantity, c: Quantity) -> Quantity:
         return whole * triangle(c) + triangle(n - whole * c)
 
     return until(P + S) - until(P)
+
+
+def chunk_keys(P: Quantity, S: Quantity, c: Quantity) -> Quantity:
+    """Keys from the start of the chunk that the first of the new tokens falls into.
+
+    >>> chunk_keys(0, 6, 4), chunk_keys(10, 3, 4)
+    (6, 5)
+    """
+    if type(P) is int and P == 0:
+        return S
+    # A lone query at that position sees its chunk up to itself; written so, the saw-tooth has its mean for large P.
+    return named("chunk_keys", S - 1 + chunked(P, 1, c))
 
 
 def _finished(n: Quantity, r: Quantity) -> Quantity:

@@ -237,9 +237,11 @@ def with_split_keys(kernel: Kernel, hardware: Hardware, calibration: Calibration
     """A bidirectional attention kernel with its keys split over the device, where that is the faster one.
 
     A block of few queries over a long cache leaves most of the device idle unless its keys are split, which
-    engines do by a rule of the same kind (Dao-AILab/flash-attention, hopper/heuristics.h).
+    engines do when the query tiles fill less than 0.8 of it (Dao-AILab/flash-attention, hopper/heuristics.h).
     """
-    if kernel.form is not DIFFUSION:
+    if kernel.form is not DIFFUSION or kernel.grid is None:
+        return kernel
+    if kernel.grid.blocks >= 0.8 * hardware.compute.units:
         return kernel
     split = decode_attention(kernel.name, kernel.shape)._replace(group=kernel.group, count=kernel.count)
     one, other = (entry.form.terms(entry, hardware, calibration.fit(entry).values).total() for entry in (kernel, split))
