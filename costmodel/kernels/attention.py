@@ -205,10 +205,10 @@ PREFILL = Form(
     terms=terms,
     backward=backward,
     sources=("arXiv:2407.08608", "arXiv:2307.08691"),
-    model_spread=0.18,
+    model_spread=0.35,
 )
 WINDOW = PREFILL._replace(family="window-attention", summary="fused attention inside a sliding window")
-DIFFUSION = PREFILL._replace(family="diffusion-attention", summary="fused bidirectional attention", model_spread=0.25)
+DIFFUSION = PREFILL._replace(family="diffusion-attention", summary="fused bidirectional attention", model_spread=0.4)
 MLA_PREFILL = PREFILL._replace(family="mla-prefill", summary="fused attention of expanded or absorbed MLA")
 FORMS = (PREFILL, WINDOW, DIFFUSION, MLA_PREFILL)
 

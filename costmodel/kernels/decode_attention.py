@@ -94,7 +94,7 @@ DECODE = Form(
     terms=terms,
     backward=no_backward,
     sources=("FlashDecoding, Stanford CRFM blog, 2023", "Dao-AILab/flash-attention, hopper/heuristics.h"),
-    model_spread=0.2,
+    model_spread=0.35,
 )
 MLA_PARAMETERS = {
     # 64 rows · 128 keys · (576 + 512) are 18 MFLOP: a step takes longer than one of head width 128.

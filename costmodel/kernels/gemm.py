@@ -111,7 +111,7 @@ FORM = Form(
     terms=terms,
     backward=backward,
     sources=("NVIDIA, Matrix Multiplication Background User's Guide", "CUTLASS, Efficient GEMM in CUDA"),
-    model_spread=0.12,
+    model_spread=0.18,
 )
 
 

@@ -122,7 +122,7 @@ FORM = Form(
     terms=terms,
     backward=backward,
     sources=("vllm-project/vllm, fused_moe", "arXiv:2211.15841 (MegaBlocks), section 4"),
-    model_spread=0.25,
+    model_spread=0.35,
 )
 
 
