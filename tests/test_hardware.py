@@ -72,7 +72,9 @@ def test_peaks_are_dense_and_consistent_with_units_and_clock(name: str) -> None:
     per_clock = hardware.tensor_peak("bf16") / hardware.compute.units / hardware.compute.clock
     assert 256 <= per_clock <= 2**20
     if "fp8" in hardware.compute.tensor:
-        assert hardware.tensor_peak("fp8") / hardware.tensor_peak("bf16") == pytest.approx(2, rel=0.03)
+        # Gaudi 3's engine is the one whose table gives fp8 the rate of bf16.
+        faster = 1 if name == "gaudi3" else 2
+        assert hardware.tensor_peak("fp8") / hardware.tensor_peak("bf16") == pytest.approx(faster, rel=0.03)
 
 
 @pytest.mark.parametrize(
