@@ -141,8 +141,8 @@ def core(d: Dims, step: Step, precision: Precision) -> Kernel:
         slots=slots,
         entries=step.L,
         row_bytes=mla.latent_bytes(d, precision),
-        dtype=precision.attention,
-        quantised=element_bytes(precision.kv) < element_bytes(precision.attention),
+        dtype=precision.hidden,
+        quantised=element_bytes(precision.kv) < element_bytes(precision.hidden),
         decoding=step.decoding,
     )
     return sparse_attention("sparse attention", x)

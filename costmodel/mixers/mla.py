@@ -181,7 +181,7 @@ def expanded(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
         dk=d.dn + d.dr,
         dv=d.dv,
         bidirectional=step.bidirectional,
-        dtype=precision.attention,
+        dtype=precision.hidden,
         kv=precision.hidden,
     )
     return [projection(kv_b, step, precision), prefix, assemble(d, step, precision), _core(a, step)]

@@ -1,0 +1,174 @@
+"""Scores by which blocks or entries are selected: products of queries with index keys, and no values.
+
+Unlike the token indexer, the heads are not summed inside the product and the scores leave the kernel reduced: as the
+maximum of a block, as a sum over the heads of a group, or one by one. Rows are query heads of one key head, packed
+into tiles of 128; where a program takes one query, its heads alone, padded to 16.
+
+Source: MSA, arXiv:2606.13392; InfLLM-v2, arXiv:2509.24663, and OpenBMB/infllmv2_cuda_impl (infllmv2_attn_stage1);
+MoBA, arXiv:2502.13189, eq. 5 and 6; fla-org/native-sparse-attention, ops/parallel.py (parallel_nsa_kernel_topk).
+"""
+
+from typing import NamedTuple
+
+from costmodel.algebra import Quantity, ceil_div, maximum, named
+from costmodel.einsum import dot, size
+from costmodel.kernels import indexer
+from costmodel.kernels.base import Grid, Kernel, Work, no_backward
+from costmodel.kernels.block_sparse import RESIDENT, ROWS
+from costmodel.kernels.top_k import PASSES, STEP, Selection, top_k
+from costmodel.pairs import compressed
+
+PACKED_ROWS = 128
+"""Rows of a tile of several queries."""
+
+COLUMNS = 128
+"""Entries of a tile."""
+
+
+class Scores(NamedTuple):
+    """B sequences, S queries of H heads of width d against entries of Hk key heads.
+
+    pairs: scored (query, entry) pairs per sequence and head; computed: those of whole tiles; entries: rows read per
+    sequence and key head, of entry_bytes each; results: numbers written per sequence, of result_bytes each;
+    streamed: entries that pass through L2 per query and key head where queries share nothing (gathered lists), else
+    None; softmax: an exp per score; packed: several queries share a tile.
+    learned, teacher: where the scores learn from the attention (a divergence over the selected keys), the pairs that
+    do, per sequence and head, and the FLOPs of one such pair in the attention.
+    """
+
+    B: Quantity
+    S: Quantity
+    H: Quantity
+    Hk: Quantity
+    d: Quantity
+    pairs: Quantity
+    computed: Quantity
+    entries: Quantity
+    entry_bytes: Quantity
+    results: Quantity
+    result_bytes: Quantity = 4
+    streamed: Quantity | None = None
+    softmax: bool = False
+    packed: bool = True
+    dtype: str = "bf16"
+    decoding: bool = False
+    learned: Quantity = 0
+    teacher: Quantity = 0
+
+
+def tiled_pairs(P: Quantity, S: Quantity, stride: Quantity) -> Quantity:
+    """The sum over queries of the entries, one per `stride` tokens, rounded up to whole tiles of columns.
+
+    >>> tiled_pairs(0, 2048, 16) == 128 * (2048 - 15), tiled_pairs(0, 256, 1) == 128 * 128 * (1 + 2)
+    (True, True)
+    """
+    before = stride * (COLUMNS - 1)
+    return COLUMNS * compressed(P + before, S, stride * COLUMNS)
+
+
+def rectangle(S: Quantity, entries: Quantity) -> Quantity:
+    """Pairs when every query meets all entries, in whole tiles of columns."""
+    return S * COLUMNS * ceil_div(entries, COLUMNS)
+
+
+def tile_rows(x: Scores) -> Quantity:
+    """Rows of all tiles of one sequence and key head."""
+    if x.packed:
+        rows = ROWS if x.decoding else PACKED_ROWS
+        return rows * ceil_div(x.S * x.H, x.Hk * rows)
+    return x.S * ROWS * ceil_div(x.H, x.Hk * ROWS)
+
+
+def work(x: Scores) -> tuple[Work, Work]:
+    """Ideal and executed work.
+
+    FLOP = 2·B·H·d·pairs. Bytes: queries and entries in, results out. Executed: whole tiles, two vector operations
+    per score for its reduction, an exp with a softmax, and the entries through L2 once per tile of rows.
+    """
+    s = dict(B=x.B, S=x.S, H=x.H, Hk=x.Hk, d=x.d, pairs=named("scored_pairs", x.pairs), entries=x.entries)
+    s |= dict(rows=tile_rows(x), columns=named("tiled_pairs", x.computed) / x.S)
+    read = 2 * size("B S H d", s) + size("B Hk entries", s) * x.entry_bytes
+    written = x.B * x.results * x.result_bytes
+    scores = size("B Hk rows columns", s)
+    if x.streamed is None:
+        streamed = scores / (PACKED_ROWS if x.packed and not x.decoding else ROWS) / (1 if x.packed else RESIDENT)
+    else:
+        streamed = x.B * x.S * x.Hk * x.streamed
+    ideal = Work(tensor={x.dtype: dot("B H pairs d", s)}, read=read, written=written)
+    executed = Work(
+        tensor={x.dtype: dot("B Hk rows columns d", s)},
+        vector=2 * scores,
+        special=scores if x.softmax else 0,
+        read=read,
+        written=written,
+        l2=streamed * x.entry_bytes,
+    )
+    return ideal, executed
+
+
+def grid(x: Scores) -> Grid:
+    """A program per tile of rows, with the mean number of its column tiles as the chain; decode: per column tile."""
+    columns = maximum(1, ceil_div(x.computed, x.S * COLUMNS))
+    tiles = x.B * x.Hk * ceil_div(tile_rows(x), PACKED_ROWS if x.packed else ROWS)
+    if x.decoding:
+        return Grid(blocks=tiles * columns, chain_steps=1)
+    return Grid(blocks=tiles, occupancy=1 if x.packed else RESIDENT, chain_steps=columns)
+
+
+WARPS = 32
+"""Rows of block scores that one thread block selects from: a row is short enough for a warp."""
+
+
+def best_blocks(name: str, x: Selection, *, decoding: bool) -> Kernel:
+    """The selection kernel, in prefill with a warp for every row instead of a thread block."""
+    if decoding:
+        return top_k(name, x)
+    steps = ceil_div(PASSES * WARPS * x.logits, x.rows * STEP)
+    return top_k(name, x)._replace(
+        grid=Grid(blocks=ceil_div(x.rows, WARPS), occupancy=2, chain_steps=steps), implementation="one warp per row"
+    )
+
+
+def backward(kernel: Kernel) -> tuple[Kernel, ...]:
+    """dQ and dK of the scores that learn: two products over the selected keys, not over all.
+
+    Executed: both the scores and those of the attention that teaches them are computed once more.
+    Source: MiniMax-AI/MSA, README ("Sparse KL Backward": teacher and indexer Q, K in, indexer dQ, dK out).
+    """
+    x: Scores = kernel.shape
+    s = dict(B=x.B, S=x.S, H=x.H, Hk=x.Hk, d=x.d, pairs=named("learned_pairs", x.learned), entries=x.entries)
+    product, gradients = dot("B H pairs d", s), 2 * size("B S H d", s) + 2 * size("B Hk entries d", s)
+    ideal = Work(tensor={x.dtype: 2 * product}, read=2 * gradients, written=gradients)
+    executed = ideal._replace(
+        tensor={x.dtype: 3 * product + x.teacher * size("B pairs", s)},
+        vector=8 * size("B H pairs", s),
+        special=2 * size("B H pairs", s),
+        l2=3 * 2 * size("B Hk pairs d", s),
+    )
+    return (kernel._replace(name=f"{kernel.name} backward", ideal=ideal, executed=executed),)
+
+
+SCORES = indexer.FORM._replace(backward=no_backward)
+"""Scores without a gradient: the selection is piecewise constant."""
+
+LEARNED_SCORES = indexer.FORM._replace(backward=backward)
+
+
+def block_scores(name: str, x: Scores, *, learned: bool = False) -> Kernel:
+    """The kernel, of the family of indexers.
+
+    >>> x = Scores(1, 1, 4, 1, 128, pairs=1000, computed=1024, entries=1000, entry_bytes=256, results=4 * 8)
+    >>> block_scores("s", x).work.flops == 2 * 4 * 128 * 1000
+    True
+    """
+    ideal, executed = work(x)
+    return Kernel(
+        name=name,
+        form=LEARNED_SCORES if learned else SCORES,
+        ideal=ideal,
+        executed=executed,
+        grid=grid(x),
+        instance=f"h{x.H}-d{x.d}-{x.dtype}",
+        shape=x,
+        implementation="tiled products with a fused reduction",
+    )

@@ -1,0 +1,180 @@
+"""Attention of every query to the blocks of keys that were selected for it, in one of two loop orders.
+
+Queries outside: a program takes one query token with the heads that share its selection, padded to the 16 rows of
+a matrix instruction, and walks its blocks; each block crosses L2 for every query that selected it. Blocks outside:
+a program takes one block of keys and gathers 128 rows of the queries that selected it, so the block is read once
+per tile, but each (query, block) leaves a partial output that is written, read back and combined.
+
+Source: NSA, arXiv:2502.11089, section 3.4, and fla-org/native-sparse-attention, ops/parallel.py (queries outside);
+MSA, arXiv:2606.13392, and Flash Sparse Attention, arXiv:2508.18224 (blocks outside).
+"""
+
+from typing import NamedTuple
+
+from costmodel.algebra import Quantity, ceil_div, half, maximum, minimum, named
+from costmodel.einsum import dot, size
+from costmodel.kernels import attention
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
+
+ROWS = 16
+"""Rows of one matrix instruction; the heads of one query are padded to a multiple."""
+
+GATHERED_ROWS = 128
+"""Query rows that the kernel with the blocks outside gathers into one tile."""
+
+SPLIT = 4
+"""Blocks that one program of the decode kernel walks when those of a query are split over the device."""
+
+RESIDENT = 4
+"""Programs that share a unit; where all walk the same entries, its first-level cache serves them together."""
+
+TILE = 128
+"""Keys of a tile at most: of a query's own block, tiles that begin after the query are skipped."""
+
+PARTIAL_BYTES = 4
+"""Bytes of an element of a partial output, which is kept in fp32 with its maximum and its sum."""
+
+
+class BlockSparse(NamedTuple):
+    """B sequences, S queries of H heads over Hkv key heads of width dk and dv.
+
+    pairs: attended (query, key) pairs per sequence and head; walked: those of whole tiles; visits: (query, block)
+    pairs per sequence and selecting head, blocks of b keys; selectors: heads that select for themselves, H or, where a
+    group shares its selection, Hkv; entries: keys in the cache of a sequence; row_bytes: of a key with its value, per
+    key head; indexed: the blocks are given by indices (no: they are all the visible ones); blocks_outside: the order.
+    """
+
+    B: Quantity
+    S: Quantity
+    H: Quantity
+    Hkv: Quantity
+    dk: Quantity
+    dv: Quantity
+    pairs: Quantity
+    walked: Quantity
+    visits: Quantity
+    b: Quantity
+    selectors: Quantity
+    entries: Quantity
+    row_bytes: Quantity
+    indexed: bool = True
+    blocks_outside: bool = False
+    softcap: bool = False
+    sinks: bool = False
+    dtype: str = "bf16"
+    decoding: bool = False
+
+
+def own_tile(b: Quantity) -> Quantity:
+    """Keys beyond the query that whole tiles of its own block hold, on average.
+
+    >>> own_tile(64), own_tile(4096)
+    (31.5, 63.5)
+    """
+    return half(minimum(b, TILE) - 1)
+
+
+def ragged_rows(x: BlockSparse) -> Quantity:
+    """Empty query rows of one sequence with the blocks outside: half of the last tile of every block and selector."""
+    return GATHERED_ROWS // 2 * ceil_div(x.entries, x.b) * x.selectors
+
+
+def work(x: BlockSparse) -> tuple[Work, Work]:
+    """Ideal and executed work.
+
+    FLOP = 2·B·H·pairs·(dk + dv). HBM bytes: Q and indices in, O out, and the selected rows, at most the whole cache
+    once. Executed: whole blocks, padded rows, one exp per computed score, the rows through L2, and partial outputs.
+    """
+    s = dict(B=x.B, S=x.S, H=x.H, dk=x.dk, dv=x.dv, b=x.b, selectors=x.selectors)
+    s |= dict(pairs=named("pairs", x.pairs), visits=named("visits", x.visits), walked=named("walked", x.walked))
+    s["keys"] = minimum(x.Hkv * x.entries, x.selectors * s["pairs"])
+    queries, output = 2 * size("B S H dk", s), 2 * size("B S H dv", s)
+    indices = 4 * size("B selectors visits", s) if x.indexed else 0
+    read = queries + size("B keys", s) * x.row_bytes + indices
+    ideal = Work(tensor={x.dtype: dot("B H pairs dk", s) + dot("B H pairs dv", s)}, read=read, written=output)
+    if x.blocks_outside:
+        s["computed"] = named("computed_pairs", x.H * s["walked"] + ragged_rows(x) * x.b)
+        streamed = size("B computed", s) / GATHERED_ROWS
+        partial = PARTIAL_BYTES * (x.dv + 2) * size("B H visits", s)
+    else:
+        s["computed"] = ROWS * ceil_div(x.H, ROWS * x.selectors) * size("selectors walked", s)
+        streamed, partial = size("B selectors walked", s) / (1 if x.indexed else RESIDENT), 0
+    scores = size("B computed", s)
+    executed = Work(
+        tensor={x.dtype: dot("B computed dk", s) + dot("B computed dv", s)},
+        vector=4 * scores + partial / PARTIAL_BYTES,
+        special=scores * (2 if x.softcap else 1) + (size("B S H", s) if x.sinks else 0),
+        read=read + partial,
+        written=output + partial,
+        l2=streamed * x.row_bytes,
+    )
+    return ideal, executed
+
+
+def grid(x: BlockSparse) -> Grid:
+    """A program per query and selector with its blocks as the chain, split in decode; or per tile of gathered rows."""
+    if x.blocks_outside:
+        tiles = ceil_div(x.visits * x.H + ragged_rows(x), GATHERED_ROWS)
+        return Grid(blocks=x.B * tiles, chain_steps=ceil_div(x.b, TILE))
+    programs, steps = x.B * x.S * x.selectors, maximum(1, ceil_div(x.visits, x.S))
+    if x.decoding:
+        return Grid(blocks=programs * ceil_div(steps, SPLIT), occupancy=RESIDENT, chain_steps=minimum(steps, SPLIT))
+    return Grid(blocks=programs, occupancy=RESIDENT, chain_steps=steps)
+
+
+PARAMETERS = (
+    Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of a kernel"),
+    Parameter("block_s", 1.0e-6, 0.5, 0.1e-6, 1e-5, "s", "prologue and epilogue of one program"),
+    Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "one block of keys in the chain of one program"),
+    Parameter("tensor_efficiency", 0.45, 0.35, 0.05, 1.0, "1", "share of the datasheet FLOP/s on padded rows"),
+    Parameter("special_efficiency", 0.7, 0.3, 0.05, 1.0, "1", "share of the exp rate"),
+    Parameter("vector_efficiency", 0.5, 0.3, 0.05, 1.0, "1", "share of the fp32 FLOP/s for the softmax"),
+    Parameter("memory_efficiency", 0.8, 0.15, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's, where the profile has no figure"),
+    Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
+)
+
+BLOCK_SPARSE = Form(
+    family="block-sparse",
+    summary="attention to blocks of keys selected by query",
+    parameters=PARAMETERS,
+    terms=unit_terms,
+    # The five products of dense attention, each over the selected blocks.
+    backward=attention.backward,
+    sources=("arXiv:2502.11089, section 3.4", "arXiv:2508.18224"),
+    model_spread=0.35,
+)
+MSA_PREFILL = BLOCK_SPARSE._replace(
+    family="msa-prefill",
+    summary="block-sparse attention of MSA, blocks outside",
+    sources=("arXiv:2606.13392", "MiniMax-AI/MSA, inference/msa_v1/attention/prefill"),
+)
+MSA_DECODE = BLOCK_SPARSE._replace(
+    family="msa-decode",
+    summary="block-sparse attention of MSA over few queries, blocks split",
+    sources=("arXiv:2606.13392", "MiniMax-AI/MSA, inference/msa_v1/attention/decode"),
+)
+FORMS = (BLOCK_SPARSE, MSA_PREFILL, MSA_DECODE)
+
+
+def block_sparse(name: str, x: BlockSparse, *, form: Form = BLOCK_SPARSE) -> Kernel:
+    """The kernel; with the blocks outside, and in decode, a second one combines the partial outputs.
+
+    >>> x = BlockSparse(1, 1, 8, 1, 64, 64, 96, walked=128, visits=2, b=64, selectors=1, entries=999, row_bytes=256)
+    >>> k = block_sparse("a", x)
+    >>> k.work.flops == 2 * 8 * 96 * 128, k.executed.tensor["bf16"] == 2 * 16 * 128 * 128
+    (True, True)
+    """
+    ideal, executed = work(x)
+    return Kernel(
+        name=name,
+        form=form,
+        ideal=ideal,
+        executed=executed,
+        grid=grid(x),
+        instance=f"hd{x.dk}-{x.dtype}",
+        shape=x,
+        launches=2 if x.decoding or x.blocks_outside else 1,
+        implementation="one program per block of keys" if x.blocks_outside else "one program per query",
+    )
