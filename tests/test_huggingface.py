@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from costmodel.architecture import Architecture, load_architecture
+from costmodel.architecture import Architecture, branches, load_architecture
 from costmodel.errors import BadInput
 from costmodel.huggingface import NOT_COVERED
 from costmodel.huggingface.decoder import FAMILIES
@@ -169,6 +169,213 @@ GEMMA4 = {
     "sliding_window": 64,
     "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
 }
+LLAMA4 = {
+    **BASE,
+    "model_type": "llama4_text",
+    "head_dim": 16,
+    "attention_chunk_size": 128,
+    "no_rope_layers": [],
+    "interleave_moe_layer_step": 2,
+    "intermediate_size_mlp": 160,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 1,
+}
+MINIMAX_M3 = {
+    **BASE,
+    "model_type": "minimax_m3",
+    "head_dim": 16,
+    "hidden_act": "swigluoai",
+    "dense_intermediate_size": 160,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "shared_intermediate_size": 40,
+    "moe_layer_freq": [0, 1, 1, 1],
+    "use_qk_norm": True,
+    "num_mtp_modules": 7,
+    "num_nextn_predict_layers": 1,
+    "sparse_attention_config": {
+        "sparse_attention_freq": [0, 1, 1, 1],
+        "sparse_num_index_heads": 2,
+        "sparse_index_dim": 8,
+        "sparse_block_size": 128,
+        "sparse_topk_blocks": 16,
+        "sparse_init_block": 0,
+        "sparse_local_block": 1,
+    },
+}
+DEEPSEEK_V4 = {
+    **BASE,
+    "model_type": "deepseek_v4",
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "qk_rope_head_dim": 8,
+    "q_lora_rank": 24,
+    "o_groups": 2,
+    "o_lora_rank": 16,
+    "sliding_window": 128,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 8,
+    "num_hash_layers": 1,
+    "hc_mult": 4,
+    "hc_sinkhorn_iters": 20,
+    "num_nextn_predict_layers": 1,
+    "compress_ratios": [0, 128, 4, 128, 0],
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+}
+SPARSE_CONFIG = {
+    "kernel_size": 32,
+    "kernel_stride": 16,
+    "block_size": 64,
+    "topk": 64,
+    "window_size": 2048,
+    "init_blocks": 1,
+    "dense_len": 8192,
+}
+MINICPM = {**BASE, "model_type": "minicpm", "sparse_config": SPARSE_CONFIG}
+SALA = {
+    **BASE,
+    "model_type": "minicpm_sala",
+    "head_dim": 16,
+    "mixer_types": ["minicpm4", "lightning-attn", "lightning-attn", "minicpm4"],
+    "sparse_config": SPARSE_CONFIG,
+    "attn_use_output_gate": True,
+    "attn_use_rope": False,
+    "lightning_nh": 4,
+    "lightning_nkv": 4,
+    "lightning_head_dim": 16,
+}
+MAMBA1 = {
+    "model_type": "mamba",
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "vocab_size": 96,
+    "state_size": 16,
+    "conv_kernel": 4,
+    "expand": 2,
+    "intermediate_size": 128,
+    "time_step_rank": "auto",
+}
+JAMBA = {
+    **BASE,
+    "model_type": "jamba",
+    "num_hidden_layers": 8,
+    "attn_layer_period": 8,
+    "attn_layer_offset": 4,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "mamba_d_state": 16,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_dt_rank": 8,
+}
+FALCON_H1 = {
+    **BASE,
+    "model_type": "falcon_h1",
+    "head_dim": 16,
+    "attn_layer_indices": None,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 24,
+    "mamba_d_ssm": 96,
+    "mamba_d_state": 32,
+    "mamba_n_groups": 1,
+    "mamba_d_conv": 4,
+    "mamba_chunk_size": 128,
+    "mamba_expand": 2,
+}
+ZAMBA2 = {
+    **BASE,
+    "model_type": "zamba2",
+    "num_hidden_layers": 5,
+    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "hybrid"],
+    "hybrid_layer_ids": [1, 3, 4],
+    "num_mem_blocks": 2,
+    "kv_channels": 16,
+    "num_query_groups": 4,
+    "adapter_rank": 8,
+    "mamba_d_state": 32,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_ngroups": 1,
+    "n_mamba_heads": 8,
+    "chunk_size": 256,
+    "hidden_act": "gelu",
+}
+MINIMAX_01 = {
+    **BASE,
+    "model_type": "minimax_text_01",
+    "head_dim": 16,
+    "attn_type_list": [0, 0, 0, 1],
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "shared_intermediate_size": 0,
+}
+RING = {
+    **BASE,
+    **MOE,
+    "model_type": "bailing_moe_linear",
+    "num_hidden_layers": 5,
+    "head_dim": 16,
+    "layer_group_size": 2,
+    "first_k_dense_replace": 1,
+    "num_shared_experts": 1,
+    "use_qk_norm": True,
+}
+RWKV_OLD = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 64,
+    "head_size": 64,
+    "intermediate_size": None,
+    "vocab_size": 300,
+}
+JET = {
+    **BASE,
+    "model_type": "jet_nemotron",
+    "layer_types": ["jet", "attn", "swa", "jet"],
+    "max_window_layers": 4,
+    "efficient_attention_config": {
+        "jet": {
+            "num_heads": 3,
+            "head_dim": 12,
+            "expand_v": 2.6666666667,
+            "conv_size": 4,
+            "dconv_generator_reduction": 8,
+        },
+        "swa": {"window_size": 64},
+    },
+}
+LFM2 = {
+    **BASE,
+    "model_type": "lfm2",
+    "layer_types": ["conv", "conv", "full_attention", "conv"],
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "block_ff_dim": 900,
+    "block_multiple_of": 64,
+    "block_auto_adjust_ff_dim": True,
+    "block_ffn_dim_multiplier": 1.0,
+    "tie_embedding": True,
+}
+NEMOTRON_NAS = {
+    **BASE,
+    "model_type": "nemotron-nas",
+    "num_key_value_heads": None,
+    "intermediate_size": None,
+    "block_configs": [
+        {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 2.625}},
+        {"attention": {"n_heads_in_group": 4}, "ffn": {"ffn_mult": 5.25}},
+        {"attention": {"no_op": True, "n_heads_in_group": None}, "ffn": {"replace_with_linear": True}},
+        {"attention": {"replace_with_linear": True}, "ffn": {"no_op": True, "ffn_mult": None}},
+    ],
+}
+FLA = {"hidden_size": 96, "num_hidden_layers": 3, "num_heads": 3, "vocab_size": 200, "max_position_embeddings": 512}
 GPT_OSS = {
     **BASE,
     "model_type": "gpt_oss",
@@ -203,7 +410,7 @@ def refused(folder: Path, config: Any) -> str:
 
 def kinds(model: Architecture) -> list[str]:
     """The mechanism of each layer."""
-    return [model.mixers[name].module.NAME if name else "" for name, _ in model.layers]
+    return ["+".join(model.mixers[name].module.NAME for name in branches(names)) for names, _ in model.layers]
 
 
 def dims(model: Architecture, block: str) -> Any:
@@ -256,6 +463,43 @@ FAMILY_FILES = {
     "state-spaces": (STATE_SPACES, ["mamba2"] * 3),
     "granitemoehybrid": (GRANITE, ["mamba2", "gqa", "mamba2", "mamba2"]),
     "rwkv7": (RWKV7, ["rwkv7"] * 2),
+    "llama4": (LLAMA4, ["chunked", "chunked", "chunked", "gqa"]),
+    "minimax_m3": (MINIMAX_M3, ["gqa", "msa", "msa", "msa"]),
+    "deepseek_v4": (DEEPSEEK_V4, ["dsv4_window", "hca", "csa", "hca"]),
+    "minicpm": (MINICPM, ["infllm2"] * 4),
+    "minicpm_sala": (SALA, ["infllm2", "lightning", "lightning", "infllm2"]),
+    "mamba": (MAMBA1, ["mamba1"] * 3),
+    "jamba": (JAMBA, ["mamba1"] * 4 + ["gqa"] + ["mamba1"] * 3),
+    "falcon_h1": (FALCON_H1, ["gqa+mamba2"] * 4),
+    "zamba2": (
+        ZAMBA2,
+        ["mamba2", "zamba2_shared", "mamba2", "mamba2", "zamba2_shared", "mamba2", "zamba2_shared", "mamba2"],
+    ),
+    "minimax_text_01": (MINIMAX_01, ["lightning"] * 3 + ["gqa"]),
+    "bailing_moe_linear": (RING, ["lightning", "gqa", "lightning", "gqa", "gqa"]),
+    "bailing_moe": ({**RING, "model_type": "bailing_moe_v2", "layer_group_size": None}, ["gqa"] * 5),
+    "nsa": ({**FLA, "model_type": "nsa", "num_kv_heads": 1, "head_dim": 32}, ["nsa"] * 3),
+    "moba": ({**FLA, "model_type": "moba", "moba_chunk_size": 64, "moba_topk": 3}, ["moba"] * 3),
+    "gated_deltanet": ({**FLA, "model_type": "gated_deltanet", "head_dim": 32}, ["gdn"] * 3),
+    "kda": ({**FLA, "model_type": "kda", "head_dim": 32}, ["kda"] * 3),
+    "gla": ({**FLA, "model_type": "gla", "attn": {"layers": [1], "num_heads": 3}}, ["gla", "gqa", "gla"]),
+    "retnet": ({**FLA, "model_type": "retnet"}, ["retnet"] * 3),
+    "delta_net": ({**FLA, "model_type": "delta_net"}, ["deltanet"] * 3),
+    "gated_deltaproduct": (
+        {**FLA, "model_type": "gated_deltaproduct", "head_dim": 16, "num_householder": 2, "use_forget_gate": True},
+        ["gated_delta_product"] * 3,
+    ),
+    "rwkv4": ({**RWKV_OLD, "model_type": "rwkv"}, ["rwkv4"] * 2),
+    "rwkv5": ({**RWKV_OLD, "model_type": "rwkv5"}, ["rwkv5"] * 2),
+    "rwkv6": ({**RWKV_OLD, "model_type": "rwkv6"}, ["rwkv6"] * 2),
+    "ttt": ({**BASE, "model_type": "ttt", "share_qk": True, "use_gate": True}, ["ttt"] * 4),
+    "lfm2": (LFM2, ["gated_conv", "gated_conv", "gqa", "gated_conv"]),
+    "nemotron_nas": (NEMOTRON_NAS, ["gqa", "gqa", "", ""]),
+    "jet_nemotron": (JET, ["jet", "gqa", "swa", "jet"]),
+    "log_linear": (
+        {**FLA, "model_type": "log_linear_mamba2", "num_heads": 4, "head_dim": 16, "state_size": 32},
+        ["log_linear"] * 3,
+    ),
 }
 
 
@@ -270,7 +514,18 @@ def test_each_family_gives_its_mechanisms_layer_by_layer(name: str, tmp_path: Pa
 def test_every_model_type_that_is_read_has_a_test() -> None:
     aliases = {"qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl", "qwen3_vl_text"}
     aliases |= {"qwen3_vl_moe", "qwen3_vl_moe_text", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "gemma3", "gemma4"}
-    aliases |= {"mimo_v2", "deepseek_v2", "kimi_k25", "kimi_k3", "mamba_ssm"}
+    aliases |= {
+        "mimo_v2",
+        "deepseek_v2",
+        "kimi_k25",
+        "kimi_k3",
+        "mamba_ssm",
+        "llama4",
+        "minimax_m3_vl",
+        "minimax_m3_text",
+    }
+    aliases |= {"deepseek_ref", "minimax", "minimax_m1", "bailing_moe", "bailing_moe_v2_5", "bailing_hybrid"}
+    aliases |= {"falcon_mamba", "lfm2_moe", "decilm"}
     tested = {str(config.get("model_type")).lower() for config, _ in FAMILY_FILES.values()}
     assert set(FAMILIES) - aliases == tested - {"none"}
 
@@ -349,9 +604,29 @@ def test_global_layers_of_gemma4_have_other_heads_and_no_value_projection(tmp_pa
     assert (dims(common, "full").Hkv, dims(common, "full").dk) == (2, 16)
 
 
-@pytest.mark.parametrize("field", ["num_kv_shared_layers", "hidden_size_per_layer_input"])
-def test_gemma4_with_shared_layers_is_refused_by_field(field: str, tmp_path: Path) -> None:
-    assert field in refused(tmp_path, {**GEMMA4, field: 10})
+def test_late_layers_of_gemma4_read_the_cache_of_earlier_ones(tmp_path: Path) -> None:
+    from costmodel.step import Precision
+
+    dense = {key: value for key, value in GEMMA4.items() if key not in (*MOE, "enable_moe_block", "top_k_experts")}
+    small = {**dense, "num_hidden_layers": 8, "num_kv_shared_layers": 4, "use_double_wide_mlp": True}
+    small |= {"layer_types": GEMMA4["layer_types"] * 2, "attention_k_eq_v": False, "num_global_key_value_heads": None}
+    model = load(tmp_path, small)
+    assert kinds(model) == ["swa"] * 3 + ["gqa"] + ["shared_kv"] * 4
+    assert [ffn for _, ffn in model.layers] == ["ffn"] * 4 + ["ffn_wide"] * 4
+    assert (dims(model, "ffn").F, dims(model, "ffn_wide").F) == (96, 192)
+    assert (dims(model, "swa_shared").w, dims(model, "full_shared").w) == (64, None)
+    grown = model.cache_bytes(1001, Precision()) - model.cache_bytes(1000, Precision())
+    assert grown == 2 * 2 * 32 * 2  # one global layer: keys and values of 2 heads of 32
+    assert "num_kv_shared_layers: 9 is outside" in refused(tmp_path, {**small, "num_kv_shared_layers": 9})
+
+
+def test_inputs_of_every_layer_are_weights_that_few_tokens_read(tmp_path: Path) -> None:
+    model = load(tmp_path, {**GEMMA4, "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 200})
+    plain = load(tmp_path, GEMMA4)
+    assert len(model.layers) == 2 * len(plain.layers)
+    matrices, table, norms = 3 * 64 * 12 + 12, 200 * 12, 2 * 64
+    assert model.parameters - plain.parameters == 4 * (matrices + table + norms)
+    assert model.active_parameters - plain.active_parameters == 4 * (matrices + norms)
 
 
 # --- windows --------------------------------------------------------------------------------------------------------
@@ -604,8 +879,22 @@ def test_state_spaces_vocabulary_is_padded(tmp_path: Path) -> None:
     model = load(tmp_path, STATE_SPACES)
     assert model.V == 304  # 301 rounded up to a multiple of 16
     assert (dims(model, "mamba").H, dims(model, "mamba").p, dims(model, "mamba").N) == (4, 64, 128)
-    assert "layer" in refused(tmp_path, {**STATE_SPACES, "ssm_cfg": {"layer": "Mamba1"}})
+    assert "ssm_cfg.layer" in refused(tmp_path, {**STATE_SPACES, "ssm_cfg": {"layer": "Mamba3x"}})
     assert "attn_layer_idx" in refused(tmp_path, {**STATE_SPACES, "attn_layer_idx": [1]})
+
+
+def test_state_spaces_mean_the_first_mamba_when_no_layer_is_named(tmp_path: Path) -> None:
+    model = load(tmp_path, {**STATE_SPACES, "ssm_cfg": {}})
+    mamba = dims(model, "mamba")
+    assert kinds(model) == ["mamba1"] * 3
+    assert (mamba.inner, mamba.N, mamba.rank, mamba.conv) == (256, 16, 8, 4)  # twice 128; 128 / 16
+
+
+def test_inner_width_of_mamba_wins_over_expand(tmp_path: Path) -> None:
+    falcon = load(tmp_path, {**MAMBA1, "model_type": "falcon_mamba", "expand": 16, "time_step_rank": 5})
+    assert (dims(falcon, "mamba").inner, dims(falcon, "mamba").rank) == (128, 5)
+    derived = load(tmp_path, {**MAMBA1, "intermediate_size": None})
+    assert (dims(derived, "mamba").inner, dims(derived, "mamba").rank) == (128, 4)  # twice 64; "auto": 64 / 16
 
 
 def test_llada_takes_the_rows_of_its_embedding_and_is_bidirectional(tmp_path: Path) -> None:
@@ -717,6 +1006,224 @@ def test_unknown_words_in_a_list_of_layers_are_refused(tmp_path: Path) -> None:
     assert "attn_type_list: '0' is not known" in refused(
         tmp_path, {**FAMILY_FILES["minimax_m2"][0], "attn_type_list": [1, 0, 1, 1]}
     )
+
+
+# --- families of the second kind: traps of their fields --------------------------------------------------------------
+
+
+def test_every_fourth_layer_of_llama_4_is_full_and_not_rotated(tmp_path: Path) -> None:
+    model = load(tmp_path, LLAMA4)
+    assert (dims(model, "chunked").c, dims(model, "chunked").rope, dims(model, "full_nope").rope) == (128, True, False)
+    listed = load(tmp_path, {**LLAMA4, "no_rope_layers": [1, 0, 1, 1]})
+    assert kinds(listed) == ["chunked", "gqa", "chunked", "chunked"]
+    other = load(tmp_path, {**LLAMA4, "no_rope_layer_interval": 2})
+    assert kinds(other) == ["chunked", "gqa"] * 2
+    assert kinds(load(tmp_path, {**LLAMA4, "attention_chunk_size": None})) == ["gqa"] * 4
+
+
+def test_experts_of_llama_4_interleave_with_wider_dense_blocks(tmp_path: Path) -> None:
+    model = load(tmp_path, LLAMA4)
+    assert [ffn for _, ffn in model.layers] == ["ffn", "moe", "ffn", "moe"]
+    moe = dims(model, "moe")
+    assert (dims(model, "ffn").F, moe.F, moe.shared) == (160, 96, 1)
+    assert [ffn for _, ffn in load(tmp_path, {**LLAMA4, "moe_layers": [0]}).layers] == ["moe", "ffn", "ffn", "ffn"]
+
+
+def test_minimax_m3_flat_and_nested_are_the_same_model(tmp_path: Path) -> None:
+    flat = load(tmp_path, MINIMAX_M3)
+    text = {key: value for key, value in MINIMAX_M3.items() if key not in ("model_type", "n_shared_experts")}
+    nested = load(tmp_path, {"model_type": "minimax_m3_vl", "text_config": text, "vision_config": {"depth": 2}})
+    assert nested.parameters == flat.parameters
+    assert kinds(nested) == kinds(flat)
+    msa, moe = dims(flat, "msa"), dims(flat, "moe")
+    assert (msa.HI, msa.dI, msa.b, msa.k, msa.init_blocks, msa.local_blocks, msa.qk_norm) == (2, 8, 128, 16, 0, 1, True)
+    assert (dims(flat, "ffn").F, moe.F, moe.F_shared, moe.act) == (160, 96, 40, "swigluoai")
+    assert flat.mtp is not None
+    assert flat.mtp.layers == 1  # num_nextn_predict_layers, not the seven trained modules
+    dense = {**MINIMAX_M3["sparse_attention_config"], "use_sparse_attention": False}
+    assert kinds(load(tmp_path, {**MINIMAX_M3, "sparse_attention_config": dense})) == ["gqa"] * 4
+
+
+def test_ratios_of_deepseek_v4_name_the_layers_and_the_prediction_layer(tmp_path: Path) -> None:
+    model = load(tmp_path, DEEPSEEK_V4)
+    assert [ffn for _, ffn in model.layers] == ["moe_hash", "moe", "moe", "moe"]
+    assert (dims(model, "moe_hash").hashed, dims(model, "moe").hashed) == (True, False)
+    assert (dims(model, "csa").r, dims(model, "csa").k, dims(model, "hca").r) == (4, 8, 128)
+    assert model.hyper_connections == (4, 20)
+    assert model.mtp is not None
+    assert model.mtp.mixer is not None
+    assert model.mtp.mixer.name == "swa"  # the ratio behind the layers is 0
+    assert model.kv == "fp8"
+    words = ["sliding_attention", "heavily_compressed_attention", "compressed_sparse_attention"] * 2
+    newer = {key: value for key, value in DEEPSEEK_V4.items() if key not in ("compress_ratios", "num_hash_layers")}
+    newer |= {"layer_types": words[:4], "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"]}
+    assert kinds(load(tmp_path, newer)) == ["dsv4_window", "hca", "csa", "dsv4_window"]
+    assert [ffn for _, ffn in load(tmp_path, newer).layers] == ["moe_hash", "moe", "moe", "moe"]
+    assert "compress_ratios: '64' is not known" in refused(
+        tmp_path, {**DEEPSEEK_V4, "compress_ratios": [0, 64, 4, 128]}
+    )
+    alone = {"num_nextn_predict_layers": 0, "compress_ratios": [0, 128, 4, 128]}
+    plain = load(tmp_path, {**DEEPSEEK_V4, **alone, "hc_mult": 1})
+    assert (plain.hyper_connections, plain.mtp) == (None, None)
+
+
+def test_minicpm_is_dense_without_a_sparse_config(tmp_path: Path) -> None:
+    dense = load(tmp_path, {key: value for key, value in MINICPM.items() if key != "sparse_config"})
+    assert kinds(dense) == ["gqa"] * 4
+    assert dense.tied_embeddings
+    assert kinds(load(tmp_path, {**MINICPM, "sparse_config": None})) == ["gqa"] * 4
+    sparse = dims(load(tmp_path, MINICPM), "attn")
+    assert (sparse.l, sparse.r, sparse.b, sparse.k, sparse.w, sparse.dense_len) == (32, 16, 64, 64, 2048, 8192)
+
+
+def test_sala_gates_its_sparse_layers_and_does_not_rotate_them(tmp_path: Path) -> None:
+    model = load(tmp_path, SALA)
+    assert (dims(model, "infllm2").gate, dims(model, "infllm2").rope) == (True, False)
+    assert "lightning_nkv: 2 for 4 heads" in refused(tmp_path, {**SALA, "lightning_nkv": 2})
+    assert "mixer_types: 'sparse' is not known" in refused(tmp_path, {**SALA, "mixer_types": ["sparse"] * 4})
+
+
+def test_lightning_layers_have_their_own_keys_whatever_the_softmax_layers_share(tmp_path: Path) -> None:
+    for config in (MINIMAX_01, RING):
+        model = load(tmp_path, config)
+        assert (dims(model, "lightning").H, dims(model, "full").Hkv) == (4, 2)
+    words = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+    newer = {key: value for key, value in MINIMAX_01.items() if key != "attn_type_list"} | {"layer_types": words}
+    assert kinds(load(tmp_path, {**newer, "model_type": "minimax"})) == ["lightning", "lightning", "gqa", "lightning"]
+    assert "attn_type_list: needed" in refused(tmp_path, {**newer, "layer_types": None})
+
+
+def test_groups_of_ring_end_in_a_full_layer(tmp_path: Path) -> None:
+    model = load(tmp_path, {**RING, "num_hidden_layers": 10, "layer_group_size": 5})
+    assert [index for index, kind in enumerate(kinds(model)) if kind == "gqa"] == [4, 9]
+    assert [ffn for _, ffn in model.layers] == ["ffn"] + ["moe"] * 9
+    latent = load(tmp_path, {**RING, **LATENT, "model_type": "bailing_moe_v2_5"})
+    assert kinds(latent) == ["lightning", "mla", "lightning", "mla", "mla"]
+
+
+def test_jamba_takes_periods_and_offsets(tmp_path: Path) -> None:
+    model = load(tmp_path, JAMBA)
+    assert [ffn for _, ffn in model.layers] == ["ffn", "moe"] * 4
+    assert (dims(model, "mamba").inner, dims(model, "mamba").rank, dims(model, "attn").rope) == (128, 8, False)
+    assert dims(load(tmp_path, {**JAMBA, "mamba_dt_rank": "auto"}), "mamba").rank == 4  # 64 / 16
+    assert {ffn for _, ffn in load(tmp_path, {**JAMBA, "num_experts": 1}).layers} == {"ffn"}
+
+
+def test_falcon_h1_has_a_cache_and_a_state_in_every_layer(tmp_path: Path) -> None:
+    from costmodel.step import Precision
+
+    model = load(tmp_path, FALCON_H1)
+    assert model.layers == ((("attn", "mamba"), "ffn"),) * 4
+    mamba = dims(model, "mamba")
+    assert mamba.H * mamba.p == 96  # mamba_d_ssm; expand 2 would give 128
+    grown = model.cache_bytes(11, Precision()) - model.cache_bytes(10, Precision())
+    assert grown == 4 * 2 * 2 * 16 * 2
+    assert dims(load(tmp_path, {**FALCON_H1, "mamba_d_head": "auto"}), "mamba").p == 24
+    assert "attn_layer_indices" in refused(tmp_path, {**FALCON_H1, "attn_layer_indices": [0, 2]})
+
+
+def test_shared_blocks_of_zamba2_are_twice_as_wide_as_kv_channels_says(tmp_path: Path) -> None:
+    model = load(tmp_path, ZAMBA2)
+    shared = dims(model, "shared")
+    assert (shared.H, shared.d, shared.F, shared.r) == (4, 32, 96, 8)  # 2 · 64 / 4 heads; kv_channels says 16
+    assert model.mixers["shared"].copies == 2
+    assert model.counts()[0] == {"mamba": 5, "shared": 3}
+    by_number = {key: value for key, value in ZAMBA2.items() if key != "layers_block_type"}
+    assert load(tmp_path, by_number).layers == model.layers
+    assert load(tmp_path, {**ZAMBA2, "num_mem_blocks": 7}).mixers["shared"].copies == 3  # no more than there are calls
+    adapted = load(tmp_path, {**ZAMBA2, "use_shared_attention_adapter": True, "use_mem_rope": True})
+    assert (dims(adapted, "shared").attention_adapters, dims(adapted, "shared").rope) == (True, True)
+
+
+def test_widths_of_jet_blocks_stand_apart(tmp_path: Path) -> None:
+    model = load(tmp_path, JET)
+    jet = dims(model, "jet")
+    assert (jet.H, jet.dk, jet.dv, jet.ratio) == (3, 12, 32, 8)  # 12 · 2.6666666667
+    assert (dims(model, "swa").w, dims(model, "full").bias) == (64, True)
+
+
+def test_layers_of_a_searched_model_differ_one_by_one(tmp_path: Path) -> None:
+    model = load(tmp_path, NEMOTRON_NAS)
+    assert list(model.layers) == [
+        ("attn_kv2", "ffn_256"),  # 2/3 · 2.625 · 64 = 112, rounded up to 256
+        ("attn_kv1", "ffn_256"),
+        (None, "linear"),
+        (None, "linear"),
+    ]
+    attention = {1: 64 * (64 + 2 * 16) + 64 * 64, 2: 64 * (64 + 4 * 16) + 64 * 64}
+    blocks = attention[1] + attention[2] + 2 * 3 * 64 * 256 + 2 * 64 * 64
+    assert model.parameters == blocks + (2 * 2 + 2) * 64 + 64 + 2 * 200 * 64
+    short = refused(tmp_path, {**NEMOTRON_NAS, "block_configs": NEMOTRON_NAS["block_configs"][:2]})
+    assert "block_configs: expected one entry for each of 4 layers, found 2 entries" in short
+    lacking = [{"attention": {"n_heads_in_group": 2}, "ffn": {}}] * 4
+    assert "block_configs[0].ffn.ffn_mult: missing" in refused(tmp_path, {**NEMOTRON_NAS, "block_configs": lacking})
+
+
+def test_feed_forward_of_lfm2_is_cut_to_two_thirds(tmp_path: Path) -> None:
+    model = load(tmp_path, LFM2)
+    assert dims(model, "ffn").F == 640  # 2/3 · 900 = 600, rounded up to 64
+    assert (dims(model, "conv").W, dims(model, "conv").conv, dims(model, "attn").qk_norm) == (64, 3, True)
+    assert model.tied_embeddings
+    assert dims(load(tmp_path, {**LFM2, "block_auto_adjust_ff_dim": False}), "ffn").F == 900
+    by_number = {key: value for key, value in LFM2.items() if key != "layer_types"} | {"full_attn_idxs": [1]}
+    assert kinds(load(tmp_path, by_number)) == ["gated_conv", "gqa", "gated_conv", "gated_conv"]
+    sparse = load(tmp_path, {**LFM2, **MOE, "model_type": "lfm2_moe", "num_dense_layers": 1})
+    assert [ffn for _, ffn in sparse.layers] == ["ffn", "moe", "moe", "moe"]
+
+
+def test_low_ranks_of_rwkv6_follow_the_width(tmp_path: Path) -> None:
+    small = dims(load(tmp_path, {**RWKV_OLD, "model_type": "rwkv6"}), "rwkv6")
+    assert (small.H, small.d, small.rm, small.rw) == (2, 64, 32, 64)
+    wide = dims(load(tmp_path, {**RWKV_OLD, "model_type": "rwkv6", "hidden_size": 4096}), "rwkv6")
+    assert (wide.H, wide.rm, wide.rw) == (64, 64, 128)
+    fla = {**FLA, "model_type": "rwkv6", "expand_k": 1.0, "proj_low_rank_dim": 8, "gate_low_rank_dim": 16}
+    ours = dims(load(tmp_path, fla), "rwkv6")
+    assert (ours.H, ours.d, ours.rm, ours.rw) == (3, 32, 8, 16)
+    assert "expand_k" in refused(tmp_path, {**FLA, "model_type": "rwkv6"})  # half the width by default
+    assert dims(load(tmp_path, {**RWKV_OLD, "model_type": "rwkv5"}), "cmix").F == 448  # 3.5 · 128
+    assert dims(load(tmp_path, {**RWKV_OLD, "model_type": "rwkv"}), "cmix").F == 512
+
+
+def test_feed_forward_of_fla_is_rounded_up_to_256(tmp_path: Path) -> None:
+    model = load(tmp_path, {**FLA, "model_type": "gla", "hidden_size": 2048, "num_heads": 4})
+    assert dims(model, "ffn").F == 5632  # 2048 · 4 · 2/3 = 5461
+    assert (dims(model, "gla").dk, dims(model, "gla").dv) == (256, 512)
+    assert dims(load(tmp_path, {**FLA, "model_type": "gla", "intermediate_size": 100}), "ffn").F == 100
+    retnet = load(tmp_path, {**FLA, "model_type": "retnet", "hidden_size": 2048, "num_heads": 8})
+    assert (dims(retnet, "ffn").F, dims(retnet, "retnet").dk, dims(retnet, "retnet").dv) == (2816, 256, 512)
+
+
+@pytest.mark.parametrize(
+    "config,named",
+    [
+        ({**FLA, "model_type": "gla", "use_short_conv": True}, "use_short_conv"),
+        ({**FLA, "model_type": "gla", "num_kv_heads": 1}, "num_kv_heads: 1 for 3 heads"),
+        ({**FLA, "model_type": "retnet", "expand_v": "wide"}, "expand_v"),
+        ({**FLA, "model_type": "gla", "hidden_ratio": -1}, "hidden_ratio"),
+        ({**FLA, "model_type": "delta_net", "use_short_conv": False}, "use_short_conv"),
+        ({**FLA, "model_type": "gated_deltanet", "use_gate": False}, "use_gate"),
+        ({**FLA, "model_type": "moba", "window_size": 64}, "window_size"),
+        ({**BASE, "model_type": "ttt", "ttt_layer_type": "mlp"}, "ttt_layer_type"),
+    ],
+)
+def test_variants_that_are_not_covered_are_refused_by_field(config: Any, named: str, tmp_path: Path) -> None:
+    assert named in refused(tmp_path, config)
+
+
+def test_nvfp4_experts_on_an_fp8_file_leave_the_rest_fp8(tmp_path: Path) -> None:
+    quantization = {
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "quant_algo": "MIXED_PRECISION",
+        "moe_quant_algo": "NVFP4",
+        "ignore": ["*.attn.*", "*.ffn.shared_experts.*", "head"],
+        "quantized_layers": {f"layers.{index}.ffn.experts": {"quant_algo": "NVFP4"} for index in range(4)},
+    }
+    model = load(tmp_path, {**DEEPSEEK_V4, "expert_dtype": "fp4", "quantization_config": quantization})
+    assert dict(model.weights) == {"default": "bf16", "mixer": "fp8", "experts": "nvfp4", "shared_experts": "fp8"}
+    plain = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    released = load(tmp_path, {**DEEPSEEK_V4, "expert_dtype": "fp4", "quantization_config": plain})
+    assert (released.weights["experts"], released.weights["mixer"], released.activations) == ("mxfp4", "fp8", "fp8")
 
 
 # --- quantization ---------------------------------------------------------------------------------------------------
@@ -988,6 +1495,9 @@ def test_every_real_file_is_read_or_refused_by_mechanism() -> None:
 
 
 SIZES = {
+    "MiniMax-M3": 426.2,
+    "DeepSeek-V4-Flash": 284.3,
+    "DeepSeek-V4-Pro": 1573.0,
     "MiniMax-M2.5": 228.7,
     "Qwen3-235B-A22B": 235.1,
     "Qwen3-30B-A3B": 30.53,

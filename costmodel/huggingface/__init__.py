@@ -12,50 +12,49 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.errors import BadInput, unknown
-from costmodel.huggingface import latent, recurrent, softmax
-from costmodel.huggingface.decoder import FAMILIES, Family
+from costmodel.huggingface import hybrid, latent, linear, recurrent, searched, softmax, sparse
+from costmodel.huggingface.decoder import FAMILIES, Decoder, Family
 from costmodel.huggingface.fields import Fields
 from costmodel.huggingface.quantization import formats
 from costmodel.loading import Problems, read_mapping
 
-__all__ = ["architecture_mapping", "latent", "recurrent", "softmax"]
+__all__ = ["architecture_mapping", "hybrid", "latent", "linear", "recurrent", "searched", "softmax", "sparse"]
 
 NOT_COVERED = {
-    "minimax_m3": ("multi-block sparse attention (MSA)", "dsa, swa, gqa"),
-    "minimax_m3_vl": ("multi-block sparse attention (MSA)", "dsa, swa, gqa"),
-    "deepseek_v4": ("compressed sparse and heavily compressed attention (CSA, HCA)", "dsa, mla, swa"),
-    "deepseek_ref": ("compressed sparse and heavily compressed attention (CSA, HCA)", "dsa, mla, swa"),
-    "llama4": ("chunked attention", "swa, gqa"),
-    "llama4_text": ("chunked attention", "swa, gqa"),
-    "mamba": ("selective scan (Mamba-1)", "mamba2"),
-    "falcon_mamba": ("selective scan (Mamba-1)", "mamba2"),
-    "jamba": ("selective scan (Mamba-1)", "mamba2, gqa"),
-    "zamba": ("attention blocks shared between layers", "mamba2, gqa"),
-    "zamba2": ("attention blocks shared between layers", "mamba2, gqa"),
-    "falcon_h1": ("attention and Mamba-2 side by side in one layer", "mamba2, gqa"),
-    "minimax": ("lightning attention", "gdn, kda, gqa"),
-    "minimax_text_01": ("lightning attention", "gdn, kda, gqa"),
-    "minimax_m1": ("lightning attention", "gdn, kda, gqa"),
-    "bailing_moe_linear": ("lightning attention", "gdn, kda, gqa"),
-    "bailing_moe_v2_5": ("lightning attention", "gdn, kda, gqa"),
-    "minicpm": ("block-sparse attention (InfLLM-v2)", "dsa, swa, gqa"),
-    "minicpm_sala": ("block-sparse attention (InfLLM-v2)", "dsa, swa, gqa"),
-    "jet_nemotron": ("gated delta rule with dynamic convolutions (JetBlock)", "gdn, swa"),
-    "lfm2": ("gated short convolution", "mamba2, gqa"),
-    "lfm2_moe": ("gated short convolution", "mamba2, gqa"),
-    "rwkv": ("RWKV-4", "rwkv7"),
-    "rwkv5": ("RWKV-5", "rwkv7"),
-    "rwkv6": ("RWKV-6", "rwkv7"),
-    "decilm": ("layers without attention or with linear ones (block_configs)", "gqa"),
-    "nemotron-nas": ("layers without attention or with linear ones (block_configs)", "gqa"),
+    "zamba": ("attention blocks shared between layers, beside Mamba-1", "zamba2_shared, mamba1"),
     "gemma3n": ("keys and values shared between layers", "swa, gqa"),
     "gemma3n_text": ("keys and values shared between layers", "swa, gqa"),
     "recurrent_gemma": ("gated linear recurrence (RG-LRU)", "mamba2, swa"),
-    "powercoder": ("power attention", "gqa"),
+    "xlstm": ("matrix memory with exponential gates (mLSTM)", "gla, mamba2"),
+    "hgrn2": ("gated linear recurrence with tied gates (HGRN2)", "gla"),
+    "forgetting_transformer": ("softmax attention with a forget gate", "gqa"),
+    "mesa_net": ("linear attention by conjugate gradients (MesaNet)", "deltanet, gdn"),
 }
 """Model types whose mechanism is known and not modelled: (mechanism, nearest covered ones)."""
 
-SOFTMAX_KINDS = ("gqa", "swa", "mla", "dsa")
+RECURRENT_KINDS = (
+    "deltanet",
+    "gated_conv",
+    "gated_delta_product",
+    "gdn",
+    "gla",
+    "jet",
+    "kda",
+    "lightning",
+    "log_linear",
+    "mamba1",
+    "mamba2",
+    "mamba3",
+    "power",
+    "retnet",
+    "rwkv4",
+    "rwkv5",
+    "rwkv6",
+    "rwkv7",
+    "ttt",
+)
+"""Mechanisms whose memory of the past has no longest context."""
+
 WRAPPERS = ("text_config", "llm_config", "language_config")
 LAYER_FIELDS = ("num_hidden_layers", "n_layers", "n_layer", "layers_block_type", "hybrid_override_pattern")
 ENDINGS = ("forcausallm", "forconditionalgeneration", "formaskedlm", "modellm", "lmheadmodel", "model")
@@ -80,11 +79,11 @@ def architecture_mapping(config: Mapping[str, Any], path: Path) -> dict[str, Any
     hidden = f.whole("hidden_size", "d_model", most=10**7)
     vocabulary = decoder.vocabulary or f.whole("vocab_size", most=10**9)
     stated = f.maybe("max_position_embeddings", "max_sequence_length", "seq_length", "context_length")
-    attends = any(block["kind"] in SOFTMAX_KINDS for block in decoder.mixers.values())
+    attends = any(block["kind"] not in RECURRENT_KINDS for block in decoder.mixers.values())
     found = formats(problems, config, inner, _beside(path), decoder)
     _raise(problems)
     name = model_name(path)
-    runs = [(list(pair), len(list(run))) for pair, run in itertools.groupby(decoder.layers)]
+    runs = [([_entry(pair[0]), pair[1]], len(list(run))) for pair, run in itertools.groupby(decoder.layers)]
     mapping: dict[str, Any] = {
         "name": name,
         "n_layers": len(decoder.layers),
@@ -95,12 +94,14 @@ def architecture_mapping(config: Mapping[str, Any], path: Path) -> dict[str, Any
         "mixers": decoder.mixers,
         "ffns": decoder.ffns,
         "layers": [{"repeat": repeat, "blocks": [pair]} for pair, repeat in runs],
+        "mtp": _prediction(f, decoder),
         "weights": found.weights,
         "sandwich_norm": decoder.sandwich_norm,
         "generation": decoder.generation,
         "source": [f"Hugging Face config.json: {path.name}"],
         "notes": [*decoder.notes, *_remarks(f, config), *found.notes],
     }
+    mapping |= decoder.top
     mapping |= {key: value for key, value in (("kv", found.kv), ("activations", found.activations)) if value}
     if list(found.weights) == ["default"] and NUMBER_FORMAT.search(name):
         mapping["notes"].append(
@@ -108,6 +109,21 @@ def architecture_mapping(config: Mapping[str, Any], path: Path) -> dict[str, Any
         )
     _raise(problems)
     return mapping
+
+
+def _entry(mixers: str | tuple[str, ...] | None) -> str | list[str] | None:
+    """The mixer entry of a layer as files write it."""
+    return list(mixers) if isinstance(mixers, tuple) else mixers
+
+
+def _prediction(f: Fields, decoder: Decoder) -> dict[str, Any] | None:
+    """The multi-token-prediction layers: those that the family names, else the model's last mixer and FFN."""
+    extra = f.extra_layers()
+    if not extra:
+        return None
+    last = [[pair[part] for pair in decoder.layers if isinstance(pair[part], str)][-1:] for part in (0, 1)]
+    mixer, ffn = decoder.mtp or (next(iter(last[0]), None), next(iter(last[1]), None))
+    return {"layers": extra, "mixer": mixer, "ffn": ffn}
 
 
 def _raise(problems: Problems) -> None:
@@ -176,8 +192,8 @@ def _remarks(f: Fields, config: Mapping[str, Any]) -> list[str]:
     towers = [name for name in ("vision_config", "audio_config") if config.get(name)]
     found = [f"{name}: only the language part is modelled" for name in towers]
     extra = f.extra_layers()
-    if extra or any(f.values.get(name) for name in ("mtp_hybrid_override_pattern", "mtp_layers_block_type")):
-        found.append(f"multi-token-prediction layers ({max(extra, 1)}) are not counted")
+    if extra:
+        found.append(f"multi-token-prediction layers ({extra}) are in no total")
     return found
 
 

@@ -1,6 +1,6 @@
 """What a family's reader returns, the table of readers, and the blocks that many families share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,8 @@ from costmodel.huggingface.fields import MAX_LAYERS, Fields, chosen
 
 Block = dict[str, Any]
 Blocks = dict[str, Block]
-LayerPair = tuple[str | None, str | None]
+LayerPair = tuple[str | tuple[str, ...] | None, str | None]
+"""A mixer (or several side by side) and an FFN."""
 
 
 @dataclass(slots=True)
@@ -17,16 +18,20 @@ class Decoder:
 
     paths: the linear layers that stand for a role in the lists of a quantization, where they are not the usual ones.
     vocabulary: rows of the embedding, where that is not `vocab_size`.
+    mtp: mixer and FFN of the multi-token-prediction layers, where they are not those of the last layer.
+    top: further entries of the architecture file.
     """
 
     mixers: Blocks
     ffns: Blocks
     layers: list[LayerPair]
     notes: list[str] = field(default_factory=list)
-    paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sandwich_norm: bool = False
     generation: str = "autoregressive"
     vocabulary: int | None = None
+    mtp: LayerPair | None = None
+    top: dict[str, Any] = field(default_factory=dict)
 
 
 Reader = Callable[[Fields], Decoder]

@@ -128,7 +128,9 @@ class Fields:
         direct = self.whole("num_nextn_predict_layers", "mtp_num_hidden_layers", default=0, least=0, most=MAX_LAYERS)
         modules = self.whole("num_mtp_modules", default=0, least=0, most=MAX_LAYERS)
         each = self.whole("mtp_transformer_layers", default=1, most=MAX_LAYERS)
-        return direct or modules * each
+        # Nemotron writes the layers out, one for each mixer or FFN, of one module.
+        written = any(self.get(name)[1] for name in ("mtp_hybrid_override_pattern", "mtp_layers_block_type"))
+        return direct or modules * each or int(written)
 
     def per_layer(self, name: str, layers: int, known: Mapping[Any, Any]) -> list[Any] | None:
         """A list with one entry per layer, each translated by `known`; entries of MTP layers are cut off."""

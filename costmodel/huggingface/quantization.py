@@ -10,13 +10,13 @@ list as left out.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from costmodel.dtypes import BYTES
 from costmodel.errors import unknown
-from costmodel.huggingface.decoder import Decoder
+from costmodel.huggingface.decoder import Decoder, LayerPair
 from costmodel.huggingface.module_names import Names, read_names
 from costmodel.loading import Problems
 
@@ -61,18 +61,20 @@ LEFT_OUT = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modul
 
 _SOFTMAX = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _LATENT = ("self_attn.q_b_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.o_proj")
+# Mixers of kinds that are not listed here have the four matrices of softmax attention.
 USUAL_PATHS: dict[str, tuple[str, ...]] = {
-    "gqa": _SOFTMAX,
-    "swa": _SOFTMAX,
     "mla": _LATENT,
     "dsa": _LATENT,
-    "kda": _SOFTMAX,
     "gdn": ("linear_attn.out_proj",),
+    "mamba1": ("mixer.in_proj", "mixer.out_proj"),
     "mamba2": ("mixer.in_proj", "mixer.out_proj"),
     "rwkv7": ("attn.o_proj",),
     "mlp": ("mlp.down_proj",),
     "swiglu": ("mlp.down_proj",),
     "rwkv_cmix": ("ffn.value",),
+    "linear": ("mlp.linear_mlp",),
+    "per_layer_input": ("per_layer_projection",),
+    "shared_kv": ("self_attn.q_proj", "self_attn.o_proj"),
     "experts": ("mlp.experts.0.down_proj",),
     "shared_experts": ("mlp.shared_experts.down_proj",),
 }
@@ -130,7 +132,9 @@ def formats(
     result.kv = _kv(problems, place, {**extra, **stated})
     _judge(scheme, decoder, result)
     expert = inner.get("expert_dtype") or outer.get("expert_dtype")
-    if expert == "fp4" and "moe" in {block["kind"] for block in decoder.ffns.values()}:
+    moe = any(block["kind"] == "moe" for block in decoder.ffns.values())
+    # The field is that of the original file; a later quantization of the experts stands in the groups.
+    if expert == "fp4" and moe and result.weights.get("experts") in (None, "fp8"):
         result.weights["experts"] = "mxfp4"
     return result
 
@@ -160,6 +164,11 @@ def _scheme(problems: Problems, place: str, quantization: Mapping[str, Any]) -> 
     lists = [value for value in (quantization.get(key) for key in LEFT_OUT) if isinstance(value, list)]
     left = list(itertools.chain.from_iterable(lists))
     scheme = Scheme(ignored=read_names(problems, f"{place} (modules left in 16 bit)", left))
+    if method in PLAIN_METHODS and quantization.get("moe_quant_algo"):
+        # ModelOpt on top of an fp8 file: only the layers it lists changed, and what it left out stayed fp8.
+        _modelopt(problems, place, quantization, scheme)
+        scheme.general, scheme.ignored = PLAIN_METHODS[method], None
+        return scheme
     scheme.quantises_head = method in ("compressed-tensors", "modelopt", "modelopt_fp4")
     if method in PLAIN_METHODS and not quantization.get("quant_algo"):
         scheme.general = PLAIN_METHODS[method]
@@ -275,11 +284,11 @@ def _judge(scheme: Scheme, decoder: Decoder, result: Formats) -> None:
             result.notes.append(f"quantization: activations are {shown}; all count as {result.activations}")
 
 
-def _parts(decoder: Decoder, pair: Sequence[str | None]) -> Iterable[tuple[str, tuple[str, ...]]]:
+def _parts(decoder: Decoder, pair: LayerPair) -> Iterable[tuple[str, tuple[str, ...]]]:
     """The roles of a layer, with the linear layers that stand for each."""
-    mixer, ffn = pair
-    if mixer is not None:
-        yield "mixer", decoder.paths.get(mixer) or USUAL_PATHS[decoder.mixers[mixer]["kind"]]
+    mixers, ffn = pair
+    for mixer in (mixers,) if isinstance(mixers, str) else mixers or ():
+        yield "mixer", decoder.paths.get(mixer) or USUAL_PATHS.get(decoder.mixers[mixer]["kind"], _SOFTMAX)
     if ffn is None:
         return
     block = decoder.ffns[ffn]

@@ -1,6 +1,6 @@
-"""Families with a fixed-size state: GDN (Qwen3-Next, 3.5), KDA (Kimi Linear, K3), Mamba-2, RWKV-7.
+"""Families with a fixed-size state: GDN (Qwen3-Next, 3.5), KDA (Kimi Linear, K3), Mamba, Mamba-2, RWKV-7.
 
-Sources: transformers, models/{qwen3_next, qwen3_5, nemotron_h, mamba2, granitemoehybrid}; vllm, nemotron_h.py;
+Sources: transformers, models/{qwen3_next, qwen3_5, nemotron_h, mamba, mamba2, granitemoehybrid}; vllm, nemotron_h.py;
 moonshotai/Kimi-Linear; state-spaces/mamba, mamba_ssm/models/config_mamba.py; fla, layers/rwkv7.py.
 """
 
@@ -99,6 +99,13 @@ def kimi_linear(f: Fields) -> Decoder:
     return Decoder({"kda": kda, "mla": mla}, ffns, pairs, notes)
 
 
+def mamba1_block(f: Fields, *, inner: int, state: int, conv: int, rank: str) -> Block:
+    """A Mamba layer; "auto" makes the rank of Δ a sixteenth of the model's width, rounded up."""
+    auto = f.get(rank)[1] in (None, "auto")
+    dt_rank = -(-f.whole("hidden_size", "d_model") // 16) if auto else f.whole(rank)
+    return {"kind": "mamba1", "d_inner": inner, "state": state, "dt_rank": dt_rank, "conv": conv}
+
+
 def mamba2_block(f: Fields, **names: str) -> Block:
     """A Mamba-2 layer. Its inner width is heads × head_dim; `expand` contradicts that in some files and is not read."""
     return {
@@ -161,7 +168,18 @@ def nemotron_h(f: Fields) -> Decoder:
         "experts": ("mixer.experts.0.down_proj",),
         "shared_experts": ("mixer.shared_experts.down_proj",),
     }
-    return Decoder(mixers, ffns, pairs, paths=paths)
+    return Decoder(mixers, ffns, pairs, paths=paths, mtp=_predicting(f, kinds))
+
+
+def _predicting(f: Fields, kinds: list[str]) -> LayerPair | None:
+    """Mixer and FFN of the prediction module, which the file spells like the layers; None when it has none."""
+    place, entries = f.get("mtp_hybrid_override_pattern", "mtp_layers_block_type")
+    if not isinstance(entries, str | list) or not entries:
+        return None
+    known = MAMBA_LETTERS if isinstance(entries, str) else MAMBA_WORDS
+    found = [kind for kind in f.translated(place, entries, known) or [] if kind in kinds]
+    mixers = [kind for kind in found if kind in ("mamba", "attn")]
+    return next(iter(mixers), None), next((kind for kind in found if kind not in mixers), None)
 
 
 def _nemotron_layers(f: Fields) -> list[str]:
@@ -227,6 +245,15 @@ def granite_hybrid(f: Fields) -> Decoder:
     return Decoder(mixers, ffns, [(kind, next(iter(ffns))) for kind in kinds], paths=paths)
 
 
+@family("mamba", "falcon_mamba", tied=True)
+def mamba(f: Fields) -> Decoder:
+    """Mamba and Falcon-Mamba, in the format of transformers. Where the inner width is stated it wins over `expand`."""
+    inner = f.maybe("intermediate_size") or f.whole("expand", default=2) * f.whole("hidden_size")
+    state, conv = f.whole("state_size", default=16), f.whole("conv_kernel", default=4)
+    block = mamba1_block(f, inner=inner, state=state, conv=conv, rank="time_step_rank")
+    return Decoder({"mamba": block}, {}, [("mamba", None)] * f.layers())
+
+
 @family("mamba2")
 def mamba2(f: Fields) -> Decoder:
     """Mamba-2 without attention or FFN, in the format of transformers."""
@@ -237,34 +264,42 @@ def mamba2(f: Fields) -> Decoder:
 
 @family("mamba_ssm", tied=True)
 def state_spaces(f: Fields) -> Decoder:
-    """The format of state-spaces/mamba, without a model type; `ssm_cfg` leaves out what equals the Mamba2 defaults."""
+    """The format of state-spaces/mamba, without a model type; `ssm_cfg` leaves out what equals the layer's defaults."""
     ssm = f.section("ssm_cfg")
-    if ssm.word("layer", default="Mamba1") != "Mamba2":
-        f.problems.add(f"{ssm.where}layer: 'Mamba1' (selective scan) is not covered; allowed: Mamba2")
+    layer = ssm.word("layer", default="Mamba1", known=("Mamba1", "Mamba2"))
     if f.get("attn_layer_idx")[1]:
         f.problems.add(
             f"{f.where}attn_layer_idx: attention with a short convolution is not covered; allowed: an empty list"
         )
     width = f.whole("d_model", "hidden_size")
-    head_dim = ssm.whole("headdim", default=64)
     inner_width = ssm.whole("expand", default=2) * width
-    if inner_width % head_dim:
-        f.problems.add(f"{ssm.where}headdim: the inner width {inner_width} is not a multiple of {head_dim}")
-    block: Block = {
-        "kind": "mamba2",
-        "heads": max(inner_width // head_dim, 1),
-        "head_dim": head_dim,
-        "state": ssm.whole("d_state", default=128),
-        "groups": ssm.whole("ngroups", default=1),
-        "conv": ssm.whole("d_conv", default=4),
-        "chunk": ssm.whole("chunk_size", default=256),
-    }
+    if layer == "Mamba1":
+        ssm.values = {"d_model": width, **ssm.values}
+        state, conv = ssm.whole("d_state", default=16), ssm.whole("d_conv", default=4)
+        block = mamba1_block(ssm, inner=inner_width, state=state, conv=conv, rank="dt_rank")
+    else:
+        block = _mamba2_of_ssm(ssm, inner_width)
     inner = f.whole("d_intermediate", default=0, least=0)
     ffns: Blocks = {"ffn": {"kind": "swiglu", "d_ff": inner}} if inner else {}
     multiple = f.whole("pad_vocab_size_multiple", default=8)
     rows = -(-f.whole("vocab_size") // multiple) * multiple
     pair: LayerPair = ("mamba", "ffn" if inner else None)
     return Decoder({"mamba": block}, ffns, [pair] * f.layers(), vocabulary=rows)
+
+
+def _mamba2_of_ssm(ssm: Fields, inner: int) -> Block:
+    head_dim = ssm.whole("headdim", default=64)
+    if inner % head_dim:
+        ssm.problems.add(f"{ssm.where}headdim: the inner width {inner} is not a multiple of {head_dim}")
+    return {
+        "kind": "mamba2",
+        "heads": max(inner // head_dim, 1),
+        "head_dim": head_dim,
+        "state": ssm.whole("d_state", default=128),
+        "groups": ssm.whole("ngroups", default=1),
+        "conv": ssm.whole("d_conv", default=4),
+        "chunk": ssm.whole("chunk_size", default=256),
+    }
 
 
 @family("rwkv7")

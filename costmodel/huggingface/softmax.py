@@ -8,7 +8,9 @@ from typing import Any
 
 from costmodel.huggingface.decoder import (
     Block,
+    Blocks,
     Decoder,
+    LayerPair,
     attention,
     dense_or_sparse,
     experts,
@@ -197,26 +199,47 @@ def gemma3(f: Fields) -> Decoder:
 
 @family("gemma4", "gemma4_text", tied=True)
 def gemma4(f: Fields) -> Decoder:
-    """Gemma 4: global layers with heads of their own and no value projection; a dense block beside the experts."""
+    """Gemma 4: global layers with heads of their own; where the file says so, no value projection, experts beside a
+    dense block, late layers that read the cache of earlier ones, and an input of every layer's own."""
     with_defaults(f, GEMMA_ACTIVATION)
-    for name in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
-        if f.whole(name, default=0, least=0):
-            f.problems.add(f"{f.where}{name}: shared keys and values or inputs per layer are not covered; allowed: 0")
     layers = f.layers()
     local = attention(f, qk_norm=True)
     width = f.whole("global_head_dim", default=local["head_dim"])
     keys = f.whole("num_global_key_value_heads", default=local["kv_heads"])
     full = local | {"kv_heads": keys, "head_dim": width} | ({"k_eq_v": True} if f.flag("attention_k_eq_v") else {})
     sliding = sliding_layers(f, layers, lambda index: (index + 1) % 6 != 0)
-    window = f.whole("sliding_window")
-    mixers = {"swa": local | {"kind": "swa", "window": window}, "full": full}
-    names = ["swa" if is_local else "full" for is_local in sliding]
+    mixers: Blocks = {"swa": local | {"kind": "swa", "window": f.whole("sliding_window")}, "full": full}
     ffn = "moe" if f.flag("enable_moe_block") else "ffn"
     blocks = {ffn: experts(f, dense_d_ff=f.whole("intermediate_size")) if ffn == "moe" else feed_forward(f)}
-    decoder = Decoder(mixers, blocks, [(name, ffn) for name in names], sandwich_norm=True)
+    shared = f.whole("num_kv_shared_layers", default=0, least=0, most=layers)
+    pairs: list[LayerPair] = [("swa" if is_local else "full", ffn) for is_local in sliding]
+    if shared:
+        pairs = _reading_earlier_layers(f, mixers, blocks, pairs, layers - shared)
+    inputs = f.whole("hidden_size_per_layer_input", default=0, least=0)
+    if inputs:
+        rows = f.whole("vocab_size_per_layer_input", "vocab_size")
+        blocks["input"] = {"kind": "per_layer_input", "width": inputs, "vocabulary": rows}
+        pairs = [part for pair in pairs for part in (pair, (None, "input"))]
+    used = {part for pair in pairs for part in pair}
+    mixers = {name: block for name, block in mixers.items() if name in used}
+    decoder = Decoder(mixers, {n: b for n, b in blocks.items() if n in used}, pairs, sandwich_norm=True)
     if ffn == "moe":
         decoder.paths = {"experts": ("experts.0.down_proj",), "shared_experts": ("mlp.down_proj",)}
     return decoder
+
+
+def _reading_earlier_layers(
+    f: Fields, mixers: Blocks, blocks: Blocks, pairs: list[LayerPair], first: int
+) -> list[LayerPair]:
+    """From `first` on, attention over the cache of the last earlier layer of the same type; a wider dense block."""
+    for name in ("swa", "full"):
+        block = {key: value for key, value in mixers[name].items() if key != "k_eq_v"}
+        mixers[f"{name}_shared"] = block | {"kind": "shared_kv"}
+    wide = f.flag("use_double_wide_mlp") and "ffn" in blocks
+    if wide:
+        blocks["ffn_wide"] = blocks["ffn"] | {"d_ff": 2 * blocks["ffn"]["d_ff"]}
+    late: list[LayerPair] = [(f"{mixer}_shared", "ffn_wide" if wide else ffn) for mixer, ffn in pairs[first:]]
+    return pairs[:first] + late
 
 
 @family("mimo_v2", "mimo_v2_flash")

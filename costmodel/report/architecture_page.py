@@ -59,8 +59,6 @@ def architecture_page(name: str) -> Page:
                 if section == "mixers"
                 else block.module.parameters(block.dims, model.D)
             )
-            if block.copies is not None:
-                add(f"{place}.copies", block.copies, "sets of weights that its layers share")
             add(f"{place} parameters", each, "of one layer")
             if section == "mixers":
                 cache = block.module.cache(block.dims, precision)
@@ -74,8 +72,6 @@ def architecture_page(name: str) -> Page:
                     )
                 if cache.fixed:
                     add(f"{place} state", cache.fixed, "per sequence and layer", text=format_bytes(cache.fixed))
-    if model.hyper_connections:
-        add("hyper_connections.streams", model.hyper_connections.streams, "copies of the residual stream")
     if model.hyper_connections is not None:
         streams = model.hyper_connections.streams
         add("hyper_connections.streams", streams, "copies of the residual stream, mixed around every block")
@@ -86,10 +82,6 @@ def architecture_page(name: str) -> Page:
     add("active parameters", model.active_parameters, "weights that one token multiplies")
     for key, value in (model.published or {}).items():
         add(f"published {key}", value * 1e9, "as the publisher states")
-    if model.mtp:
-        parts = [block.name for block in (model.mtp.mixer, model.mtp.ffn) if block]
-        add("mtp.layers", model.mtp.layers, f"multi-token prediction, {'+'.join(parts)}; in no total")
-        add("mtp parameters", model.mtp.parameters, "beside those of the model")
     for context in (8 * 1024, 128 * 1024):
         kept = model.cache_bytes(context, precision)
         add(f"cache at {format_count(context)}", kept, f"per sequence, {precision.kv}", text=format_bytes(kept))
