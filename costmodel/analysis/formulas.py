@@ -96,7 +96,7 @@ def _overview_row(module: Any) -> Iterator[str]:
     yield prefill["flops"].shares[0][0].kernel if prefill["flops"].power > 1 else "projections"
     yield _leading(decode["flops"])
     yield _leading(decode["hbm_bytes"])
-    yield _leading(decode["cache_bytes"])
+    yield _leading(decode["cache_bytes"]) if "cache_bytes" in decode else "none of its own"
     yield "formula, reference" if reference_of(module).is_file() else "three readings"
     doubts = list(getattr(module, "UNVERIFIED", ()))
     if model:
