@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from costmodel.architecture import Architecture, load_architecture
+from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration, find_calibration
 from costmodel.dtypes import CHOICES, WEIGHT_ONLY, element_bytes
 from costmodel.energy import energy_joules
 from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.memory import memory_use
+from costmodel.model_file import load_architecture
 from costmodel.settings import split_settings
 from costmodel.step import PHASES, Phase, Precision, Step
 from costmodel.timing import StepTime, time_step

@@ -6,10 +6,11 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from costmodel.architecture import Architecture, load_architecture
+from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware, load_hardware
+from costmodel.model_file import load_architecture
 from costmodel.prediction import make_precision, make_step
 from costmodel.settings import split_settings
 from costmodel.step import Step

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from costmodel.architecture import Architecture, branches, load_architecture
+from costmodel.architecture import Architecture, branches
 from costmodel.dims import by_name
 from costmodel.loading import data_folder
+from costmodel.model_file import load_architecture
 from costmodel.step import Precision, Step
 
 FILES = {path.stem: path for path in sorted(data_folder("architectures").glob("*.yaml"))}

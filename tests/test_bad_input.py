@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from costmodel.architecture import architecture_from_mapping, load_architecture
 from costmodel.calibration import read_calibration
 from costmodel.cli import app
 from costmodel.errors import BadInput, Impossible
 from costmodel.hardware import load_hardware
 from costmodel.kernels import forms
 from costmodel.loading import MAX_BYTES, read_mapping, write_atomically
+from costmodel.model_file import architecture_from_mapping, load_architecture
 from costmodel.prediction import predict
 from costmodel.units import MAX_CONTEXT, parse_counts, parse_quantity
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel import pairs
-from costmodel.architecture import read_dims
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.block_scores import tiled_pairs
 from costmodel.loading import Problems
 from costmodel.mixers import ann, chunked, gqa, infllm2, moba, msa, nsa
+from costmodel.model_file import read_dims
 from costmodel.step import Precision, Step
 
 M3 = msa.Dims(H=64, Hkv=4, dk=128, dv=128, HI=4, dI=128, b=128, k=16)

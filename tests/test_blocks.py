@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from costmodel.architecture import Architecture, architecture_from_mapping
+from costmodel.architecture import Architecture
 from costmodel.errors import BadInput
 from costmodel.ffns import moe
 from costmodel.mixers import gqa, mamba2, zamba2_shared
+from costmodel.model_file import architecture_from_mapping
 from costmodel.step import Precision, Step
 
 D, V = 64, 100

@@ -14,10 +14,10 @@ from costmodel.analysis.crossover import (
     step_at,
     time_crossover,
 )
-from costmodel.architecture import load_architecture
 from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput
 from costmodel.hardware import load_hardware
+from costmodel.model_file import load_architecture
 from costmodel.prediction import make_precision, predict
 from costmodel.timing import total_seconds
 

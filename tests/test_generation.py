@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from costmodel.architecture import load_architecture
 from costmodel.calibration import PRIOR
 from costmodel.errors import BadInput
 from costmodel.generation import Plan, Repeated, generate, method, names
@@ -13,6 +12,7 @@ from costmodel.generation import _pricing as pricing
 from costmodel.generation._rows import masked, one_layer
 from costmodel.generation.speculative import tokens_per_verification
 from costmodel.hardware import load_hardware
+from costmodel.model_file import load_architecture
 from costmodel.step import Precision, Step
 from costmodel.timing import total_seconds
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from costmodel.architecture import Architecture, branches, load_architecture
+from costmodel.architecture import Architecture, branches
 from costmodel.errors import BadInput
 from costmodel.huggingface import NOT_COVERED
 from costmodel.huggingface.decoder import FAMILIES
+from costmodel.model_file import load_architecture
 
 BASE = {
     "hidden_size": 64,

@@ -65,6 +65,7 @@ FLOORS = (
     ("layers",),
     ("mixers", "ffns", "extensions"),
     ("architecture", "hardware", "huggingface", "host"),
+    ("model_file",),
     ("calibration", "fitting"),
     ("timing", "memory", "energy", "money"),
     ("parallel", "prediction", "sweep"),

@@ -2,8 +2,9 @@
 
 import pytest
 
-from costmodel.architecture import Architecture, architecture_from_mapping, load_architecture
+from costmodel.architecture import Architecture
 from costmodel.mixers import mixer
+from costmodel.model_file import architecture_from_mapping, load_architecture
 from costmodel.step import Precision, Step
 
 BF16 = Precision()

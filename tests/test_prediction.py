@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from costmodel import predict
-from costmodel.architecture import load_architecture
 from costmodel.calibration import find_calibration, prior_fit, read_calibration
 from costmodel.errors import BadInput, Impossible
 from costmodel.hardware import load_hardware
 from costmodel.kernels import forms
 from costmodel.kernels.base import BOUNDS, waves
 from costmodel.kernels.gemm import FORM, Gemm, gemm
+from costmodel.model_file import load_architecture
 from costmodel.prediction import StepPrediction, make_precision, make_step
 from costmodel.timing import expected, roofline
 

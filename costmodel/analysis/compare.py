@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from costmodel.analysis.crossover import LARGEST, fewer_flops, flops_crossover, quadratic_context, time_crossover
-from costmodel.architecture import Architecture, load_architecture
+from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware, load_hardware
+from costmodel.model_file import load_architecture
 from costmodel.prediction import make_precision, make_step, predict_step
 from costmodel.settings import split_settings
 from costmodel.step import PHASES

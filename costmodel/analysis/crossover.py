@@ -29,7 +29,7 @@ def step_at(
 ) -> Step:
     """The step at a context that may be a number, an array or a symbol.
 
-    >>> from costmodel.architecture import load_architecture
+    >>> from costmodel.model_file import load_architecture
     >>> step_at(load_architecture("llama-3.1-8b"), "decode", 8192).P
     8191
     """

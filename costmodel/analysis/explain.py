@@ -14,13 +14,14 @@ from costmodel.analysis.crossover import meeting_context, model_precision
 from costmodel.analysis.leading import Leading, growth, leading_of
 from costmodel.analysis.printing import grouped, latex, numbers, order_text, text
 from costmodel.analysis.symbolic import Size, definitions, evaluate, factored, labels, symbolic_dims, symbolic_step
-from costmodel.architecture import Architecture, Block, load_architecture, read_dims, setting_value
+from costmodel.architecture import Architecture, Block
 from costmodel.calibration import find_calibration
 from costmodel.dims import by_name, fields_by_name
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Kernel
 from costmodel.loading import Problems, available, data_folder
+from costmodel.model_file import load_architecture, read_dims, setting_value
 from costmodel.prediction import make_precision, make_step
 from costmodel.settings import apply_settings, split_settings
 from costmodel.step import Precision, Step

@@ -13,10 +13,10 @@ from costmodel import ffns, mixers
 from costmodel.analysis.explain import MOST_PARTS, QUANTITIES, Explanation, Formula, Total, explanation, typical_block
 from costmodel.analysis.printing import text
 from costmodel.analysis.symbolic import definitions, factored, labels
-from costmodel.architecture import load_architecture
 from costmodel.dims import fields_by_name, is_required
 from costmodel.loading import write_atomically
 from costmodel.mixers import modules_of
+from costmodel.model_file import load_architecture
 from costmodel.step import PHASES
 
 STEP_SYMBOLS = (

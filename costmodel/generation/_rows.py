@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from costmodel.algebra import ceil, ceil_div
-from costmodel.architecture import Architecture, load_architecture
+from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration, find_calibration
 from costmodel.dims import fields_by_name
 from costmodel.errors import BadInput
@@ -21,6 +21,7 @@ from costmodel.generation._pricing import (
 )
 from costmodel.generation.block import generated_blocks
 from costmodel.hardware import Hardware, load_hardware
+from costmodel.model_file import load_architecture
 from costmodel.prediction import MAX_BATCH, make_precision
 from costmodel.settings import split_settings
 from costmodel.units import MAX_CONTEXT

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from costmodel.architecture import Mixers, branches, load_architecture, mixer_parameters
+from costmodel.architecture import Mixers, branches, mixer_parameters
 from costmodel.dims import by_name, fields_by_name
+from costmodel.model_file import load_architecture
 from costmodel.report.columns import Column, shows, value_text
 from costmodel.step import Precision
 from costmodel.units import format_bytes, format_count

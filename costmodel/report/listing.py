@@ -74,7 +74,7 @@ def _methods(notes: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _architectures(notes: list[str]) -> Iterator[dict[str, Any]]:
-    from costmodel.architecture import load_architecture
+    from costmodel.model_file import load_architecture
 
     for name, path in available("architectures").items():
         try:

@@ -5,9 +5,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from costmodel.architecture import Architecture, load_architecture
+from costmodel.architecture import Architecture
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware, load_hardware
+from costmodel.model_file import load_architecture
 from costmodel.prediction import predict
 from costmodel.report.output import note
 from costmodel.report.predictions import formats_text, notes_on, print_comparison, print_generations, print_predictions
