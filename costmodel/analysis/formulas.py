@@ -93,7 +93,7 @@ def _overview_row(module: Any) -> Iterator[str]:
     prefill, decode = totals["prefill"], totals["decode"]
     yield f"[{module.TITLE}](formulas/{module.NAME}.md)"
     yield _leading(prefill["flops"])
-    yield prefill["flops"].shares[0][0].kernel if prefill["flops"].power > 1 else "projections"
+    yield prefill["flops"].shares[0][0].kernel
     yield _leading(decode["flops"])
     yield _leading(decode["hbm_bytes"])
     yield _leading(decode["cache_bytes"]) if "cache_bytes" in decode else "none of its own"

@@ -17,6 +17,7 @@ kernels(d, D, step, precision)  the forward kernels of one layer, projections in
 cache(d, precision)  `Cache`: what a sequence keeps between steps
 check(d)             a list of texts on what is inconsistent (dims that do not divide)
 
+optionally UNVERIFIED: texts on what no source or measurement confirms yet;
 optionally REFINES (kind, field): a block of that kind that has that field is this mechanism; own_projections(d, D):
 of shared weights (`copies` in an architecture file), the projections that every layer has for itself;
 

@@ -47,6 +47,9 @@ SOURCES = (
     "arXiv:2409.10516 (RetrievalAttention)",
 )
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+UNVERIFIED = (
+    "every kernel: the index, its build and its probes are a proposal, counted as an inverted file with balanced lists",
+)
 
 INDEX_BYTES = 4
 """Bytes of a token's number in a list."""

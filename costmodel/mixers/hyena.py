@@ -35,6 +35,7 @@ SOURCES = (
     "HazyResearch/safari, src/models/sequence/hyena.py",
 )
 ORDER = Order(prefill_flops=1, decode_flops=1, decode_bytes=1, cache=1)
+UNVERIFIED = ("transforms on matrix engines (FlashFFTConv), which are not modelled",)
 
 INNER = 2
 """Inner layers of the network that computes the filters."""

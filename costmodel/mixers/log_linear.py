@@ -42,6 +42,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/log_linear_attn/chunk.py and fla/layers/log_linear_mamba2.py",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+UNVERIFIED = ("the pipeline of the Gated DeltaNet base, for which no public kernel exists",)
 
 
 @dataclass(frozen=True, slots=True)

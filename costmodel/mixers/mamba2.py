@@ -36,6 +36,7 @@ SOURCES = (
     "state-spaces/mamba, mamba_ssm/ops/triton/ssd_combined.py (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+UNVERIFIED = ("prefill times: with the priors about half of public measurements",)
 
 OPERATIONS = 5
 """Per state element and token: decay 1, write 2, read 2."""

@@ -38,6 +38,7 @@ SOURCES = (
     "state-spaces/mamba, mamba_ssm/modules/mamba3.py, mamba_ssm/ops/{triton,tilelang,cute}/mamba3 (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+UNVERIFIED = ("prefill times: with the priors about 30 % below the published ones, and too little extra for MIMO",)
 
 PER_RANK = 6
 """Per state element, token and rank: the previous token's write 2, the token's own 2, read 2; the decay adds 1."""

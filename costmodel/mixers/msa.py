@@ -35,6 +35,7 @@ TITLE = "MiniMax sparse attention (MSA)"
 SUMMARY = "the top-k blocks by a quadratic index of every token"
 SOURCES = ("arXiv:2606.13392, section 3", "MiniMax-AI/MSA, README", "vllm-project/vllm, models/minimax_m3")
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+UNVERIFIED = ("traffic of partial outputs in prefill, which dominates the memory term of the prior",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

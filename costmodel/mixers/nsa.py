@@ -38,6 +38,7 @@ TITLE = "Native sparse attention (NSA)"
 SUMMARY = "compressed, selected and window attention under gates"
 SOURCES = ("arXiv:2502.11089, section 3", "fla-org/native-sparse-attention, ops/parallel.py")
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+UNVERIFIED = ("the compression network, whose widths the paper does not state: mean pooling is counted",)
 
 STEP = 64
 """Entries of one step of the compressed branch."""

@@ -38,6 +38,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/rwkv6/chunk.py (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+UNVERIFIED = ("prefill by the official serial kernel: the chunked kernel of RWKV-6 in fla is counted",)
 
 OPERATIONS = 5
 """Per state element and token: decay 1, write 2, read 2."""

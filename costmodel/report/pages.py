@@ -138,7 +138,8 @@ def mechanism_page(name: str) -> Page:
         f"growth with the context L: FLOPs of prefill L^{order.prefill_flops}, of a decode step "
         f"L^{order.decode_flops}; bytes of a decode step L^{order.decode_bytes}; cache of a sequence L^{order.cache}"
     )
-    return _block_page("mechanism", module, [growth, f"formulas: costmodel explain {module.NAME}"])
+    doubts = [f"unverified: {doubt}" for doubt in getattr(module, "UNVERIFIED", ())]
+    return _block_page("mechanism", module, [growth, f"formulas: costmodel explain {module.NAME}", *doubts])
 
 
 def ffn_page(name: str) -> Page:
