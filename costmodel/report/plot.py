@@ -129,11 +129,10 @@ def _draw_curve(panel: Any, line: Curve, colour: str, dash: Any, name_device: bo
     contexts = line.values("context")
     label = f"{line.arch} · {line.hw}" if name_device else line.arch
     marker = "o" if len(contexts) <= 24 else None
-    panel.fill_between(
-        contexts, line.values("time_low_s"), line.values("time_high_s"), color=colour, alpha=0.16, linewidth=0
-    )
+    for low, high, alpha in (("roofline_s", "serial_s", 0.07), ("time_low_s", "time_high_s", 0.18)):
+        panel.fill_between(contexts, line.values(low), line.values(high), color=colour, alpha=alpha, linewidth=0)
     for bound in ("roofline_s", "serial_s"):
-        panel.plot(contexts, line.values(bound), color=colour, linewidth=0.7, linestyle=dash, alpha=0.65)
+        panel.plot(contexts, line.values(bound), color=colour, linewidth=0.6, linestyle=dash, alpha=0.5)
     panel.plot(
         contexts,
         line.values("time_s"),
@@ -226,22 +225,24 @@ def _dress(panel: Any, rows: Sequence[Row]) -> None:
     decades = math.log10(high / low)
     numerals = (1.0,) if decades > 4 else (1.0, 3.0) if decades > 2 else (1.0, 2.0, 5.0)
     panel.yaxis.set_major_locator(LogLocator(base=10, subs=numerals, numticks=20))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_seconds(value)))
+    # The ticks are powers of ten, which minutes and hours would hide.
+    panel.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: format_seconds(value) if value < 1 else f"{value:,.0f} s")
+    )
     panel.yaxis.set_minor_locator(NullLocator())
     panel.grid(which="major", color="#DDDDDD", linewidth=0.6)
     panel.set_xlabel("context (tokens)")
 
 
 def _legend(figure: Any, panel: Any) -> None:
-    """Below the panels: the architectures, and what shade, thin lines and rings mean."""
-    from matplotlib.lines import Line2D
+    """Below the panels: the architectures, and what the two shades mean."""
     from matplotlib.patches import Patch
 
     handles, labels = panel.get_legend_handles_labels()
     handles += [
-        Patch(color="#777777", alpha=0.25, linewidth=0),
-        Line2D([], [], color="#777777", linewidth=0.7),
+        Patch(color="#777777", alpha=0.32, linewidth=0),
+        Patch(facecolor="#77777718", edgecolor="#77777780", linewidth=0.6),
     ]
-    labels += ["80 % interval", "bounds: no waiting, no overlap"]
+    labels += ["80 % interval", "bounds: no waiting … no overlap"]
     columns = max(1, int(figure.get_figwidth() / 2.1))
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower left", ncols=columns, handlelength=2.4)
