@@ -85,6 +85,12 @@ def test_memory_counts_weights_cache_and_working_set() -> None:
     assert row.fits == (row.memory_bytes <= 80 * 2**30)
 
 
+def test_cache_is_counted_once_and_not_again_as_what_attention_reads() -> None:
+    row = predict("llama-3.1-8b", "h100-sxm", 131_072, batch=2).row
+    # 2 sequences: the final norm writes residual and normed state, then come the logits; no layer's 1 GiB of cache.
+    assert row.activation_bytes == 2 * 2 * 4096 * 2 + 2 * 128_256 * 2
+
+
 def test_fp8_cache_halves_the_cache() -> None:
     half = predict("llama-3.1-8b", "h100-sxm", 8192, kv="fp8").row.cache_bytes
     assert 2 * half == predict("llama-3.1-8b", "h100-sxm", 8192).row.cache_bytes
