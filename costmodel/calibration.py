@@ -22,7 +22,7 @@ A calibration is a YAML file, written by a command and never by hand:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -209,11 +209,8 @@ def find_calibration(hardware: Hardware, library: str | None) -> Calibration:
     """
     if library == "prior":
         return PRIOR
-    own = _files(hardware.name)
-    chosen = _choose(own, library)
-    relatives = [] if chosen or hardware.name == "cpu" else _relatives(hardware)
-    for name in (hardware.name, *relatives):
-        chosen = chosen or _choose(_files(name), library)
+    for name in _nearest(hardware):
+        chosen = _choose(_files(name), library)
         if chosen is not None:
             from costmodel.kernels import forms
 
@@ -221,7 +218,7 @@ def find_calibration(hardware: Hardware, library: str | None) -> Calibration:
     if library is not None:
         from costmodel.errors import unknown
 
-        raise unknown(f"library for {hardware.name}", library, [*own, "prior"])
+        raise unknown(f"library for {hardware.name}", library, [*libraries(hardware.name), "prior"])
     return PRIOR
 
 
@@ -248,6 +245,13 @@ def _choose(files: Mapping[str, Path], library: str | None) -> Path | None:
         if user in path.parents:
             return path
     return files.get("vllm") or next(iter(files.values()), None)
+
+
+def _nearest(hardware: Hardware) -> Iterator[str]:
+    """The device itself and, only if asked further, its calibrated relatives; a CPU has none among accelerators."""
+    yield hardware.name
+    if hardware.name != "cpu":
+        yield from _relatives(hardware)
 
 
 def _relatives(hardware: Hardware) -> list[str]:

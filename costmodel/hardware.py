@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from costmodel.dtypes import ENGINES
@@ -280,8 +279,3 @@ def profiles_with_engine(engine: str) -> list[str]:
         if engine in tensor:
             names.append(name)
     return sorted(names)
-
-
-def profile_path(name: str) -> Path:
-    """The file of a profile that ships with the package or that the user wrote."""
-    return find_file(name, "hardware_profiles", "hardware")

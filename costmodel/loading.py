@@ -183,7 +183,7 @@ def user_folder(name: str) -> Path:
     return Path(platformdirs.user_data_dir("costmodel", appauthor=False)) / name
 
 
-def find_file(text: str, folder: str, kind: str, suffixes: tuple[str, ...] = (".yaml",)) -> Path:
+def find_file(text: str, folder: str, kind: str) -> Path:
     """The file that a name, a unique prefix or a path means; the user's own files come before shipped ones."""
     if "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json")):
         return Path(text)

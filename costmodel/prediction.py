@@ -278,27 +278,47 @@ def predict(
     >>> predict("llama-3.1-8b", "h100-sxm", 8192).row.cache_bytes
     1073741824.0
     """
-    of_architecture, of_hardware = split_settings(settings)
-    architectures = [
-        item if isinstance(item, Architecture) else load_architecture(item, of_architecture)
-        for item in _several(architecture)
-    ]
-    devices = [item if isinstance(item, Hardware) else load_hardware(item, of_hardware) for item in _several(hardware)]
-    phases = [part for item in _several(phase) for part in (PHASES if item == "all" else (item,))]
+    architectures, devices = loaded(architecture, hardware, settings)
+    phases = phases_of(phase, new_tokens)
     rows = []
     for device in devices:
         calibration = find_calibration(device, library)
         for model in architectures:
             precision = make_precision(model, device, weights, kv, activations)
-            for chosen in phases:
-                # A block of new tokens is a question about prefill and decode; training has none.
-                block = None if chosen == "train" and len(phases) > 1 else new_tokens
-                for length in _several(context):
+            for chosen, block in phases:
+                for length in several(context):
                     step = make_step(model, chosen, length, batch, block)
                     rows.append(predict_step(model, device, step, precision, calibration))
     return Prediction(tuple(rows))
 
 
-def _several(value: Any) -> list[Any]:
-    # A loaded device is a named tuple, which is one value.
+def loaded(
+    architecture: str | Architecture | Sequence[str | Architecture],
+    hardware: str | Hardware | Sequence[str | Hardware],
+    settings: Sequence[str] = (),
+) -> tuple[list[Architecture], list[Hardware]]:
+    """The models and devices that names, paths or loaded objects mean; settings change what is loaded here."""
+    of_architecture, of_hardware = split_settings(settings)
+    models = [
+        item if isinstance(item, Architecture) else load_architecture(item, of_architecture)
+        for item in several(architecture)
+    ]
+    return models, [
+        item if isinstance(item, Hardware) else load_hardware(item, of_hardware) for item in several(hardware)
+    ]
+
+
+def phases_of(phase: str | Sequence[str], new_tokens: int | None) -> list[tuple[str, int | None]]:
+    """Each phase asked for with its new tokens: beside other phases, a block is no question about training.
+
+    >>> phases_of("all", 16)
+    [('prefill', 16), ('decode', 16), ('train', None)]
+    """
+    phases = [part for item in several(phase) for part in (PHASES if item == "all" else (item,))]
+    return [(chosen, None if chosen == "train" and len(phases) > 1 else new_tokens) for chosen in phases]
+
+
+def several(value: Any) -> list[Any]:
+    """The values of an argument that takes one or several."""
+    # A loaded architecture or device is a named tuple, which is one value.
     return list(value) if type(value) in (list, tuple, range) else [value]

@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput
-from costmodel.hardware import Hardware, load_hardware
-from costmodel.model_file import load_architecture
-from costmodel.prediction import make_precision, make_step
-from costmodel.settings import split_settings
+from costmodel.hardware import Hardware
+from costmodel.prediction import loaded, make_precision, make_step
 from costmodel.step import Step
 from costmodel.timing import total_seconds
 from costmodel.units import MAX_CONTEXT
@@ -41,9 +39,7 @@ def sweep(
     a column against a row gives the grid, for which what depends on the batch alone is computed once per
     batch. Raises BadInput for values below 1 or above 10¹².
     """
-    of_architecture, of_hardware = split_settings(settings)
-    model = architecture if isinstance(architecture, Architecture) else load_architecture(architecture, of_architecture)
-    device = hardware if isinstance(hardware, Hardware) else load_hardware(hardware, of_hardware)
+    (model,), (device,) = loaded(architecture, hardware, settings)
     calibration = find_calibration(device, library)
     precision = make_precision(model, device, weights, kv, activations)
     L = _counts("contexts", contexts)
@@ -53,7 +49,7 @@ def sweep(
     example = make_step(model, phase, int(L.min()), int(B.flat[0]), new_tokens)
 
     def seconds(length: NDArray[numpy.float64], batch: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
-        whole = example.P == 0 and new_tokens is None and (phase != "decode" or example.bidirectional)
+        whole = new_tokens is None and not example.decoding
         S = length if whole else numpy.float64(example.S)
         step = Step(B=batch, S=S, P=length - S, phase=example.phase, bidirectional=example.bidirectional)
         return numpy.broadcast_to(
@@ -64,7 +60,7 @@ def sweep(
     if L.shape == B.shape and L.ndim == 1:
         parts = [seconds(L[i : i + BLOCK], B[i : i + BLOCK]) for i in range(0, len(L), BLOCK)]
         return numpy.concatenate(parts)
-    if shape and L.ndim == 2 and L.shape[1] == 1 and B.size * BLOCK > 0:
+    if L.ndim == 2 and L.shape[1] == 1:
         rows = max(1, BLOCK // max(1, shape[-1]))
         return numpy.concatenate([seconds(L[i : i + rows], B) for i in range(0, shape[0], rows)])
     return numpy.array(seconds(L, B))

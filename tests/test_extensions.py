@@ -10,6 +10,7 @@ from costmodel import predict
 from costmodel.errors import BadInput
 from costmodel.extensions import load_mechanism
 from costmodel.mixers import mixer, names
+from costmodel.report.listing import listed
 
 SOURCE = '''
 """Mean pooling over everything seen so far: a made-up mechanism with one running mean per channel."""
@@ -96,6 +97,27 @@ def test_a_mechanism_from_a_file_is_predicted_like_any_other(mechanism: Path, tm
     near, far = predict(str(model), "h100-sxm", [1024, 1_000_000]).rows
     assert near.flops == far.flops
     assert near.cache_bytes == far.cache_bytes == 4 * 4 * 32  # layers · bytes · channels
+
+
+def test_a_mechanism_of_an_installed_package_is_listed_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    class Point:
+        name = "outside"
+
+        @staticmethod
+        def load() -> object:
+            return mixer("gqa")
+
+    def entry_points(group: str, name: str = "outside") -> list[type[Point]]:
+        return [Point] if (group, name) == ("costmodel.mixers", "outside") else []
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    assert mixer("outside").TITLE == "Softmax attention"
+    with pytest.raises(BadInput, match="unknown mechanism 'nowhere'"):
+        mixer("nowhere")
+    rows, _ = listed("mechanisms")
+    assert [row["name"] for row in rows].count("gqa") == 2
 
 
 def test_a_file_that_is_no_mechanism_is_refused_with_what_it_lacks(tmp_path: Path) -> None:

@@ -10,11 +10,8 @@ from costmodel.analysis.crossover import LARGEST, fewer_flops, flops_crossover, 
 from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput
-from costmodel.hardware import Hardware, load_hardware
-from costmodel.model_file import load_architecture
-from costmodel.prediction import make_precision, make_step, predict_step
-from costmodel.settings import split_settings
-from costmodel.step import PHASES
+from costmodel.hardware import Hardware
+from costmodel.prediction import loaded, make_precision, make_step, phases_of, predict_step, several
 from costmodel.units import format_count
 
 if TYPE_CHECKING:
@@ -66,50 +63,44 @@ def compare(
     >>> [row["ratio"] > 1 for row in found.rows]
     [False, True]
     """
-    of_architecture, of_hardware = split_settings(settings)
-    models = [
-        item if isinstance(item, Architecture) else load_architecture(item, of_architecture)
-        for item in _several(architectures)
-    ]
+    models, devices = loaded(architectures, hardware, settings)
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise BadInput(f"architectures {', '.join(names)}: the same name twice")
     if not models:
         raise BadInput("architectures: none given")
-    devices = [item if isinstance(item, Hardware) else load_hardware(item, of_hardware) for item in _several(hardware)]
-    phases = [part for item in _several(phase) for part in (PHASES if item == "all" else (item,))]
-    lengths = _several(contexts)
+    phases = phases_of(phase, new_tokens)
+    lengths = several(contexts)
     formats: dict[str, Any] = {"weights": weights, "kv": kv, "activations": activations}
     rows: list[dict[str, Any]] = []
     timed: list[dict[str, Any]] = []
     first = models[0]
     # Every step is checked before the first crossover is searched.
-    blocks = {chosen: None if chosen == "train" and len(phases) > 1 else new_tokens for chosen in phases}
     for model in models:
-        for chosen in phases:
+        for chosen, block in phases:
             for length in lengths:
-                make_step(model, chosen, length, batch, blocks[chosen])
+                make_step(model, chosen, length, batch, block)
     for device in devices:
         calibration = find_calibration(device, library)
         baseline: dict[tuple[str, int], float] = {}
         for model in models:
             precision = make_precision(model, device, **formats)
-            for chosen in phases:
+            for chosen, block in phases:
                 own = None
                 if model is not first:
-                    question: dict[str, Any] = {"phase": chosen, "batch": batch, "new_tokens": blocks[chosen]}
+                    question: dict[str, Any] = {"phase": chosen, "batch": batch, "new_tokens": block}
                     own = time_crossover(model, first, device, calibration, **question, **formats)
                     other = None
                     if own is None:
                         other = time_crossover(first, model, device, calibration, **question, **formats)
-                    timed.append(_time_row(model, first, chosen, device, own, other, blocks[chosen] or 1))
+                    timed.append(_time_row(model, first, chosen, device, own, other, block or 1))
                 for length in lengths:
-                    step = make_step(model, chosen, length, batch, blocks[chosen])
+                    step = make_step(model, chosen, length, batch, block)
                     row = predict_step(model, device, step, precision, calibration).to_dict()
                     time = baseline.setdefault((chosen, length), row["time_s"])
                     rows.append({**row, "ratio": row["time_s"] / time, "crossover_context": own})
-    counted = [_quadratic_row(model, chosen) for chosen in phases for model in models]
-    counted += [_flops_row(model, first, chosen, batch, blocks[chosen]) for chosen in phases for model in models[1:]]
+    counted = [_quadratic_row(model, chosen) for chosen, _ in phases for model in models]
+    counted += [_flops_row(model, first, chosen, batch, block) for chosen, block in phases for model in models[1:]]
     return Comparison(rows, counted + timed)
 
 
@@ -151,8 +142,3 @@ def _row(
     kind: str, first: str, second: str | None, phase: str, hw: str | None, context: int | None, note: str
 ) -> dict[str, Any]:
     return {"kind": kind, "first": first, "second": second, "phase": phase, "hw": hw, "context": context, "note": note}
-
-
-def _several(value: Any) -> list[Any]:
-    # A loaded architecture or device is a named tuple, which is one value.
-    return list(value) if type(value) in (list, tuple, range) else [value]

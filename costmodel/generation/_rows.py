@@ -20,10 +20,9 @@ from costmodel.generation._pricing import (
     weighted,
 )
 from costmodel.generation.block import generated_blocks
-from costmodel.hardware import Hardware, load_hardware
+from costmodel.hardware import Hardware
 from costmodel.model_file import load_architecture
-from costmodel.prediction import MAX_BATCH, make_precision
-from costmodel.settings import split_settings
+from costmodel.prediction import MAX_BATCH, loaded, make_precision
 from costmodel.units import MAX_CONTEXT
 
 ACCEPTANCE = 0.7
@@ -73,9 +72,7 @@ def rows(
     if not _real(temperature) or not 0 <= temperature < float("inf"):
         raise BadInput(f"temperature {str(temperature)[:60]!r} is not a number from 0 up")
 
-    of_architecture, of_hardware = split_settings(settings)
-    asked = architecture if isinstance(architecture, Architecture) else load_architecture(architecture, of_architecture)
-    device = hardware if isinstance(hardware, Hardware) else load_hardware(hardware, of_hardware)
+    (asked,), (device,) = loaded(architecture, hardware, settings)
     calibration = find_calibration(device, library)
     # Where a pass is bidirectional its step says so; the model's own mask would apply to prompt passes too.
     causal = masked(asked)

@@ -7,6 +7,7 @@ new token in decode (speculative and diffusion blocks check or denoise all of th
 from collections.abc import Sequence
 
 from costmodel.algebra import Quantity
+from costmodel.dtypes import element_bytes
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.gemm import Gemm, gemm
@@ -16,8 +17,6 @@ from costmodel.step import Precision, Step
 def embedding(D: Quantity, step: Step, precision: Precision) -> Kernel:
     """Gathers one row of the table per new token."""
     elements = step.tokens * D
-    from costmodel.dtypes import element_bytes
-
     row_bytes = element_bytes(precision.weight("embedding"))
     return elementwise("embedding", read=elements * row_bytes, written=elements * precision.hidden_bytes)
 

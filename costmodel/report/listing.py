@@ -36,9 +36,10 @@ def _grows(exponent: int) -> str:
 
 
 def _mechanisms(notes: list[str]) -> Iterator[dict[str, Any]]:
+    from costmodel.extensions import installed_names
     from costmodel.mixers import mixer, names
 
-    for name in names():
+    for name in (*names(), *installed_names()):
         module = mixer(name)
         order = module.ORDER
         yield {

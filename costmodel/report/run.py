@@ -5,24 +5,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from costmodel.architecture import Architecture
 from costmodel.errors import BadInput
-from costmodel.hardware import Hardware, load_hardware
-from costmodel.model_file import load_architecture
-from costmodel.prediction import predict
+from costmodel.prediction import loaded, predict
 from costmodel.report.output import note
 from costmodel.report.predictions import formats_text, notes_on, print_comparison, print_generations, print_predictions
-from costmodel.settings import split_settings
 
 PROGRESS_AFTER_S = 1.0
 
 Inputs = Mapping[str, Any]
-
-
-def _loaded(inputs: Inputs) -> tuple[list[Architecture], list[Hardware]]:
-    of_architecture, of_hardware = split_settings(inputs["set"])
-    models = [load_architecture(name, of_architecture) for name in inputs["arch"]]
-    return models, [load_hardware(name, of_hardware) for name in inputs["hw"]]
 
 
 def _options(inputs: Inputs) -> dict[str, Any]:
@@ -51,7 +41,7 @@ class Progress:
 
 def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | None) -> None:
     """`predict`: rows to stdout, notes to stderr, and the plot where one is wanted."""
-    models, devices = _loaded(inputs)
+    models, devices = loaded(inputs["arch"], inputs["hw"], inputs["set"])
     rows: list[dict[str, Any]] = []
     formats = {}
     progress = Progress(len(models) * len(devices))
@@ -74,7 +64,7 @@ def compare_and_print(form: str, inputs: Inputs, plot: str | None) -> None:
 
     if len(inputs["arch"]) < 2:
         raise BadInput("--arch: compare needs at least two architectures, separated by commas")
-    models, devices = _loaded(inputs)
+    models, devices = loaded(inputs["arch"], inputs["hw"], inputs["set"])
     found = compare(models, devices, inputs["context"], phase=inputs["phase"], settings=(), **_options(inputs))
     if plot is not None:
         _draw(plot, found.rows)
@@ -86,7 +76,7 @@ def generate_and_print(form: str, inputs: Inputs) -> None:
     """`generate`: one table for each model, device and prompt, with a row for each method."""
     from costmodel.generation import generate, names
 
-    models, devices = _loaded(inputs)
+    models, devices = loaded(inputs["arch"], inputs["hw"], inputs["set"])
     options = {name: value for name, value in inputs.items() if name not in ("arch", "hw", "prompt", "set")}
     if "all" in options["methods"]:
         options["methods"] = list(names())
