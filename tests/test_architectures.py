@@ -386,7 +386,7 @@ def test_formats_that_a_label_hides() -> None:
     oss, v3 = model("gpt-oss-120b"), model("deepseek-v3")
     assert (oss.weights["experts"], oss.weights["default"], oss.activations) == ("mxfp4", "bf16", "bf16")
     assert all(oss.mixers[name].dims.sinks and oss.mixers[name].dims.o_bias for name in ("swa", "full"))
-    assert (v3.weights["mixer"], v3.weights["default"], v3.activations) == ("fp8", "bf16", "fp8")
+    assert (v3.weights["mixer"], v3.weights["default"], v3.activations) == ("fp8_block", "bf16", "fp8_block")
     assert model("llada-8b").bidirectional
     assert model("dream-7b").bidirectional
 

@@ -1221,10 +1221,16 @@ def test_nvfp4_experts_on_an_fp8_file_leave_the_rest_fp8(tmp_path: Path) -> None
         "quantized_layers": {f"layers.{index}.ffn.experts": {"quant_algo": "NVFP4"} for index in range(4)},
     }
     model = load(tmp_path, {**DEEPSEEK_V4, "expert_dtype": "fp4", "quantization_config": quantization})
-    assert dict(model.weights) == {"default": "bf16", "mixer": "fp8", "experts": "nvfp4", "shared_experts": "fp8"}
+    assert dict(model.weights) == {
+        "default": "bf16",
+        "mixer": "fp8_block",
+        "experts": "nvfp4",
+        "shared_experts": "fp8_block",
+    }
     plain = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     released = load(tmp_path, {**DEEPSEEK_V4, "expert_dtype": "fp4", "quantization_config": plain})
-    assert (released.weights["experts"], released.weights["mixer"], released.activations) == ("mxfp4", "fp8", "fp8")
+    assert (released.weights["experts"], released.weights["mixer"]) == ("mxfp4", "fp8_block")
+    assert released.activations == "fp8_block"
 
 
 # --- quantization ---------------------------------------------------------------------------------------------------
@@ -1236,6 +1242,13 @@ def test_fp8_leaves_head_embedding_and_router_in_16_bit(tmp_path: Path) -> None:
     model = load(tmp_path, {**DEEPSEEK, "quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}})
     assert dict(model.weights) == ALL_FP8
     assert model.activations == "fp8"
+
+
+def test_a_block_size_makes_fp8_the_format_with_a_scale_per_block(tmp_path: Path) -> None:
+    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    model = load(tmp_path, {**DEEPSEEK, "quantization_config": quantization})
+    assert dict(model.weights) == {role: "fp8_block" if dtype == "fp8" else dtype for role, dtype in ALL_FP8.items()}
+    assert model.activations == "fp8_block"
 
 
 def test_mxfp4_of_gpt_oss_reaches_the_experts_only(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ RELATIVE_TIME = {
     "bf16": 1.0,
     "fp16": 1.0,
     "fp8": 0.5,
+    "fp8_block": 0.5,
     "int8": 0.5,
     "mxfp4": 0.25,
     "nvfp4": 0.25,

@@ -37,8 +37,8 @@ DTYPES = {
 ALGORITHMS: dict[str, Format] = {
     "FP8": ("fp8", "fp8"),
     "FP8_PER_CHANNEL_PER_TOKEN": ("fp8", "fp8"),
-    "FP8_PB_REAL": ("fp8", "fp8"),
-    "FP8_PB_WO": ("fp8", "bf16"),
+    "FP8_PB_REAL": ("fp8_block", "fp8_block"),
+    "FP8_PB_WO": ("fp8_block", "bf16"),
     "NVFP4": ("nvfp4", "nvfp4"),
     "NVFP4_AWQ": ("nvfp4", "nvfp4"),
     "W4A16_NVFP4": ("nvfp4", "bf16"),
@@ -55,6 +55,7 @@ ALGORITHMS: dict[str, Format] = {
 }
 KV_ALGORITHMS = {"FP8": "fp8", "NVFP4": "nvfp4", "INT8": "int8"}
 PLAIN_METHODS: dict[str, Format] = {"fp8": ("fp8", "fp8"), "fbgemm_fp8": ("fp8", "fp8"), "mxfp4": ("mxfp4", "bf16")}
+BLOCKS: Format = ("fp8_block", "fp8_block")
 METHODS = (*PLAIN_METHODS, "compressed-tensors", "modelopt", "modelopt_fp4", "awq", "gptq", "bitsandbytes")
 
 LEFT_OUT = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", "llm_int8_skip_modules")
@@ -134,7 +135,7 @@ def formats(
     expert = inner.get("expert_dtype") or outer.get("expert_dtype")
     moe = any(block["kind"] == "moe" for block in decoder.ffns.values())
     # The field is that of the original file; a later quantization of the experts stands in the groups.
-    if expert == "fp4" and moe and result.weights.get("experts") in (None, "fp8"):
+    if expert == "fp4" and moe and result.weights.get("experts") in (None, "fp8", "fp8_block"):
         result.weights["experts"] = "mxfp4"
     return result
 
@@ -167,11 +168,11 @@ def _scheme(problems: Problems, place: str, quantization: Mapping[str, Any]) -> 
     if method in PLAIN_METHODS and quantization.get("moe_quant_algo"):
         # ModelOpt on top of an fp8 file: only the layers it lists changed, and what it left out stayed fp8.
         _modelopt(problems, place, quantization, scheme)
-        scheme.general, scheme.ignored = PLAIN_METHODS[method], None
+        scheme.general, scheme.ignored = _plain(method, quantization), None
         return scheme
     scheme.quantises_head = method in ("compressed-tensors", "modelopt", "modelopt_fp4")
     if method in PLAIN_METHODS and not quantization.get("quant_algo"):
-        scheme.general = PLAIN_METHODS[method]
+        scheme.general = _plain(method, quantization)
     elif method in ("awq", "gptq", "bitsandbytes"):
         scheme.general = _weight_only(problems, place, method, quantization)
     elif method == "compressed-tensors":
@@ -179,6 +180,11 @@ def _scheme(problems: Problems, place: str, quantization: Mapping[str, Any]) -> 
     else:
         _modelopt(problems, place, quantization, scheme)
     return scheme
+
+
+def _plain(method: str, quantization: Mapping[str, Any]) -> Format:
+    """The format that the method itself means; fp8 is scaled by blocks where the file gives their size."""
+    return BLOCKS if method == "fp8" and quantization.get("weight_block_size") else PLAIN_METHODS[method]
 
 
 def _weight_only(problems: Problems, place: str, method: str, quantization: Mapping[str, Any]) -> Format | None:
@@ -236,7 +242,7 @@ def _groups(problems: Problems, place: str, quantization: Mapping[str, Any], sch
 
 
 def _number_format(problems: Problems, place: str, value: Any, packing: Any) -> str | None:
-    """fp8, int8, int4, nvfp4 (16 elements a scale) or mxfp4 (32), from {num_bits, type, group_size}."""
+    """The format of {num_bits, type, group_size, strategy}: nvfp4 has 16 elements a scale, mxfp4 32."""
     if value is None:
         return None
     value = problems.mapping(value, place)
@@ -244,7 +250,9 @@ def _number_format(problems: Problems, place: str, value: Any, packing: Any) -> 
     if bits == 4 and kind == "float":
         return "mxfp4" if group == 32 or str(packing).startswith("mxfp4") else "nvfp4"
     if (bits, kind) in ((8, "float"), (8, "int"), (4, "int")):
-        return "fp8" if kind == "float" else f"int{bits}"
+        if kind == "float":
+            return "fp8_block" if value.get("strategy") == "block" else "fp8"
+        return f"int{bits}"
     shown = f"{str(bits)[:20]} bits of type {str(kind)[:20]!r}"
     problems.add(f"{place}: {shown} are not covered; allowed: 8 or 4 bits, float or int")
     return None
