@@ -91,6 +91,14 @@ class Hardware(NamedTuple):
         compute = self.compute
         return compute.special * compute.units * compute.clock if compute.special else None
 
+    @property
+    def fastest_link(self) -> float:
+        """Bytes per second and direction of the fastest link to others. Raises Impossible where none is known."""
+        known = [link.bandwidth for link in self.links if link.bandwidth]
+        if not known:
+            raise Impossible(f"{self.name}: no bandwidth of a link to other devices is known")
+        return max(known)
+
     def tensor_peak(self, dtype: str) -> float:
         """Dense FLOP/s of the engine that multiplies this dtype.
 

@@ -3,7 +3,7 @@
 Count first, price later: the mechanisms build lists of `Kernel`; time, memory and energy read the same list.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,7 @@ class Work(NamedTuple):
     tensor: FLOPs of the matrix engines by dtype (a multiply-add is 2); vector: fp32 FLOPs outside them;
     special: results of the special-function units (exp, tanh, …); read, written: HBM bytes that a cold
     cache cannot avoid; weights: the part of `read` that is parameters; l2: bytes that pass between L2 and
-    the compute units.
+    the compute units; network: bytes that leave the device over its links.
     """
 
     tensor: Mapping[str, Quantity] = MappingProxyType({})
@@ -29,6 +29,7 @@ class Work(NamedTuple):
     written: Quantity = 0
     weights: Quantity = 0
     l2: Quantity = 0
+    network: Quantity = 0
 
     @property
     def flops(self) -> Quantity:
@@ -80,6 +81,7 @@ class Terms(NamedTuple):
     chain: Quantity = 0.0
     launch: Quantity = 0.0
     overlap: float = 4.0
+    network: Quantity = 0.0
 
     def limits(self) -> dict[str, Quantity]:
         """The terms by the name of what they are bound by."""
@@ -99,7 +101,7 @@ class Terms(NamedTuple):
         return sum(self.limits().values())
 
 
-OVERLAPPING = ("tensor", "vector", "special", "memory", "l2", "chain")
+OVERLAPPING = ("tensor", "vector", "special", "memory", "l2", "chain", "network")
 BOUNDS = (*OVERLAPPING, "launch")
 
 
@@ -117,6 +119,8 @@ class Form(NamedTuple):
     sources: tuple[str, ...] = ()
     model_spread: float = 0.25
     """Standard deviation of ln(measured/predicted) left when the parameters are right."""
+    starts: tuple[Mapping[str, float], ...] = ()
+    """Values besides the priors from which a fit tries, where kernels of different design share the form."""
 
     def priors(self) -> dict[str, float]:
         """The expected values of the parameters."""
@@ -129,7 +133,10 @@ class Kernel(NamedTuple):
     ideal counts what the formula needs (exact pairs, fused traffic), executed what the real kernel does
     (whole tiles, padding, materialised intermediates). instance names the compiled kernel that a
     calibration belongs to, such as "bf16" or "hd128-bf16". shape holds what only the family's form reads;
-    gradient marks the kernels of the backward pass.
+    gradient marks the kernels of the backward pass. module is the mixer or FFN, with the phase, that the kernel
+    works for, such as "mla-prefill" ("" outside them). circulating: bytes that pass between two uses of the same
+    buffers when a benchmark replays the kernel, so that what fits stays in L2; None as served, when every buffer is
+    cold.
     """
 
     name: str
@@ -144,6 +151,8 @@ class Kernel(NamedTuple):
     group: str = ""
     implementation: str = ""
     gradient: bool = False
+    module: str = ""
+    circulating: Quantity | None = None
 
     @property
     def family(self) -> str:
@@ -177,6 +186,42 @@ def waves(blocks: Quantity, slots: Quantity, weight: float) -> Quantity:
     return (1.0 - weight) * full + weight * ceil(full)
 
 
+L2_SHARPNESS = 4.0
+"""How abruptly replayed buffers fall out of L2 once they outgrow their share of it."""
+
+
+def memory_seconds(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float], traffic: Quantity) -> Quantity:
+    """Seconds for HBM bytes at the reachable bandwidth; of replayed buffers, a part comes from L2 instead.
+
+    As served (circulating None): traffic / (bandwidth · memory_efficiency). As benchmarked: the share
+    1 / (1 + (circulating / (l2_share · L2))⁴) moves l2_over_hbm times as fast.
+    """
+    cold = traffic / (hardware.memory.hbm.bandwidth * theta.get("memory_efficiency", 1.0))
+    capacity = hardware.memory.l2.capacity
+    if kernel.circulating is None or not capacity:
+        return cold
+    fill = kernel.circulating / (theta.get("l2_share", L2_SHARE) * capacity)
+    hot = 1.0 / (1.0 + power(fill, theta.get("l2_sharpness", L2_SHARPNESS)))
+    return cold * (1.0 - hot + hot / theta.get("l2_over_hbm", L2_OVER_HBM))
+
+
+L2_SHARE = 0.72
+L2_OVER_HBM = 2.2
+"""What a replay finds of L2's capacity, and L2's bandwidth over HBM's, in families that do not fit them."""
+
+
+def replayed(kernels: Sequence[Kernel], copies: Quantity = 1) -> tuple[Kernel, ...]:
+    """The kernels as a benchmark runs them: over the same buffers again and again.
+
+    copies: how many sets of weights the benchmark rotates over; everything else has one set.
+    """
+    total: Quantity = 0
+    for kernel in kernels:
+        work = kernel.executed
+        total = total + (work.hbm_bytes + (copies - 1) * work.weights) * kernel.count
+    return tuple(kernel._replace(circulating=total) for kernel in kernels)
+
+
 def no_backward(kernel: Kernel) -> tuple[Kernel, ...]:
     """For kernels that only serve inference (cache writes, samplers, decode steps)."""
     return ()
@@ -192,6 +237,7 @@ def scaled(work: Work, flops: float, traffic: float) -> Work:
         written=work.written * traffic,
         weights=work.weights * traffic,
         l2=work.l2 * traffic,
+        network=work.network * traffic,
     )
 
 
@@ -225,7 +271,7 @@ def unit_terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float])
         tensor=tensor * idle,
         vector=work.vector / (hardware.compute.vector * theta.get("vector_efficiency", 1.0)) * idle,
         special=work.special / (special_peak * theta.get("special_efficiency", 1.0)) * idle if special_peak else 0.0,
-        memory=work.hbm_bytes / (bandwidth * theta.get("memory_efficiency", 1.0)),
+        memory=memory_seconds(kernel, hardware, theta, work.hbm_bytes),
         l2=work.l2 / l2_bandwidth,
         chain=chain,
         launch=theta.get("launch_s", 0.0) * kernel.launches,

@@ -29,7 +29,8 @@ def projection(
 ) -> Kernel:
     """The GEMM of one projection over the new tokens of the batch (or over `tokens` rows).
 
-    Batched projections run in 16 bit, as engines keep the per-head matrices of MLA unquantised.
+    Batched projections run in 16 bit, as engines keep the per-head matrices of MLA unquantised. Where the others
+    multiply in fewer bits, the product quantises its input.
     """
     batched = p.heads is not None
     return gemm(
@@ -42,6 +43,7 @@ def projection(
             activations=precision.hidden if batched else precision.operand(role),
             weights=precision.hidden if batched else precision.weight(role),
             output=precision.hidden,
+            source=precision.hidden,
         ),
     )
 
