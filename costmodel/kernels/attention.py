@@ -1,19 +1,22 @@
 """Fused attention over many queries: prefill, windows, bidirectional blocks (FlashAttention 2 and 3).
 
 A thread block is one query tile of one head; it walks the visible key tiles one after another. Tiles
-above the diagonal are skipped, the tiles on it are computed whole.
+above the diagonal are skipped, the tiles on it are computed whole. Work counts the tiles of FlashAttention-3; the time
+form takes those of the device (`attention_walk`).
 
-Source: FlashAttention-3, arXiv:2407.08608; tile sizes: Dao-AILab/flash-attention, hopper/tile_size.h.
+Source: FlashAttention-3, arXiv:2407.08608; tile sizes: Dao-AILab/flash-attention, hopper/tile_size.h; when keys are
+split: hopper/heuristics.h.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, minimum, named, nominal
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, named, nominal, power, root, where
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, unit_terms, waves
+from costmodel.kernels.attention_walk import STEP, walk
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, waves
 from costmodel.pairs import (
     bidirectional,
     causal,
@@ -32,7 +35,8 @@ class Attention(NamedTuple):
     w: window or None; bidirectional: every query sees all P + S tokens (window and chunk do not apply); softcap: one
     tanh per score; sinks: one more logit per head; dtype: of the products; kv: of the cache; shared_kv: the values are
     (part of) the keys (K = V); row_bytes: bytes of a key with its value, per key head, where a cache layout mixes
-    dtypes; c: tokens of a chunk, outside which a query sees nothing, or None.
+    dtypes; c: tokens of a chunk, outside which a query sees nothing, or None; passes: FLOPs of a pair over those of the
+    forward pass.
     """
 
     B: Quantity
@@ -51,6 +55,7 @@ class Attention(NamedTuple):
     kv: str = "bf16"
     row_bytes: Quantity | None = None
     c: Quantity | None = None
+    passes: Quantity = 1
 
 
 def tile(dk: Quantity, dtype: str = "bf16") -> tuple[int, int]:
@@ -155,9 +160,9 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
     """
     a: Attention = kernel.shape
     ideal, executed = kernel.ideal, kernel.executed
+    widen = (3 * a.dk + 2 * a.dv) / (a.dk + a.dv)
 
     def products(forward: Work) -> Work:
-        widen = (3 * a.dk + 2 * a.dv) / (a.dk + a.dv)
         return Work(
             tensor={dtype: flops * widen for dtype, flops in forward.tensor.items()},
             vector=forward.vector * 2,
@@ -168,34 +173,106 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
             l2=forward.l2 * 2.5,
         )
 
-    return (kernel._replace(name=f"{kernel.name} backward", ideal=products(ideal), executed=products(executed)),)
-
-
-def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
-    """The common form, but with each query tile's prologue and epilogue in the open.
-
-    One thread block occupies a unit, so loading Q and storing O overlap with nothing: rounds · block_s is added to
-    the launch. The chain is that of the longest tile, once: the others run beside it.
-    """
-    assert kernel.grid is not None
-    rounds = waves(kernel.grid.blocks, hardware.compute.units * kernel.grid.occupancy, theta["wave_weight"])
-    return unit_terms(kernel, hardware, theta)._replace(
-        chain=kernel.grid.chain_steps * theta["step_s"],
-        launch=theta["launch_s"] * kernel.launches + rounds * theta["block_s"],
+    return (
+        kernel._replace(
+            name=f"{kernel.name} backward",
+            ideal=products(ideal),
+            executed=products(executed),
+            shape=a._replace(passes=widen) if isinstance(a, Attention) else a,
+        ),
     )
 
 
+APPEND_THREADS = 512
+"""Threads of the block that appends one token: one per element, no more than these."""
+
+
+def append_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    """Seconds to write the new keys and values into the paged cache, before the attention kernel proper.
+
+    A block per token copies one element per thread: the device holds few such blocks at a time, so that wide tokens
+    cost as much as their threads occupy, or as their bytes take.
+
+    Source: vllm-project/vllm, csrc/cache_kernels.cu, reshape_and_cache_flash.
+    """
+    a: Attention = kernel.shape
+    if a.bidirectional or "append_share" not in theta:
+        return 0.0
+    tokens, width = a.B * a.S, a.Hkv * (a.dk + a.dv)
+    copied = memory_seconds(kernel, hardware, theta, tokens * width * (2 + element_bytes(a.kv)) * theta["append_share"])
+    blocks = tokens * minimum(width / 2, APPEND_THREADS) / 128 * theta["token_s"]
+    return root(power(copied, 4.0) + power(blocks, 4.0), 4.0)
+
+
+SPLIT_S = 4e-6
+"""The kernel that combines the splits of the keys."""
+SPLIT_BELOW = 0.8
+"""Keys are split where the tiles fill less than this of the units."""
+SPLIT_STEPS = 4.0
+"""A split keeps about this many key tiles."""
+
+
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """launch + append + prologues + exposed Q and O + pnorm(products, exponentials, HBM bytes, longest tile).
+
+    One thread block occupies a unit, so loading Q and storing O overlap with little: rounds · block_s and a share of
+    their traffic are added to the launch. The longest tile bounds the time from below: the others run beside it, and
+    a part of its keys goes to idle units where there are any.
+    """
+    a: Attention = kernel.shape
+    units = hardware.compute.units
+    tiles, pairs, longest = walk(a, hardware.generation, theta)
+    rounds = waves(tiles, units, theta["wave_weight"])
+    idle = where(tiles < units, 1.0, maximum(rounds * units / tiles, 1.0))
+    width = a.dk + a.dv
+    peak = hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"]
+    special_peak = hardware.special_peak
+    results = pairs * (2 if a.softcap else 1)
+    possible = maximum(minimum(units / tiles, longest / (STEP * SPLIT_STEPS)), 1.0)
+    splits = 1.0 + theta["splitting"] * where(tiles < SPLIT_BELOW * units, possible - 1.0, 0.0)
+    combined = 1.0 - 1.0 / splits
+    partials = combined * splits * a.B * a.S * a.H * (a.dv + 1) * 8
+    bandwidth = hardware.memory.hbm.bandwidth
+    exposed = theta["exposed"] * memory_seconds(kernel, hardware, theta, a.B * a.S * a.H * width * 2)
+    return Terms(
+        tensor=pairs * (2 * width * a.passes) * idle / peak,
+        special=results * idle / (special_peak * theta["special_efficiency"]) if special_peak else 0.0,
+        memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes),
+        chain=longest * (2 * width * a.passes) * units * theta["alone"] / (peak * splits),
+        launch=theta["launch_s"] * kernel.launches
+        + rounds * theta["block_s"]
+        + combined * SPLIT_S
+        + partials / (bandwidth * theta["l2_over_hbm"])
+        + append_seconds(kernel, hardware, theta)
+        + exposed,
+        overlap=theta["overlap"],
+    )
+
+
+MASKED = Parameter(
+    "masked", 1e-6, 0.1, 1e-7, 1.0, "1", "share of the tiles outside the window that is walked all the same"
+)
 PARAMETERS = (
-    Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
-    Parameter("block_s", 1.8e-6, 0.4, 0.2e-6, 1e-5, "s", "prologue and epilogue of one query tile"),
-    Parameter("step_s", 0.45e-6, 0.5, 0.02e-6, 5e-6, "s", "one key tile in the chain of one thread block"),
-    Parameter("tensor_efficiency", 0.78, 0.15, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
-    Parameter("special_efficiency", 0.85, 0.25, 0.05, 1.0, "1", "share of the exp rate"),
-    Parameter("vector_efficiency", 0.6, 0.3, 0.05, 1.0, "1", "share of the fp32 FLOP/s for the softmax"),
-    Parameter("memory_efficiency", 0.85, 0.1, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
-    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's, where the profile has no figure"),
-    Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-    Parameter("overlap", 2.0, 0.2, 1.5, 8.0, "1", "exponent of the p-norm: softmax and products overlap in part"),
+    Parameter("launch_s", 8.5e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
+    Parameter("block_s", 1.8e-6, 0.4, 0.02e-6, 2e-5, "s", "prologue and epilogue of one query tile"),
+    Parameter(
+        "token_s", 0.6e-9, 1.0, 1e-12, 1e-7, "s", "append of one token of 128 elements, where threads are the limit"
+    ),
+    Parameter("append_share", 0.8, 0.5, 0.01, 2.0, "1", "traffic of the append over one pass through it"),
+    Parameter("tensor_efficiency", 0.72, 0.15, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
+    Parameter("special_efficiency", 0.75, 0.25, 0.05, 1.0, "1", "share of the exp rate"),
+    Parameter("memory_efficiency", 0.87, 0.1, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("l2_share", 0.65, 0.3, 0.1, 2.0, "1", "share of L2 that keeps replayed buffers"),
+    Parameter("exposed", 0.35, 0.6, 0.01, 1.0, "1", "share of the traffic of Q and O that nothing overlaps"),
+    Parameter("alone", 1.3, 0.4, 0.2, 8.0, "1", "time of a step in the longest tile over that in a full device"),
+    Parameter(
+        "large_tiles", 0.85, 0.6, 0.01, 1.0, "1", "share of the generation's large tile; the rest are small ones"
+    ),
+    Parameter("packing", 0.4, 1.5, 0.001, 1.0, "1", "share of tiles that hold all query heads of a key head"),
+    Parameter("splitting", 0.3, 1.0, 0.001, 1.0, "1", "share of idle units that takes keys of the longest tiles"),
+    Parameter("wave_weight", 0.35, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter("overlap", 2.3, 0.2, 1.5, 8.0, "1", "exponent of the p-norm: softmax and products overlap in part"),
 )
 
 PREFILL = Form(
@@ -207,10 +284,28 @@ PREFILL = Form(
     sources=("arXiv:2407.08608", "arXiv:2307.08691"),
     model_spread=0.35,
 )
-WINDOW = PREFILL._replace(family="window-attention", summary="fused attention inside a sliding window")
+WINDOW = PREFILL._replace(
+    family="window-attention",
+    summary="fused attention inside a sliding window",
+    parameters=(*PARAMETERS, MASKED),
+)
+SKIPPING = WINDOW._replace(parameters=PARAMETERS)
+"""For fits of kernels that skip what lies outside the window: nothing short may be read as a share of what is long."""
+MASKING = WINDOW._replace(parameters=(*PARAMETERS, MASKED._replace(prior=0.6, spread=0.5, low=0.01)))
+"""For fits of kernels that walk what lies outside the window and mask it."""
 DIFFUSION = PREFILL._replace(family="diffusion-attention", summary="fused bidirectional attention", model_spread=0.4)
-MLA_PREFILL = PREFILL._replace(family="mla-prefill", summary="fused attention of expanded or absorbed MLA")
-FORMS = (PREFILL, WINDOW, DIFFUSION, MLA_PREFILL)
+FORMS = (PREFILL, WINDOW, DIFFUSION)
+
+
+def instance(a: Attention) -> str:
+    """The compiled kernel: head width, dtypes, and whether it has a mask at all.
+
+    >>> base = Attention(B=1, S=1, P=0, H=1, Hkv=1, dk=128, dv=128)
+    >>> instance(base), instance(base._replace(kv="fp8")), instance(base._replace(bidirectional=True))
+    ('hd128-bf16', 'hd128-bf16-fp8-cache', 'hd128-bf16-bidirectional')
+    """
+    cache = "" if a.kv == a.dtype else f"-{a.kv}-cache"
+    return f"hd{a.dk}-{a.dtype}{cache}{'-bidirectional' if a.bidirectional else ''}"
 
 
 def attention(name: str, a: Attention, *, form: Form | None = None) -> Kernel:
@@ -229,7 +324,7 @@ def attention(name: str, a: Attention, *, form: Form | None = None) -> Kernel:
         ideal=ideal,
         executed=executed,
         grid=grid(a),
-        instance=f"hd{a.dk}-{a.dtype}",
+        instance=instance(a),
         shape=a,
         implementation="FlashAttention-3 (torch SDPA cuDNN)",
     )

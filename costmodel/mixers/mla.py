@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 from costmodel.algebra import Quantity, ceil_div, maximum, minimum
 from costmodel.dims import choice, dim, flag
-from costmodel.kernels.attention import MLA_PREFILL, Attention, attention
+from costmodel.kernels.attention import Attention
 from costmodel.kernels.base import Kernel, Work
-from costmodel.kernels.decode_attention import MLA_DECODE, decode_attention
 from costmodel.kernels.elementwise import elementwise
+from costmodel.kernels.mla_decode import mla_decode
+from costmodel.kernels.mla_prefill import mla_prefill
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import Cache, Order
 from costmodel.step import Precision, Step
@@ -115,32 +116,46 @@ def absorbs(d: Dims, step: Step) -> bool:
 
 
 def into_latents(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:
-    """Down projections, norms and the cache write, then the queries of all heads and their rotation."""
+    """Down projections in one product, norms, queries of all heads, rotation and the cache write."""
     e, n, normed = precision.hidden_bytes, step.tokens, extra_parameters(d, D)
-    norms = elementwise(
-        "latent norms, cache write",
-        read=n * (normed + d.dr) * e,
-        written=n * (normed * e + latent_bytes(d, precision)),
-        vector=n * (4 * normed + (6 * d.dr if d.rope else 0)),
-    )
-    run = [
-        *run_projections(d, D, step, precision, "q_a_proj", "kv_a_proj"),
-        norms,
+    norms = elementwise("latent norms", read=n * normed * e, written=n * normed * e, vector=4 * n * normed)
+    return [
+        down_projection(d, D, step, precision),
+        norms._replace(launches=1 if d.q_l is None else 2),
         *run_projections(d, D, step, precision, "q_proj", "q_b_proj"),
+        cache_write(d, step, precision),
     ]
-    if d.rope:
-        rotated = n * d.H * d.dr
-        run.append(elementwise("rope", read=rotated * e, written=rotated * e, vector=6 * rotated))
-    return run
+
+
+def cache_write(d: Dims, step: Step, precision: Precision) -> Kernel:
+    """The rotation of the d_rope parts, and the write of the new latents."""
+    e, n = precision.hidden_bytes, step.tokens
+    rotated = n * (d.H + 1) * d.dr if d.rope else 0
+    write = elementwise(
+        "rope, cache write" if d.rope else "cache write",
+        read=rotated * e + n * (d.c + d.dr) * e,
+        written=rotated * e + n * latent_bytes(d, precision),
+        vector=6 * rotated,
+    )
+    return write._replace(launches=2 if d.rope else 1)
+
+
+def down_projection(d: Dims, D: Quantity, step: Step, precision: Precision) -> Kernel:
+    """W_DQ beside W_DKV and W_KR: engines join them into one matrix, so that the hidden state is read once."""
+    if d.q_l is None:
+        return run_projections(d, D, step, precision, "kv_a_proj")[0]
+    return projection(Projection("q_a_proj, kv_a_proj", D, d.q_l + d.c + d.dr), step, precision)
 
 
 def absorbed(d: Dims, step: Step, precision: Precision, core: Kernel) -> list[Kernel]:
     """W_UK on the queries of each head, the core over latents, W_UV on its outputs: no token is expanded.
 
-    The two batched products read the weights of kv_b, once in all.
+    The two batched products read the weights of kv_b, once in all. Between them the two parts of a query are joined.
     """
     into, out = Projection("absorb_k", d.dn, d.c, heads=d.H), Projection("absorb_v", d.c, d.dv, heads=d.H)
-    return [projection(into, step, precision), core, projection(out, step, precision)]
+    position, whole = (step.tokens * d.H * width * precision.hidden_bytes for width in (d.dr, d.c + d.dr))
+    join = elementwise("join queries", read=whole, written=whole)._replace(ideal=Work(read=position, written=position))
+    return [projection(into, step, precision), join, core, projection(out, step, precision)]
 
 
 def latent_core(d: Dims, step: Step, precision: Precision) -> Kernel:
@@ -172,19 +187,25 @@ def expanded(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     again = kv_b._replace(name="kv_b_proj of the cached prefix")
     # Launched min(P, 1) times: without a prefix there is nothing to expand, and no product of zero rows to price.
     prefix = projection(again, step, precision, tokens=step.B * maximum(step.P, 1)).times(minimum(step.P, 1))
+    core = expanded_core(d, step, precision)
+    return [projection(kv_b, step, precision), prefix, assemble(d, step, precision), core]
+
+
+def expanded_core(d: Dims, step: Step, precision: Precision, key_heads: Quantity | None = None) -> Kernel:
+    """Every head with keys and values of its own, or in groups that share those of `key_heads`."""
     a = Attention(
         B=step.B,
         S=step.S,
         P=step.P,
         H=d.H,
-        Hkv=d.H,
+        Hkv=d.H if key_heads is None else key_heads,
         dk=d.dn + d.dr,
         dv=d.dv,
         bidirectional=step.bidirectional,
-        dtype=precision.hidden,
+        dtype=precision.attention,
         kv=precision.hidden,
     )
-    return [projection(kv_b, step, precision), prefix, assemble(d, step, precision), _core(a, step)]
+    return _core(a, step)
 
 
 def assemble(d: Dims, step: Step, precision: Precision) -> Kernel:
@@ -205,8 +226,8 @@ def assemble(d: Dims, step: Step, precision: Precision) -> Kernel:
 
 def _core(a: Attention, step: Step) -> Kernel:
     if step.decoding:
-        return decode_attention("attention", a, form=MLA_DECODE)
-    return attention("attention", a, form=MLA_PREFILL)
+        return mla_decode("attention", a)
+    return mla_prefill("attention", a)
 
 
 def out_of_heads(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:

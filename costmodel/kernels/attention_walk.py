@@ -1,0 +1,125 @@
+"""What the thread blocks of fused attention walk on a given generation of GPUs: tiles, pairs, the longest tile.
+
+Work counts the tiles of one kernel, whatever the device. These are the device's: the large tile that the kernels of a
+generation use at their best, and a small one; a fit says how much of each, and whether the query heads of a key head
+share tiles.
+
+Source: Dao-AILab/flash-attention, hopper/tile_size.h, hopper/pack_gqa.h and, before Hopper,
+csrc/flash_attn/src/flash_fwd_launch_template.h; two tiles of 128 rows per block on Blackwell: NVIDIA/cutlass,
+examples/77_blackwell_fmha.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, nominal
+
+if TYPE_CHECKING:
+    from costmodel.kernels.attention import Attention
+
+STEP = 128 * 128
+"""(query, key) pairs of a tile of usual size."""
+LEAST_MASKED = 1e-5
+"""Below, a kernel is taken to skip all that lies outside the window."""
+
+
+class Walk(NamedTuple):
+    """What the thread blocks of a launch walk: their number, the (query, key) pairs that all of them and the longest
+    of them compute."""
+
+    tiles: Quantity
+    pairs: Quantity
+    longest: Quantity
+
+
+SMALL_TILE = 64, 64
+BLACKWELL_SMALL_TILE = 128, 128
+
+
+def device_tiles(a: "Attention", generation: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The large and the small tile (query rows × keys) of the kernels of a GPU generation.
+
+    >>> from costmodel.kernels.attention import Attention
+    >>> a = Attention(B=1, S=1, P=0, H=1, Hkv=1, dk=128, dv=128)
+    >>> [device_tiles(a, name)[0] for name in ("ampere", "hopper", "blackwell")]
+    [(128, 64), (128, 128), (256, 128)]
+    """
+    width = nominal(a.dk, 128)
+    if width > 256:
+        return (64, 64), SMALL_TILE
+    if generation == "blackwell":
+        return ((256, 128) if width <= 128 else (128, 128)), (BLACKWELL_SMALL_TILE if width <= 128 else SMALL_TILE)
+    if generation == "hopper":
+        if width <= 64:
+            return (192, 192 if a.bidirectional else 128), SMALL_TILE
+        if width <= 96:
+            return (192, 144 if a.bidirectional else 128), SMALL_TILE
+        if width <= 128:
+            return (128, 176 if a.bidirectional else 128), SMALL_TILE
+        return (128, 112 if width <= 192 else 80), SMALL_TILE
+    if width <= 64:
+        return (128, 128), SMALL_TILE
+    return (128 if width <= 192 else 64, 64), SMALL_TILE
+
+
+def walk_of_a_head(a: "Attention", rows: int, columns: int, share: Quantity) -> Walk:
+    """The walk over one sequence of `share` query heads whose rows lie side by side in the tiles.
+
+    A tile then holds rows / share positions, and ends on the diagonal that many keys after the one before it; where
+    that is less than a tile of keys, half of the difference is computed in vain (both ends of a window: all of it).
+    """
+    P, S = a.P, a.S
+    step = rows / share
+    tiles = ceil_div(S * share, rows)
+    before = tiles - 1
+    last = ceil_div(P + S, columns)
+    if a.bidirectional:
+        steps = tiles * last
+    else:
+        ragged = 0.5 * maximum(1.0 - step / columns, 0.0)
+        if a.w is None:
+            steps = before * (ragged + P / columns) + 0.5 * step / columns * before * tiles + last
+        else:
+            reach = a.w - 1 + step
+            growing = minimum(maximum(floor_div(reach - P, step), 0), before)
+            whole = before - growing
+            last = minimum(last, reach / columns + 2.0 * ragged)
+            seen = growing * P + 0.5 * step * growing * (growing + 1) + whole * reach
+            steps = seen / columns + (growing + 2.0 * whole) * ragged + last
+        steps = maximum(steps, tiles)
+    return Walk(tiles, steps * (rows * columns), last * (rows * columns))
+
+
+def walk(a: "Attention", generation: str, theta: Mapping[str, float]) -> Walk:
+    """The walk of the whole launch, between large and small tiles and between packed and single heads.
+
+    Windows and chunks: `masked` of what lies outside is walked all the same.
+    """
+    if a.c is not None and not a.bidirectional:
+        # Chunks are sequences of their own.
+        chunk = minimum(a.S, a.c)
+        cached = minimum(a.P - a.c * floor_div(a.P, a.c), a.c - chunk)
+        a = a._replace(B=a.B * maximum(a.S / a.c, 1.0), S=chunk, P=cached, c=None)
+    large, small = device_tiles(a, generation)
+    tall, packing = theta["large_tiles"], theta["packing"]
+    group = a.H / a.Hkv
+    tiles: Quantity = 0.0
+    pairs: Quantity = 0.0
+    longest: Quantity = 0.0
+    for (rows, columns), size_weight in ((large, tall), (small, 1.0 - tall)):
+        for share, heads, pack_weight in ((1, a.H, 1.0 - packing), (group, a.Hkv, packing)):
+            weight = size_weight * pack_weight
+            if weight == 0.0:
+                continue
+            one = walk_of_a_head(a, rows, columns, share)
+            tiles = tiles + weight * a.B * heads * one.tiles
+            pairs = pairs + weight * a.B * heads * one.pairs
+            longest = longest + weight * one.longest
+    if a.w is None or theta.get("masked", 0.0) < LEAST_MASKED:
+        return Walk(tiles, pairs, longest)
+    full = walk(a._replace(w=None), generation, theta)
+    return Walk(
+        tiles,
+        pairs + theta["masked"] * maximum(full.pairs - pairs, 0.0),
+        longest + theta["masked"] * maximum(full.longest - longest, 0.0),
+    )

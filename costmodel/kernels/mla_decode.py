@@ -1,0 +1,110 @@
+"""Absorbed latent attention of few queries over the latent cache: keys split over the device.
+
+All heads share one latent per token, so the tile of one sequence is 64 rows of heads (FlashMLA), of which few heads
+leave the rest empty.
+
+Source: deepseek-ai/FlashMLA, README and docs/20250422-new-kernel-deep-dive.md; vllm-project/vllm,
+vllm/v1/attention/ops/triton_decode_attention.py (16 heads per thread block before Hopper).
+"""
+
+from collections.abc import Mapping
+
+from costmodel.algebra import ceil_div, maximum, minimum, where
+from costmodel.hardware import Hardware
+from costmodel.kernels.attention import Attention, visible_keys
+from costmodel.kernels.base import Form, Kernel, Parameter, Terms, memory_seconds, no_backward, waves
+from costmodel.kernels.decode_attention import decode_attention
+
+BLOCK = 64
+"""Keys of one step of a thread block."""
+
+ROWS, FEW_ROWS = 64, 16
+"""Heads of one thread block: those of a warpgroup's matrix instruction, or of a warp's (Triton's kernels)."""
+
+LARGE = ("blackwell", "blackwell-ultra")
+"""Generations whose tensor memory holds 128 heads, in tiles of 128 keys."""
+
+
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """launch + pnorm(cache and query bytes, padded FLOPs, chain of a split) + combining the splits.
+
+    A thread block holds 64 heads (128 on Blackwell), or 16 where `small_tiles` is 1. Splits fill the device, at most
+    one per two key tiles and `most_splits`; the scheduler balances them, so that their number is no whole one. Where
+    the cache is 8 bit, an engine that widens it beforehand pays `conversion` passes.
+    """
+    a: Attention = kernel.shape
+    work = kernel.executed
+    slots = hardware.compute.units * theta["occupancy"]
+    keys = visible_keys(a)
+    factor = 2 if hardware.generation in LARGE else 1
+    whole, groups = a.B * ceil_div(a.H * a.S, ROWS), a.B * ceil_div(a.H * a.S, FEW_ROWS)
+    blocks_of_all = a.B * ceil_div(a.H * a.S, factor * ROWS)
+    tiles = blocks_of_all + theta["small_tiles"] * (groups - blocks_of_all)
+    rows = ROWS * whole + theta["small_tiles"] * (FEW_ROWS * groups - ROWS * whole)
+    blocks = ceil_div(keys, BLOCK)
+    splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
+    splits = maximum(theta["least_splits"], splits)
+    rounds = waves(tiles * splits, slots, theta["wave_weight"])
+    several = minimum(splits - 1.0, 1.0)
+    partials = a.B * a.S * a.H * (a.dv + 1) * 8 * splits * several
+    flops = 2 * rows * keys * (a.dk + a.dv)
+    tensor = flops / (hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"])
+    ends = rounds * theta["block_s"]
+    rows_bytes = a.B * a.S * a.H * (a.dk + a.dv) * 2
+    in_and_out = memory_seconds(kernel, hardware, theta, rows_bytes)
+    memory = memory_seconds(kernel, hardware, theta, work.hbm_bytes - rows_bytes + partials)
+    # Kernels that put the heads into the columns of an instruction (up to 32 on Blackwell) lose speed when these fill.
+    wide = where((a.H > 16) & (a.H <= 32), theta["wide_columns"], 1.0)
+    memory = memory * wide
+    chain = rounds * blocks / splits * theta["step_s"] * wide + (1.0 - theta["exposed"]) * ends
+    combine = several * theta["combine_s"] + (splits - 1.0) * theta["split_s"]
+    launch = theta["launch_s"] + combine + theta["exposed"] * ends + in_and_out
+    if a.kv == "fp8":
+        launch = launch + theta["conversion"] * 3 * a.B * keys * a.dk / hardware.memory.hbm.bandwidth
+    return Terms(tensor=tensor, memory=memory, chain=chain, launch=launch, overlap=theta["overlap"])
+
+
+PARAMETERS = (
+    Parameter("launch_s", 9.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
+    Parameter("combine_s", 3.0e-6, 0.4, 0.3e-6, 2e-5, "s", "the kernel that combines the splits"),
+    Parameter("block_s", 3.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one split"),
+    Parameter("exposed", 0.5, 0.4, 0.02, 1.0, "1", "share of block_s during which nothing of the cache streams"),
+    Parameter("split_s", 0.04e-6, 0.7, 0.001e-6, 1e-6, "s", "one more split to combine"),
+    Parameter("wide_columns", 1.0, 0.2, 0.8, 3.0, "1", "time of a key block for 17 to 32 heads over that for fewer"),
+    Parameter("step_s", 1.5e-6, 0.6, 0.05e-6, 2e-5, "s", "64 keys in the chain of one thread block"),
+    Parameter("occupancy", 1.1, 0.3, 1.0, 8.0, "1", "thread blocks that share a unit"),
+    Parameter("most_splits", 32.0, 1.0, 1.0, 256.0, "1", "splits of one sequence at most"),
+    Parameter("least_splits", 1.05, 0.5, 1.0, 32.0, "1", "splits that are launched however short the sequence"),
+    Parameter(
+        "small_tiles", 0.03, 1.5, 0.001, 1.0, "1", "share of the groups of 16 heads that are blocks of their own"
+    ),
+    Parameter("tensor_efficiency", 0.65, 0.2, 0.05, 1.0, "1", "share of the datasheet FLOP/s on padded tiles"),
+    Parameter("memory_efficiency", 0.90, 0.06, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("l2_share", 0.72, 0.3, 0.1, 1.5, "1", "share of L2 that keeps replayed buffers"),
+    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter(
+        "conversion", 0.03, 1.0, 0.01, 8.0, "1", "traffic of widening an 8-bit cache, over one pass at full bandwidth"
+    ),
+    Parameter("overlap", 4.0, 0.3, 1.5, 8.0, "1", "exponent of the p-norm"),
+)
+
+MLA_DECODE = Form(
+    family="mla-decode",
+    summary="absorbed MLA over the latent cache, keys split",
+    parameters=PARAMETERS,
+    terms=terms,
+    backward=no_backward,
+    sources=("deepseek-ai/FlashMLA, README and docs/20250422-new-kernel-deep-dive.md",),
+    model_spread=0.3,
+)
+FORMS = (MLA_DECODE,)
+
+
+def mla_decode(name: str, a: Attention) -> Kernel:
+    """The split-key kernel.
+
+    >>> mla_decode("a", Attention(B=1, S=1, P=0, H=128, Hkv=1, dk=576, dv=512, shared_kv=True)).work.flops
+    278528
+    """
+    return decode_attention(name, a, form=MLA_DECODE)

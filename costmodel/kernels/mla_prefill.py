@@ -1,0 +1,122 @@
+"""Fused attention of latent attention (MLA) over many queries, expanded or absorbed.
+
+Expanded: 128 × 128 tiles of each head, keys 192 wide and values 128. Absorbed: all heads share the one latent, so that
+the 64 rows of a tile are heads of a token, and with few heads tokens too; 576 wide, values 512. Before Hopper absorbed
+kernels are Triton's: 32 × 32 tiles of each head.
+
+Source: Dao-AILab/flash-attention, hopper/tile_size.h and hopper/pack_gqa.h; sgl-project/sglang,
+python/sglang/srt/layers/attention/triton_ops/extend_attention.py; arXiv:2405.04434, section 2.1.
+"""
+
+from collections.abc import Mapping
+
+from costmodel.algebra import Quantity, ceil_div, maximum, nominal, power, root
+from costmodel.hardware import Hardware
+from costmodel.kernels.attention import Attention, attention, backward
+from costmodel.kernels.base import Form, Kernel, Parameter, Terms, memory_seconds, waves
+from costmodel.pairs import executed_causal
+
+ABSORBED_WIDTH = 256
+"""Keys wider than this are latents."""
+
+
+LARGE_TILES = ("hopper", "blackwell", "blackwell-ultra")
+"""Generations whose tiles of an expanded head have 128 rows and keys instead of 64, and which pack heads into tiles."""
+
+
+def tile(a: Attention, generation: str = "hopper") -> tuple[int, int, int]:
+    """Query tokens, heads, and keys of one tile.
+
+    >>> a = Attention(B=1, S=1, P=0, H=16, Hkv=16, dk=192, dv=128)
+    >>> tile(a), tile(a._replace(Hkv=1, dk=576, dv=512)), tile(a._replace(H=128, Hkv=1, dk=576, dv=512))
+    ((128, 1, 128), (4, 16, 64), (1, 64, 64))
+    """
+    if nominal(a.dk, 192) <= ABSORBED_WIDTH:
+        return (128, 1, 128) if generation in LARGE_TILES else (64, 1, 64)
+    if generation not in LARGE_TILES:
+        return 32, 1, 32
+    heads = min(64, int(nominal(a.H, 128)))
+    return 64 // heads, heads, 64
+
+
+def computed_pairs(a: Attention, tokens: int, keys: int) -> Quantity:
+    """(query, key) pairs per sequence and head that whole tiles compute."""
+    if a.bidirectional:
+        return tokens * ceil_div(a.S, tokens) * keys * ceil_div(a.P + a.S, keys)
+    return executed_causal(a.P, a.S, tokens, keys)
+
+
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """launch + pnorm(units at work, HBM bytes) + conversion of the operands.
+
+    Units: rounds · block_s + the mean load of a unit + tail_weight · the longest tile, as tiles of unequal length are
+    handed out in a fixed order; a single round takes as long as its longest tile. A tile's step is products and
+    exponentials in part overlapped. Where the operands are 8 bit, a kernel of its own narrows q, k and v.
+    """
+    a: Attention = kernel.shape
+    units = hardware.compute.units
+    tokens, heads, keys = tile(a, hardware.generation)
+    tiles = a.B * ceil_div(a.H, heads) * ceil_div(a.S, tokens)
+    peak = hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"] / units
+    rows = tokens * heads
+    products = 2 * rows * keys * (a.dk + a.dv) * a.passes / peak
+    special = hardware.special_peak
+    if special:
+        exponentials = rows * keys / (special * theta["special_efficiency"] / units)
+        step = root(power(products, SOFTMAX_OVERLAP) + power(exponentials, SOFTMAX_OVERLAP), SOFTMAX_OVERLAP)
+    else:
+        step = products
+    steps = a.B * ceil_div(a.H, heads) * computed_pairs(a, tokens, keys) / (tokens * keys)
+    longest = ceil_div(a.P + a.S, keys) * step
+    later = 1.0 - 1.0 / maximum(tiles / units, 1.0)
+    rounds = waves(tiles, units, theta["wave_weight"])
+    busy = rounds * theta["block_s"] + maximum(longest, steps * step / units + theta["tail_weight"] * later * longest)
+    launch: Quantity = theta["launch_s"]
+    if a.dtype == "fp8":
+        operands = a.B * (a.S * a.H * a.dk + (a.P + a.S) * a.Hkv * (a.dk + a.dv))
+        launch = launch + theta["conversion"] * 3 * operands / hardware.memory.hbm.bandwidth
+    return Terms(
+        tensor=busy,
+        memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes),
+        launch=launch,
+        overlap=theta["overlap"],
+    )
+
+
+SOFTMAX_OVERLAP = 2.0
+
+PARAMETERS = (
+    Parameter("launch_s", 9.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
+    Parameter("block_s", 2.5e-6, 0.5, 0.05e-6, 2e-5, "s", "prologue and epilogue of one query tile"),
+    Parameter("tensor_efficiency", 0.80, 0.15, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
+    Parameter("special_efficiency", 0.85, 0.25, 0.05, 1.0, "1", "share of the exp rate"),
+    Parameter("memory_efficiency", 0.88, 0.08, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("l2_share", 0.72, 0.3, 0.1, 1.5, "1", "share of L2 that keeps replayed buffers"),
+    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("tail_weight", 0.5, 0.5, 0.01, 2.0, "1", "share of the longest tile that others wait for at the end"),
+    Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter(
+        "conversion", 0.5, 0.7, 0.01, 3.0, "1", "traffic of narrowing q, k, v to 8 bit, over one pass at full bandwidth"
+    ),
+    Parameter("overlap", 2.0, 0.25, 1.0, 8.0, "1", "exponent of the p-norm of work and traffic"),
+)
+
+MLA_PREFILL = Form(
+    family="mla-prefill",
+    summary="fused attention of expanded or absorbed MLA",
+    parameters=PARAMETERS,
+    terms=terms,
+    backward=backward,
+    sources=("arXiv:2407.08608", "Dao-AILab/flash-attention, hopper/pack_gqa.h"),
+    model_spread=0.3,
+)
+FORMS = (MLA_PREFILL,)
+
+
+def mla_prefill(name: str, a: Attention) -> Kernel:
+    """The fused kernel.
+
+    >>> mla_prefill("a", Attention(B=1, S=1, P=0, H=128, Hkv=128, dk=192, dv=128)).work.flops
+    81920
+    """
+    return attention(name, a, form=MLA_PREFILL)._replace(instance=f"hd{a.dk}-{a.dtype}")
