@@ -203,10 +203,12 @@ def test_query_outside_streams_its_blocks_and_block_outside_writes_partial_outpu
     selected = named(NSA, prefill(S), "selected attention").executed
     walked = pairs.blocks(0, S, 64, 16) + S * 31.5  # tiles of 64 keys, the own one whole
     assert selected.l2 == 4 * walked * 2 * (192 + 128)
-    gathered = named(M3, prefill(S), "attention")
-    visits = S + pairs.earlier_blocks(0, S, 128, 15)
-    assert gathered.executed.written - gathered.ideal.written == 4 * (128 + 2) * 64 * visits
-    assert named(M3, decode(S), "attention").executed.written == named(M3, decode(S), "attention").ideal.written
+    gathered = named(MOBA, prefill(S), "attention")
+    visits = S + pairs.earlier_blocks(0, S, 512, 2)
+    assert gathered.executed.written - gathered.ideal.written == 4 * (128 + 2) * 8 * visits
+    for step in (prefill(S), decode(S)):
+        own = named(M3, step, "attention")
+        assert own.executed.written == own.ideal.written
 
 
 def test_few_heads_in_a_group_are_padded_to_sixteen_rows() -> None:

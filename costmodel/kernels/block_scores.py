@@ -8,12 +8,14 @@ Source: MSA, arXiv:2606.13392; InfLLM-v2, arXiv:2509.24663, and OpenBMB/infllmv2
 MoBA, arXiv:2502.13189, eq. 5 and 6; fla-org/native-sparse-attention, ops/parallel.py (parallel_nsa_kernel_topk).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, maximum, named
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, named
 from costmodel.einsum import dot, size
+from costmodel.hardware import Hardware
 from costmodel.kernels import indexer
-from costmodel.kernels.base import Grid, Kernel, Work, no_backward
+from costmodel.kernels.base import Grid, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
 from costmodel.kernels.block_sparse import RESIDENT, ROWS
 from costmodel.kernels.top_k import PASSES, STEP, Selection, top_k
 from costmodel.pairs import compressed
@@ -31,7 +33,8 @@ class Scores(NamedTuple):
     pairs: scored (query, entry) pairs per sequence and head; computed: those of whole tiles; entries: rows read per
     sequence and key head, of entry_bytes each; results: numbers written per sequence, of result_bytes each;
     streamed: entries that pass through L2 per query and key head where queries share nothing (gathered lists), else
-    None; softmax: an exp per score; packed: several queries share a tile.
+    None; softmax: an exp per score; packed: several queries share a tile; heads_apart: in prefill, each head has tiles
+    of its own.
     learned, teacher: where the scores learn from the attention (a divergence over the selected keys), the pairs that
     do, per sequence and head, and the FLOPs of one such pair in the attention.
     """
@@ -50,6 +53,7 @@ class Scores(NamedTuple):
     streamed: Quantity | None = None
     softmax: bool = False
     packed: bool = True
+    heads_apart: bool = False
     dtype: str = "bf16"
     decoding: bool = False
     learned: Quantity = 0
@@ -71,10 +75,17 @@ def rectangle(S: Quantity, entries: Quantity) -> Quantity:
     return S * COLUMNS * ceil_div(entries, COLUMNS)
 
 
+def apart_rows(x: Scores) -> Quantity:
+    """Rows of a tile of one head: short sequences leave most of the 128 empty."""
+    return minimum(PACKED_ROWS, ROWS * ceil_div(x.S, ROWS))
+
+
 def tile_rows(x: Scores) -> Quantity:
     """Rows of all tiles of one sequence and key head."""
     if x.packed:
         rows = ROWS if x.decoding else PACKED_ROWS
+        if x.heads_apart and not x.decoding:
+            return apart_rows(x) * x.H * ceil_div(x.S, rows) / x.Hk
         return rows * ceil_div(x.S * x.H, x.Hk * rows)
     return x.S * ROWS * ceil_div(x.H, x.Hk * ROWS)
 
@@ -109,9 +120,11 @@ def work(x: Scores) -> tuple[Work, Work]:
 def grid(x: Scores) -> Grid:
     """A program per tile of rows, with the mean number of its column tiles as the chain; decode: per column tile."""
     columns = maximum(1, ceil_div(x.computed, x.S * COLUMNS))
+    if x.heads_apart and not x.decoding:
+        return Grid(blocks=x.B * x.H * ceil_div(x.S, PACKED_ROWS), occupancy=2, chain_steps=columns)
     tiles = x.B * x.Hk * ceil_div(tile_rows(x), PACKED_ROWS if x.packed else ROWS)
     if x.decoding:
-        return Grid(blocks=tiles * columns, chain_steps=1)
+        return Grid(blocks=tiles * columns, occupancy=RESIDENT, chain_steps=1)
     return Grid(blocks=tiles, occupancy=1 if x.packed else RESIDENT, chain_steps=columns)
 
 
@@ -148,10 +161,46 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
     return (kernel._replace(name=f"{kernel.name} backward", ideal=ideal, executed=executed),)
 
 
-SCORES = indexer.FORM._replace(backward=no_backward)
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """launch + pnorm(FLOPs of the device, HBM bytes, chain of column tiles): the indexer's form, for shorter results.
+
+    The tiles of a chain wait for each other. Many waves take the mean number of column tiles each, a single one as
+    long as its last rows, which see all entries.
+    """
+    grid, x, work = kernel.grid, kernel.shape, kernel.executed
+    assert grid is not None
+    units = hardware.compute.units
+    rounds = waves(grid.blocks, units * grid.occupancy, theta["wave_weight"])
+    steps = rounds * grid.chain_steps
+    if not x.decoding:
+        steps = maximum(steps, x.entries / COLUMNS)
+    tensor: Quantity = 0.0
+    for dtype, flops in work.tensor.items():
+        tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
+    return Terms(
+        tensor=tensor,
+        special=work.special / hardware.special_peak if hardware.special_peak else 0.0,
+        memory=memory_seconds(kernel, hardware, theta, work.hbm_bytes),
+        chain=rounds * theta["block_s"] + steps * theta["step_s"],
+        launch=theta["launch_s"] * kernel.launches,
+        overlap=theta["overlap"],
+    )
+
+
+# Tiles reduced in registers reach less of the peak than those of the token indexer.
+REDUCED = {
+    "tensor_efficiency": Parameter(
+        "tensor_efficiency", 0.3, 0.5, 0.05, 1.0, "1", "share of the datasheet FLOP/s of all units together"
+    ),
+    "step_s": Parameter("step_s", 1.5e-6, 0.5, 0.02e-6, 5e-6, "s", "one tile of entries in the chain of one program"),
+}
+FORM = indexer.FORM._replace(
+    parameters=tuple(REDUCED.get(parameter.name, parameter) for parameter in indexer.FORM.parameters), terms=terms
+)
+SCORES = FORM._replace(backward=no_backward)
 """Scores without a gradient: the selection is piecewise constant."""
 
-LEARNED_SCORES = indexer.FORM._replace(backward=backward)
+LEARNED_SCORES = FORM._replace(backward=backward)
 
 
 def block_scores(name: str, x: Scores, *, learned: bool = False) -> Kernel:
@@ -168,7 +217,8 @@ def block_scores(name: str, x: Scores, *, learned: bool = False) -> Kernel:
         ideal=ideal,
         executed=executed,
         grid=grid(x),
-        instance=f"h{x.H}-d{x.d}-{x.dtype}",
+        # A product of one head has a single row in decode, which engines may leave to the vector lanes.
+        instance=f"{'row' if type(x.H) is int and x.H == 1 else 'blocks'}-d{x.d}-{x.dtype}",
         shape=x,
         implementation="tiled products with a fused reduction",
     )

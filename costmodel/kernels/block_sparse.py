@@ -9,12 +9,14 @@ Source: NSA, arXiv:2502.11089, section 3.4, and fla-org/native-sparse-attention,
 MSA, arXiv:2606.13392, and Flash Sparse Attention, arXiv:2508.18224 (blocks outside).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, half, maximum, minimum, named
 from costmodel.einsum import dot, size
+from costmodel.hardware import Hardware
 from costmodel.kernels import attention
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, unit_terms
 
 ROWS = 16
 """Rows of one matrix instruction; the heads of one query are padded to a multiple."""
@@ -41,7 +43,8 @@ class BlockSparse(NamedTuple):
     pairs: attended (query, key) pairs per sequence and head; walked: those of whole tiles; visits: (query, block)
     pairs per sequence and selecting head, blocks of b keys; selectors: heads that select for themselves, H or, where a
     group shares its selection, Hkv; entries: keys in the cache of a sequence; row_bytes: of a key with its value, per
-    key head; indexed: the blocks are given by indices (no: they are all the visible ones); blocks_outside: the order.
+    key head; kv: their format; indexed: the blocks are given by indices (no: they are all the visible ones);
+    blocks_outside: the order.
     """
 
     B: Quantity
@@ -62,6 +65,7 @@ class BlockSparse(NamedTuple):
     softcap: bool = False
     sinks: bool = False
     dtype: str = "bf16"
+    kv: str = "bf16"
     decoding: bool = False
 
 
@@ -123,7 +127,7 @@ def grid(x: BlockSparse) -> Grid:
 
 
 PARAMETERS = (
-    Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of a kernel"),
+    Parameter("launch_s", 6.0e-6, 0.5, 1e-6, 1e-3, "s", "launch, scheduling and the tail of a kernel"),
     Parameter("block_s", 1.0e-6, 0.5, 0.1e-6, 1e-5, "s", "prologue and epilogue of one program"),
     Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "one block of keys in the chain of one program"),
     Parameter("tensor_efficiency", 0.45, 0.35, 0.05, 1.0, "1", "share of the datasheet FLOP/s on padded rows"),
@@ -131,6 +135,7 @@ PARAMETERS = (
     Parameter("vector_efficiency", 0.5, 0.3, 0.05, 1.0, "1", "share of the fp32 FLOP/s for the softmax"),
     Parameter("memory_efficiency", 0.8, 0.15, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's, where the profile has no figure"),
+    Parameter("l2_share", 0.7, 0.3, 0.1, 1.0, "1", "share of L2 in which replayed buffers stay"),
     Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
     Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
 )
@@ -145,10 +150,42 @@ BLOCK_SPARSE = Form(
     sources=("arXiv:2502.11089, section 3.4", "arXiv:2508.18224"),
     model_spread=0.35,
 )
+
+
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """The common form, with what only some engines do.
+
+    One that gathers the queries of a block (as MSA's own kernel) writes and reads a partial output per visit: the
+    share of them that leaves the chip is partial_share, 0 for a program per query. Where a program searches its
+    sequence among those of the batch, it walks past each in walk_s.
+    """
+    x: BlockSparse = kernel.shape
+    common = unit_terms(kernel, hardware, theta)
+    assert kernel.grid is not None
+    if x.decoding:
+        return common
+    partial = 2 * PARTIAL_BYTES * (x.dv + 2) * x.B * x.H * x.visits
+    bandwidth = hardware.memory.hbm.bandwidth * theta["memory_efficiency"]
+    rounds = maximum(kernel.grid.blocks / (hardware.compute.units * kernel.grid.occupancy), 1.0)
+    return common._replace(
+        memory=common.memory + theta["partial_share"] * partial / bandwidth,
+        chain=common.chain + rounds * x.B * theta["walk_s"],
+    )
+
+
+# A program alone waits for a whole page of 128 keys and 128 values; a query has rows for a quarter of an instruction.
+PAGE = Parameter("step_s", 3.0e-6, 0.7, 0.05e-6, 5e-5, "s", "one page of keys and values in the chain of one program")
+PADDED = Parameter("tensor_efficiency", 0.4, 0.5, 0.02, 1.0, "1", "share of the datasheet FLOP/s on padded rows")
+BY_PAGE = {PAGE.name: PAGE, PADDED.name: PADDED}
+SHARE = Parameter("partial_share", 0.03, 2.0, 1e-4, 1.0, "1", "share of partial outputs that pass through HBM")
+WALK = Parameter("walk_s", 1e-9, 2.0, 1e-12, 1e-6, "s", "a program's step past one sequence to find its own")
+
 MSA_PREFILL = BLOCK_SPARSE._replace(
     family="msa-prefill",
-    summary="block-sparse attention of MSA, blocks outside",
-    sources=("arXiv:2606.13392", "MiniMax-AI/MSA, inference/msa_v1/attention/prefill"),
+    parameters=(*(BY_PAGE.get(parameter.name, parameter) for parameter in PARAMETERS), SHARE, WALK),
+    terms=terms,
+    summary="block-sparse attention of MSA, a program per query",
+    sources=("arXiv:2606.13392", "vllm-project/vllm, models/minimax_m3/common/ops/sparse_attn.py"),
 )
 MSA_DECODE = BLOCK_SPARSE._replace(
     family="msa-decode",
@@ -173,7 +210,7 @@ def block_sparse(name: str, x: BlockSparse, *, form: Form = BLOCK_SPARSE) -> Ker
         ideal=ideal,
         executed=executed,
         grid=grid(x),
-        instance=f"hd{x.dk}-{x.dtype}",
+        instance=f"hd{x.dk}-{x.kv}",
         shape=x,
         launches=2 if x.decoding or x.blocks_outside else 1,
         implementation="one program per block of keys" if x.blocks_outside else "one program per query",

@@ -8,13 +8,15 @@ Source: DeepSeek-V4 technical report, section 2.3; deepseek-ai/FlashMLA, sparse 
 (the kernels that engines run for these layers).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, floor_div, minimum, named
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, named
 from costmodel.einsum import dot, size
-from costmodel.kernels import sparse_attention
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, no_backward
-from costmodel.kernels.sparse_attention import DEQUANTISE, HEADS, ROWS, SPLIT
+from costmodel.hardware import Hardware
+from costmodel.kernels import attention
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
+from costmodel.kernels.sparse_attention import DEQUANTISE, HEADS, ROWS
 from costmodel.pairs import capped_compressed, compressed, window
 
 
@@ -88,34 +90,79 @@ def work(x: CompressedAttention) -> tuple[Work, Work]:
         read=queries + rows + (0 if x.k is None else 4 * size("B far", s)),
         written=queries,
     )
-    scores = size("B H64 gathered", s)
+    scores, padded = size("B H64 gathered", s), 2 * size("B S H64 d", s)
     executed = Work(
         tensor={x.dtype: 2 * dot("B H64 gathered d", s)},
         vector=4 * scores + (DEQUANTISE * size("B gathered d", s) if x.quantised else 0),
         special=scores + (size("B S H", s) if x.sinks else 0),
-        read=queries + rows + 4 * size("B gathered", s),
-        written=queries,
+        read=padded + rows + 4 * size("B gathered", s),
+        written=padded,
         l2=size("B gathered", s) * x.row_bytes,
     )
     return ideal, executed
 
 
 def grid(x: CompressedAttention) -> Grid:
-    """A block per query and 64 heads, its chain the mean number of tiles; decode splits them over the device."""
+    """A block per query and 64 heads, its chain the mean number of tiles, before any split over idle units."""
     tiles = ceil_div(gathered_rows(x), x.S * ROWS)
-    blocks = x.B * x.S * ceil_div(x.H, HEADS)
-    if x.decoding:
-        return Grid(blocks=blocks * ceil_div(tiles, SPLIT), chain_steps=minimum(tiles, SPLIT))
-    return Grid(blocks=blocks, chain_steps=tiles)
+    return Grid(blocks=x.B * x.S * ceil_div(x.H, HEADS), chain_steps=tiles)
 
 
-# 64 heads of 512 in and out are 128 KB: 5 µs at one unit's share of the bandwidth.
-BLOCK_S = Parameter("block_s", 5.0e-6, 0.5, 0.5e-6, 3e-5, "s", "prologue and epilogue of one tile of heads")
+LEAST = 5
+"""Tiles that a thread block takes at least before a query's rows are split: FlashMLA's scheduler weighs a split so."""
 
-CSA_PREFILL = sparse_attention.FORM._replace(
+
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """launch + requests + prologues + splits + pnorm(FLOPs, bytes, and each tile's latency, over waves of blocks).
+
+    A thread block fills its unit, so loading Q and storing O overlap with nothing. Where blocks leave units idle, the
+    rows of a query are split over up to `splits` of them, and the partial outputs combined. vLLM gathers the rows of a
+    few requests at a time and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s.
+    """
+    x: CompressedAttention = kernel.shape
+    assert kernel.grid is not None
+    units, blocks, tiles = hardware.compute.units, kernel.grid.blocks, kernel.grid.chain_steps
+    splits = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
+    rounds = waves(blocks * splits, units, theta["wave_weight"])
+    idle = rounds * units / (blocks * splits)
+    tensor: Quantity = 0.0
+    for dtype, flops in kernel.executed.tensor.items():
+        tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
+    launch = theta["launch_s"] * kernel.launches + rounds * theta["block_s"] + (splits - 1.0) * theta["split_s"]
+    return Terms(
+        tensor=tensor * idle,
+        vector=kernel.executed.vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle,
+        memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes),
+        chain=rounds * tiles / splits * theta["step_s"],
+        launch=launch if x.decoding else launch + theta["request_s"] * (x.B - 1),
+        overlap=theta["overlap"],
+    )
+
+
+PARAMETERS = (
+    Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of a kernel"),
+    Parameter("request_s", 0.5e-6, 1.5, 1e-9, 2e-5, "s", "each further request of a prefill, where an engine loops"),
+    Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
+    Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),
+    Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
+    Parameter("step_s", 1.0e-6, 0.6, 0.05e-6, 1e-5, "s", "latency of 64 gathered rows in one thread block"),
+    Parameter("tensor_efficiency", 0.55, 0.25, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
+    Parameter("vector_efficiency", 0.5, 0.4, 0.05, 1.0, "1", "share of the fp32 FLOP/s; one without FMA is 0.5"),
+    Parameter("memory_efficiency", 0.7, 0.3, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("l2_share", 0.7, 0.3, 0.1, 1.0, "1", "share of L2 in which replayed buffers stay"),
+    Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter("overlap", 3.0, 0.25, 1.5, 8.0, "1", "exponent of the p-norm"),
+)
+
+CSA_PREFILL = Form(
     family="csa-prefill",
     summary="many queries to a window and their selected compressed entries",
-    parameters=tuple(BLOCK_S if p.name == BLOCK_S.name else p for p in sparse_attention.FORM.parameters),
+    parameters=PARAMETERS,
+    terms=terms,
+    # The five products of dense attention, each over the gathered rows.
+    backward=attention.backward,
+    model_spread=0.3,
     sources=("DeepSeek-V4 technical report, section 2.3.1", "deepseek-ai/FlashMLA, README"),
 )
 HCA_PREFILL = CSA_PREFILL._replace(

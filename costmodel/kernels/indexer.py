@@ -7,12 +7,14 @@ that grow with the square of the context, like the products.
 Source: arXiv:2512.02556, section 2.1, eq. 1; deepseek-ai/DeepGEMM, csrc/apis/attention.hpp (tiles, layouts).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, floor_div, half, maximum, minimum, named, nominal
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
+from costmodel.hardware import Hardware
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, waves
 from costmodel.pairs import capped_compressed, causal, compressed, executed_causal, top_k
 
 ROWS, COLUMNS = 128, 256
@@ -26,7 +28,8 @@ class Indexer(NamedTuple):
 
     k: tokens selected per query, which alone receive a gradient in training; clean_logits: masked logits are
     written as well; decoding: the paged kernel that splits the keys; ratio: tokens per key where the keys are
-    compressed blocks, of which a query sees the finished ones (k counts keys then).
+    compressed blocks, of which a query sees the finished ones (k counts keys then); gathered: the ragged kernel's keys
+    are first copied out of their pages; packed: its tiles do not end where a sequence does.
     """
 
     B: Quantity
@@ -41,6 +44,8 @@ class Indexer(NamedTuple):
     decoding: bool = False
     bidirectional: bool = False
     ratio: Quantity | None = None
+    gathered: bool = False
+    packed: bool = False
 
     @property
     def keys(self) -> Quantity:
@@ -127,12 +132,58 @@ def work(x: Indexer) -> tuple[Work, Work]:
 
 
 def grid(x: Indexer) -> Grid:
-    """A block per tile of queries, with the mean number of key tiles as its chain; decode: a block per key tile."""
+    """A block per tile of queries, with the mean number of key tiles as its chain; decode: a block per key tile.
+
+    Packed sequences follow each other without a gap: a tile of four queries of four sequences goes through the keys of
+    all.
+    """
     if x.decoding:
-        return Grid(blocks=x.B * maximum(ceil_div(x.keys, COLUMNS), 1), chain_steps=1)
+        return Grid(blocks=x.B * x.S * maximum(ceil_div(x.keys, COLUMNS), 1), chain_steps=1)
     rows = queries_per_tile(x.H)
-    tiles = ceil_div(x.S, rows)
-    return Grid(blocks=x.B * tiles, chain_steps=ceil_div(executed_pairs(x), tiles * rows * COLUMNS))
+    tiles = ceil_div(x.B * x.S, rows) if x.packed else x.B * ceil_div(x.S, rows)
+    chain = ceil_div(x.B * executed_pairs(x), tiles * rows * COLUMNS)
+    if x.packed:
+        chain = minimum(chain, ceil_div(minimum(x.B, ceil_div(rows, x.S)) * x.keys, COLUMNS))
+    return Grid(blocks=tiles, chain_steps=chain)
+
+
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """launch + pnorm(FLOPs of the device, HBM bytes, stores that wait for addresses, the chain of one block).
+
+    The tiles of a chain wait for each other (product, ReLU, store), so that a unit alone stays below its peak; many
+    together share the engine's power and the keys' way from L2. A row of logits is as long as the keys of all
+    sequences: where the blocks at work store over more memory than address translation holds, each row of a tile
+    waits page_s for its turn there.
+    """
+    grid, x, work = kernel.grid, kernel.shape, kernel.executed
+    assert grid is not None
+    units, weight = hardware.compute.units, theta["wave_weight"]
+    rounds, stores, launch = waves(grid.blocks, units, weight), 0.0, theta["launch_s"] * kernel.launches
+    chain = rounds * (theta["block_s"] + grid.chain_steps * theta["step_s"])
+    if isinstance(x, Indexer) and x.decoding:
+        # The segments of all sequences are dealt out evenly. A unit begins each of its rows with a prologue, and finds
+        # it, in kernels for rows of any length, by a walk over all of them.
+        rows = x.B * x.S
+        chain = waves(rows, units, weight) * (theta["block_s"] + rows * theta["walk_s"]) + rounds * theta["step_s"]
+    elif isinstance(x, Indexer):
+        rows = queries_per_tile(x.H)
+        crowding = minimum(grid.blocks, units) * rows * 4 * x.B * x.keys / theta["page_reach"]
+        thrashing = crowding * crowding / (1.0 + crowding * crowding)
+        stores = grid.blocks * grid.chain_steps * rows * theta["page_s"] * thrashing
+        if x.gathered:
+            copied = 2 * x.B * x.keys * x.k_heads * key_bytes(x.d, x.dtype)
+            launch = launch + copied / (hardware.memory.hbm.bandwidth * theta["gather_efficiency"])
+    tensor: Quantity = 0.0
+    for dtype, flops in work.tensor.items():
+        tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
+    return Terms(
+        tensor=tensor,
+        memory=memory_seconds(kernel, hardware, theta, work.hbm_bytes),
+        l2=stores,
+        chain=chain,
+        launch=launch,
+        overlap=theta["overlap"],
+    )
 
 
 def backward(kernel: Kernel) -> tuple[Kernel, ...]:
@@ -158,17 +209,25 @@ FORM = Form(
     family="indexer",
     summary="scores of every visible token for token selection",
     parameters=(
-        Parameter("launch_s", 3.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
-        Parameter("block_s", 0.6e-6, 0.5, 0.1e-6, 1e-5, "s", "prologue and epilogue of one tile of queries"),
-        Parameter("step_s", 0.35e-6, 0.5, 0.02e-6, 5e-6, "s", "one key tile in the chain of one thread block"),
-        Parameter("tensor_efficiency", 0.48, 0.3, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
-        Parameter("vector_efficiency", 0.45, 0.3, 0.05, 1.0, "1", "share of the fp32 FLOP/s; one without FMA is 0.5"),
+        Parameter("launch_s", 3.5e-6, 0.3, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
+        Parameter("block_s", 0.6e-6, 0.5, 0.05e-6, 1e-5, "s", "prologue and epilogue of one tile of queries"),
+        Parameter("step_s", 0.8e-6, 0.4, 0.02e-6, 5e-6, "s", "one key tile in the chain of one thread block"),
+        Parameter(
+            "tensor_efficiency", 0.5, 0.25, 0.05, 1.0, "1", "share of the datasheet FLOP/s of all units together"
+        ),
         Parameter("memory_efficiency", 0.8, 0.15, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
-        Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's, where the profile has no figure"),
-        Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-        Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
+        Parameter(
+            "page_reach", 6e9, 0.5, 5e8, 1e12, "B", "memory over which blocks store without waiting for addresses"
+        ),
+        Parameter("page_s", 4e-9, 0.4, 1e-10, 1e-7, "s", "a logit row's wait for its address beyond that reach"),
+        Parameter("walk_s", 3e-11, 1.0, 1e-12, 1e-8, "s", "walk of the paged kernel past one row to find the next"),
+        Parameter("gather_efficiency", 0.2, 0.8, 0.01, 1.0, "1", "share of HBM bandwidth when keys leave their pages"),
+        Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
+        Parameter("l2_over_hbm", 2.2, 0.2, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
+        Parameter("wave_weight", 0.6, 0.4, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+        Parameter("overlap", 3.0, 0.2, 1.5, 8.0, "1", "exponent of the p-norm"),
     ),
-    terms=unit_terms,
+    terms=terms,
     backward=backward,
     sources=("arXiv:2512.02556, section 2.1", "deepseek-ai/DeepGEMM, csrc/apis/attention.hpp"),
     model_spread=0.3,

@@ -7,18 +7,17 @@ Source: arXiv:2512.02556, section 2.1, eq. 2; deepseek-ai/FlashMLA, README and
 docs/20250929-hopper-fp8-sparse-deep-dive.md.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, minimum, named
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, named
 from costmodel.einsum import dot, size
+from costmodel.hardware import Hardware
 from costmodel.kernels import attention
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, waves
 
 HEADS, ROWS = 64, 64
 """Heads and gathered rows of one tile."""
-
-SPLIT = 4
-"""Tiles that one thread block of the decode kernel takes when the rows of a query are split over the device."""
 
 DEQUANTISE = 12
 """Vector operations to widen an element: about 50 clocks of 128 lanes for the 512 of a row in FlashMLA's fp8 kernel."""
@@ -69,18 +68,53 @@ def work(x: SparseAttention) -> tuple[Work, Work]:
         special=scores,
         read=queries + rows + 4 * size("B gathered", s),
         written=output,
-        l2=size("B gathered", s) * x.row_bytes,
+        # Slots without a token are computed, but nothing is fetched for them.
+        l2=size("B S", s) * minimum(x.slots, x.entries) * x.row_bytes * ceil_div(x.H, HEADS),
     )
     return ideal, executed
 
 
 def grid(x: SparseAttention) -> Grid:
-    """A block per query and 64 heads, its chain the tiles of gathered rows; decode splits them over the device."""
-    tiles = ceil_div(x.slots, ROWS)
-    blocks = x.B * x.S * ceil_div(x.H, HEADS)
+    """A block per query and 64 heads, its chain the tiles of gathered rows, before any split over idle units."""
+    return Grid(blocks=x.B * x.S * ceil_div(x.H, HEADS), chain_steps=ceil_div(x.slots, ROWS))
+
+
+LEAST = 4
+"""Tiles that a thread block of the decode kernel takes at least before the rows of a query are split."""
+
+
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """launch + pnorm(products, HBM bytes, gathered rows through L2, chain), all but the bytes by waves of blocks.
+
+    A kernel is compiled for at least `least_heads` heads: a layer with fewer pays for as many. Where the blocks of
+    decode leave units idle, the rows of a query are split over up to `splits` of them.
+    """
+    grid, x, work = kernel.grid, kernel.shape, kernel.executed
+    assert grid is not None
+    heads = maximum(x.H, theta["least_heads"]) / (HEADS * ceil_div(x.H, HEADS))
+    units = hardware.compute.units
+    # Each block that the heads of one query need gathers for itself; fewer than 64 heads leave a block less to do.
+    blocks, tiles = grid.blocks * maximum(heads, 1.0), grid.chain_steps
+    launch = theta["launch_s"] * kernel.launches
     if x.decoding:
-        return Grid(blocks=blocks * ceil_div(tiles, SPLIT), chain_steps=minimum(tiles, SPLIT))
-    return Grid(blocks=blocks, chain_steps=tiles)
+        splits = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
+        blocks, tiles = blocks * splits, tiles / splits
+    else:
+        launch = launch + theta["sequence_s"] * x.B
+    rounds = waves(blocks, units, theta["wave_weight"])
+    idle = rounds * units / blocks
+    tensor: Quantity = 0.0
+    for dtype, flops in work.tensor.items():
+        tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
+    bandwidth = hardware.memory.l2.bandwidth or hardware.memory.hbm.bandwidth * theta["l2_over_hbm"]
+    return Terms(
+        tensor=tensor * heads * idle,
+        memory=memory_seconds(kernel, hardware, theta, work.hbm_bytes),
+        l2=work.l2 * maximum(heads, 1.0) / bandwidth,
+        chain=rounds * (theta["block_s"] + tiles * theta["step_s"]),
+        launch=launch,
+        overlap=theta["overlap"],
+    )
 
 
 FORM = Form(
@@ -88,17 +122,19 @@ FORM = Form(
     summary="attention to rows that every query gathers for itself",
     parameters=(
         Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of a kernel"),
-        Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 1e-5, "s", "prologue and epilogue of one tile of heads"),
-        Parameter("step_s", 0.7e-6, 0.6, 0.05e-6, 1e-5, "s", "64 gathered rows in the chain of one thread block"),
+        Parameter("sequence_s", 2e-8, 1.5, 1e-9, 1e-5, "s", "copying the rows of one sequence out of its pages"),
+        Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
+        Parameter("block_s", 3.0e-6, 0.6, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
+        Parameter("step_s", 1.0e-6, 0.6, 0.05e-6, 1e-5, "s", "64 gathered rows in the chain of one thread block"),
+        Parameter("least_heads", 64.0, 0.25, 8.0, 128.0, "heads", "heads that the kernel computes at least"),
         Parameter("tensor_efficiency", 0.65, 0.2, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
-        Parameter("special_efficiency", 0.85, 0.3, 0.05, 1.0, "1", "share of the exp rate"),
-        Parameter("vector_efficiency", 0.5, 0.3, 0.05, 1.0, "1", "share of the fp32 FLOP/s; one without FMA is 0.5"),
         Parameter("memory_efficiency", 0.75, 0.2, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+        Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
         Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's, where the profile has no figure"),
-        Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-        Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
+        Parameter("wave_weight", 0.6, 0.4, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+        Parameter("overlap", 3.0, 0.2, 1.5, 8.0, "1", "exponent of the p-norm"),
     ),
-    terms=unit_terms,
+    terms=terms,
     # The five products of dense attention, each over the gathered rows.
     backward=attention.backward,
     sources=("arXiv:2512.02556, section 2.1", "deepseek-ai/FlashMLA, docs/20250929-hopper-fp8-sparse-deep-dive.md"),
@@ -120,7 +156,7 @@ def sparse_attention(name: str, x: SparseAttention) -> Kernel:
         ideal=ideal,
         executed=executed,
         grid=grid(x),
-        instance=f"hd{x.dk}-{'fp8' if x.quantised else x.dtype}",
+        instance=f"hd{x.dk}-{'fp8' if x.quantised else x.dtype}{'-split' if x.decoding else ''}",
         shape=x,
         launches=2 if x.decoding else 1,
         implementation="FlashMLA sparse",

@@ -7,10 +7,12 @@ Source: sgl-project/sglang, sgl-kernel/csrc/elementwise/topk.cu; Alabi et al., "
 graphics processing units", ACM JEA 17, 2012 (radix selection).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, no_backward, unit_terms
+from costmodel.algebra import Quantity, maximum
+from costmodel.hardware import Hardware
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
 
 PASSES = 2
 """Times that a row is read: the histogram, and the collection."""
@@ -19,13 +21,24 @@ STEP = 4096
 """Logits that one thread block of 1024 threads takes in one step."""
 
 
+RESIDENT = 2
+"""Rows that one compute unit holds at a time: thread blocks of 1024 threads."""
+
+
 class Selection(NamedTuple):
-    """`rows` queries choose k each from `logits` candidates in all; bytes per logit."""
+    """`rows` queries choose k each from `logits` candidates in all; bytes per logit.
+
+    open_rows, open_logits: the rows with more than k candidates, and their candidates; the others take all that they
+    have without looking at them (None: every row is open). ties: the scores are equal, as constant inputs make them.
+    """
 
     rows: Quantity
     logits: Quantity
     k: Quantity
     logit_bytes: Quantity = 4
+    open_rows: Quantity | None = None
+    open_logits: Quantity | None = None
+    ties: bool = False
 
 
 def work(x: Selection) -> tuple[Work, Work]:
@@ -37,20 +50,44 @@ def work(x: Selection) -> tuple[Work, Work]:
     )
 
 
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """launch + pnorm(chain of a row, logits through a unit, HBM bytes).
+
+    A row alone is bound by its latency (block_s for shared memory, step_s for its logits), the rows that share a unit
+    by what it streams (stream_s). A row that is not open only writes its indices: idle_s.
+    """
+    grid, x = kernel.grid, kernel.shape
+    assert grid is not None
+    units, weight = hardware.compute.units, theta["wave_weight"]
+    rows, logits = x.rows if x.open_rows is None else x.open_rows, x.logits if x.open_logits is None else x.open_logits
+    some = rows / maximum(rows, 1)
+    closed = (x.rows - rows) / (RESIDENT * units) * theta["idle_s"]
+    rounds = waves(grid.blocks, RESIDENT * units, weight)
+    return Terms(
+        vector=some * waves(grid.blocks, units, weight) * grid.chain_steps * theta["stream_s"],
+        memory=memory_seconds(kernel, hardware, theta, PASSES * logits * x.logit_bytes + kernel.executed.written),
+        chain=some * rounds * (theta["block_s"] + grid.chain_steps * theta["step_s"]) + closed,
+        launch=theta["launch_s"],
+        overlap=theta["overlap"],
+    )
+
+
 FORM = Form(
     family="top-k",
     summary="the k largest logits of every query",
     parameters=(
-        Parameter("launch_s", 2.5e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
-        Parameter("block_s", 3.0e-6, 0.5, 0.2e-6, 5e-5, "s", "histogram and refinement of one row in shared memory"),
-        Parameter("step_s", 0.6e-6, 0.5, 0.02e-6, 5e-6, "s", "4096 logits of one pass in one thread block"),
-        Parameter("vector_efficiency", 0.5, 0.5, 0.02, 1.0, "1", "share of the fp32 FLOP/s"),
-        Parameter("memory_efficiency", 0.75, 0.2, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
-        Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's, where the profile has no figure"),
-        Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-        Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
+        Parameter("launch_s", 2.0e-6, 0.3, 0.5e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
+        Parameter("block_s", 3.0e-6, 0.5, 0.1e-6, 2e-4, "s", "histogram and refinement of one row in shared memory"),
+        Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "4096 logits of one pass in one thread block"),
+        Parameter("stream_s", 0.3e-6, 0.4, 0.01e-6, 5e-6, "s", "4096 logits of one pass through one unit"),
+        Parameter("idle_s", 1.0e-6, 0.5, 0.02e-6, 2e-5, "s", "a row that has no more candidates than it may take"),
+        Parameter("memory_efficiency", 0.8, 0.15, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+        Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
+        Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
+        Parameter("wave_weight", 0.5, 0.4, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+        Parameter("overlap", 3.0, 0.2, 1.5, 8.0, "1", "exponent of the p-norm"),
     ),
-    terms=unit_terms,
+    terms=terms,
     backward=no_backward,
     sources=("sgl-project/sglang, sgl-kernel/csrc/elementwise/topk.cu",),
     model_spread=0.35,
@@ -65,14 +102,15 @@ def top_k(name: str, x: Selection) -> Kernel:
     """
     ideal, executed = work(x)
     # Rows differ in length; over many waves the mean decides, and in one wave of decode they are alike.
-    grid = Grid(blocks=x.rows, chain_steps=ceil_div(PASSES * x.logits, x.rows * STEP))
+    rows, logits = x.rows if x.open_rows is None else x.open_rows, x.logits if x.open_logits is None else x.open_logits
+    grid = Grid(blocks=rows, occupancy=RESIDENT, chain_steps=PASSES * logits / (maximum(rows, 1) * STEP))
     return Kernel(
         name=name,
         form=FORM,
         ideal=ideal,
         executed=executed,
         grid=grid,
-        instance=f"k{x.k}",
+        instance=f"k{x.k}{'-ties' if x.ties else ''}",
         shape=x,
         implementation="radix selection (SGLang, vLLM)",
     )

@@ -12,10 +12,13 @@ Source: arXiv:2512.24880, sections 4.1 to 4.3 (equations 7 to 9, fused kernels);
 from collections.abc import Sequence
 
 from costmodel.algebra import Quantity
+from costmodel.einsum import dot
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
-from costmodel.kernels.gemm import Gemm, gemm
 from costmodel.step import Precision, Step
+
+PRE, POST = "hyper-connections-pre", "hyper-connections-post"
+"""The compiled kernels before and after a block."""
 
 ITERATIONS = 20
 """Sinkhorn iterations, each a normalisation of columns and one of rows."""
@@ -63,9 +66,17 @@ def hyper_connections(
     e, n = precision.hidden_bytes, step.tokens
     weights = mixing_weights(streams)
     stream, block, mixing = n * streams * D * e, n * D * e, 4 * n * weights
-    product = gemm(
+    # 24 columns fill no tile of a product: the kernel streams the normed streams once and is bound by that.
+    product = elementwise(
         "hyper-connection weights",
-        Gemm(m=n, n=weights, k=streams * D, activations=precision.hidden, weights=precision.hidden, output="fp32"),
+        read=stream + weights * streams * D * e,
+        written=mixing,
+        vector=2 * n * streams * D,
+        weights=weights * streams * D * e,
+    )
+    flops = {precision.hidden: dot("n w, w c -> n c", dict(n=n, w=streams * D, c=weights))}
+    product = product._replace(
+        ideal=product.ideal._replace(tensor=flops), executed=product.executed._replace(tensor=flops), instance=PRE
     )
     collapse = elementwise(
         "collapse streams",
@@ -74,13 +85,14 @@ def hyper_connections(
         vector=2 * n * streams * D + n * (4 * iterations * streams * streams + 4 * weights) + 2 * n * streams * D,
         special=n * weights,
     )
+    spread = elementwise(
+        "spread and mix streams",
+        read=stream + block + mixing,
+        written=stream,
+        vector=2 * n * (streams * streams + streams) * D,
+    )
     return [
         product,
-        collapse._replace(ideal=collapse.ideal._replace(read=mixing)),
-        elementwise(
-            "spread and mix streams",
-            read=stream + block + mixing,
-            written=stream,
-            vector=2 * n * (streams * streams + streams) * D,
-        ),
+        collapse._replace(ideal=collapse.ideal._replace(read=mixing), instance=PRE),
+        spread._replace(instance=POST),
     ]

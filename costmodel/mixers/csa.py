@@ -16,12 +16,13 @@ own, stays quadratic with HI·dI/r FLOPs per token², and its logits pass throug
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from costmodel.algebra import Quantity
+from costmodel import pairs
+from costmodel.algebra import Quantity, maximum, minimum
 from costmodel.dims import choice, dim
 from costmodel.dtypes import element_bytes
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
-from costmodel.kernels.indexer import DTYPES, Indexer, indexer, key_bytes, pair_count
+from costmodel.kernels.indexer import DTYPES, Indexer, indexer, key_bytes
 from costmodel.kernels.top_k import Selection, top_k
 from costmodel.layers.compressor import Compressor, compress
 from costmodel.layers.projection import Projection, projection
@@ -91,10 +92,24 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return Cache(per_token=own.per_token + key / d.r, fixed=own.fixed + index_compressor(d).state_bytes)
 
 
+def selection(d: Dims, step: Step) -> Selection:
+    """Query j has ⌊j/r⌋ candidates, and chooses among them once they are more than k."""
+    candidates = pairs.compressed(step.P, step.S, d.r)
+    rows = minimum(step.S, maximum(step.L - (d.k + 1) * d.r + 1, 0))
+    return Selection(
+        rows=step.tokens,
+        logits=step.B * candidates,
+        k=d.k,
+        open_rows=step.B * rows,
+        open_logits=step.B * (candidates - pairs.capped_compressed(step.P, step.S, d.r, d.k) + rows * d.k),
+    )
+
+
 def select(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:
     """Index queries and keys, the logits of all finished entries, and the k best of each query."""
     e, n = precision.hidden_bytes, step.tokens
     queries = n * d.HI * d.dI
+    queries_of, *others = index_projections(d, D)
     x = Indexer(
         B=step.B,
         S=step.S,
@@ -107,7 +122,9 @@ def select(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kerne
         ratio=d.r,
     )
     return [
-        *(projection(p, step, precision) for p in index_projections(d, D)),
+        projection(queries_of, step, precision),
+        # Head weights and the compressor stay in 16 bits.
+        *(projection(p, step, precision, role="default") for p in others),
         compress(index_compressor(d), key_bytes(d.dI, d.index_dtype), step, precision),
         elementwise(
             "index rope, Hadamard, quantisation",
@@ -116,7 +133,7 @@ def select(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kerne
             vector=16 * queries,
         ),
         indexer("indexer", x),
-        top_k("top-k", Selection(rows=n, logits=step.B * pair_count(x), k=d.k)),
+        top_k("top-k", selection(d, step)),
     ]
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from costmodel import pairs
-from costmodel.algebra import Quantity, minimum
+from costmodel.algebra import Quantity, maximum, minimum
 from costmodel.dims import choice, dim, flag
 from costmodel.dtypes import element_bytes
 from costmodel.kernels.base import Kernel
@@ -39,7 +39,13 @@ SOURCES = (
     "deepseek-ai/DeepSeek-V3.2-Exp, inference/model.py",
 )
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
-UNVERIFIED = ("short prompts: below top_k tokens engines switch to a dense kernel, which is not modelled",)
+UNVERIFIED = (
+    "short prompts: below top_k tokens some engines switch to a dense kernel, which runs here only with form: expanded",
+)
+
+
+PREPARATIONS = 4
+"""Kernels between the index projections and the logits: norm and rotation, Hadamard, and one for either operand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +59,13 @@ class Dims(mla.Dims):
     index_dtype: str = choice("indexer.dtype", "number format of index queries and keys", "fp8", DTYPES)
     runs: bool = flag("indexer.runs", "the layer selects for itself; no: it reuses an earlier layer's selection", True)
     clean_logits: bool = flag("indexer.clean_logits", "masked logits are written and read as well")
-    form: str = choice("form", "latent attention runs absorbed over selected tokens", "auto", ("auto", "absorbed"))
+    form: str = choice(
+        "form",
+        "latent attention runs absorbed over selected tokens; expanded: all tokens are selected, as engines may decide "
+        "where a prompt has no more than top_k, and run dense",
+        "auto",
+        ("auto", "absorbed", "expanded"),
+    )
 
 
 EXAMPLES = (
@@ -96,17 +108,33 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return Cache(per_token=mla.latent_bytes(d, precision) + index)
 
 
-def select(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:
-    """Index projections, rotation and quantisation, the logits of all visible tokens, and the k best of each query."""
+def prepare(d: Dims, step: Step, precision: Precision, wide: Quantity) -> Kernel:
+    """Norm, rotation, Hadamard transform and quantisation of `wide` elements of index queries and of the keys."""
     e, n = precision.hidden_bytes, step.tokens
-    wide, keys = n * d.HI * d.dI, n * d.k_heads * d.dI
-    prepare = elementwise(
+    keys = n * d.k_heads * d.dI
+    heads = wide / d.dI
+    kernel = elementwise(
         "index norm, rope, Hadamard, quantisation",
-        read=(wide + keys + n * d.HI) * e,
-        written=wide * element_bytes(d.index_dtype) + n * (4 * d.HI + d.k_heads * key_bytes(d.dI, d.index_dtype)),
+        read=(wide + keys + heads) * e,
+        written=wide * element_bytes(d.index_dtype) + 4 * heads + n * d.k_heads * key_bytes(d.dI, d.index_dtype),
         # Rotation, the log2(128) additions of the Hadamard transform, and scaling.
         vector=16 * (wide + keys),
     )
+    return kernel._replace(launches=PREPARATIONS)
+
+
+def selection(d: Dims, step: Step, logits: Quantity) -> Selection:
+    """The queries that see more than k tokens choose; those before them take what they see."""
+    if step.bidirectional:
+        return Selection(rows=step.tokens, logits=logits, k=d.k)
+    rows = minimum(step.S, maximum(step.L - d.k, 0))
+    seen = pairs.causal(step.P, step.S) - pairs.top_k(step.P, step.S, d.k) + rows * d.k
+    return Selection(step.tokens, logits, d.k, open_rows=step.B * rows, open_logits=step.B * seen)
+
+
+def select(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:
+    """Index projections, rotation and quantisation, the logits of all visible tokens, and the k best of each query."""
+    n = step.tokens
     x = Indexer(
         B=step.B,
         S=step.S,
@@ -119,13 +147,14 @@ def select(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kerne
         clean_logits=d.clean_logits,
         decoding=step.decoding,
         bidirectional=step.bidirectional,
+        gathered=not step.decoding,
     )
     logits = step.B * (step.S * step.L if d.clean_logits else pair_count(x))
     return [
         *(projection(p, step, precision) for p in index_projections(d, D)),
-        prepare,
+        prepare(d, step, precision, n * d.HI * d.dI),
         indexer("indexer", x),
-        top_k("top-k", Selection(rows=n, logits=logits, k=d.k)),
+        top_k("top-k", selection(d, step, logits)),
     ]
 
 
@@ -142,15 +171,28 @@ def core(d: Dims, step: Step, precision: Precision) -> Kernel:
         slots=slots,
         entries=step.L,
         row_bytes=mla.latent_bytes(d, precision),
-        dtype=precision.hidden,
+        dtype=precision.attention,
         quantised=element_bytes(precision.kv) < element_bytes(precision.hidden),
         decoding=step.decoding,
     )
     return sparse_attention("sparse attention", x)
 
 
+def dense(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
+    """A layer whose tokens are all selected: index keys for later, and expanded latent attention."""
+    keys = [projection(p, step, precision) for p in index_projections(d, D) if p.name == "indexer.k_proj"]
+    return [
+        *mla.into_latents(d, D, step, precision),
+        *([*keys, prepare(d, step, precision, 0)] if d.runs else ()),
+        *mla.expanded(d, step, precision),
+        *mla.out_of_heads(d, D, step, precision),
+    ]
+
+
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
     """One layer: into latents, selection, absorbed attention over the selected tokens, out of the heads."""
+    if d.form == "expanded":
+        return dense(d, D, step, precision)
     return [
         *mla.into_latents(d, D, step, precision),
         *(select(d, D, step, precision) if d.runs else ()),

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 
 from costmodel.algebra import Quantity, ceil_div, floor_div
 from costmodel.dims import dim, flag
+from costmodel.dtypes import element_bytes
 from costmodel.kernels.attention import Attention, attention
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.elementwise import elementwise
+from costmodel.kernels.gemm import Gemm, gemm
+from costmodel.kernels.sparse_attention import HEADS
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import Cache, Order
 from costmodel.step import Precision, Step
@@ -105,34 +108,62 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return Cache(fixed=d.w * row_bytes(d, precision))
 
 
-def run_projections(d: Dims, D: Quantity, step: Step, precision: Precision, *names: str) -> list[Kernel]:
-    """The kernels of the named projections."""
-    return [projection(p, step, precision) for p in projections(d, D) if p.name in names]
+def padded_heads(H: Quantity) -> Quantity:
+    """Heads of the buffers of queries and outputs: the attention kernel takes 64 at a time, fewer are filled up."""
+    return HEADS * ceil_div(H, HEADS)
 
 
 def into_heads(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:
-    """Down projections, norms and the cache write, then the queries, normed by head and rotated."""
+    """Both down projections as one, norms and the cache write, then the queries, normed by head and rotated."""
     n, e = step.tokens, precision.hidden_bytes
     normed, queries = n * (d.q_l + d.dh), n * d.H * d.dh
+    into_latents, queries_of = Projection("q_a_proj, kv_proj", D, d.q_l + d.dh), projections(d, D)[2]
+    rotate = elementwise(
+        "query norm, rope", read=queries * e, written=queries * e, vector=4 * queries + 6 * n * d.H * d.dr
+    )
     return [
-        *run_projections(d, D, step, precision, "q_a_proj", "kv_proj"),
+        projection(into_latents, step, precision),
         elementwise(
             "latent norms, rope, cache write",
             read=normed * e,
             written=n * (d.q_l * e + row_bytes(d, precision)),
             vector=4 * normed + 6 * n * d.dr,
         ),
-        *run_projections(d, D, step, precision, "q_b_proj"),
-        elementwise("query norm, rope", read=queries * e, written=queries * e, vector=4 * queries + 6 * n * d.H * d.dr),
+        projection(queries_of, step, precision),
+        rotate._replace(executed=rotate.executed._replace(written=n * padded_heads(d.H) * d.dh * e)),
     ]
 
 
 def out_of_heads(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:
-    """The rotation undone on the output of every head, and the grouped low-rank projection."""
-    rotated, e = step.tokens * d.H * d.dr, precision.hidden_bytes
+    """The rotation undone on the output of every head, and the grouped low-rank projection.
+
+    Narrow matrices take narrow input: then the same pass reads the whole output and quantises it. The groups are
+    quantised like any other matrix (fp8 in the published checkpoints).
+    """
+    n, e = step.tokens, precision.hidden_bytes
+    groups, out = projections(d, D)[3:]
+    operand = precision.operand("mixer")
+    narrow = element_bytes(operand) < e
+    moved = n * d.H * (d.dh if narrow else d.dr)
+    product = Gemm(
+        m=n,
+        n=groups.d_out,
+        k=groups.d_in,
+        batch=d.g,
+        activations=operand,
+        weights=precision.weight("mixer"),
+        output=precision.hidden,
+        source=operand,
+    )
     return [
-        elementwise("inverse rope", read=rotated * e, written=rotated * e, vector=6 * rotated),
-        *run_projections(d, D, step, precision, "o_a_proj", "o_b_proj"),
+        elementwise(
+            "inverse rope, quantisation" if narrow else "inverse rope",
+            read=moved * e,
+            written=moved * element_bytes(operand),
+            vector=6 * n * d.H * d.dr + (4 * moved if narrow else 0),
+        ),
+        gemm(groups.name, product),
+        projection(out, step, precision),
     ]
 
 

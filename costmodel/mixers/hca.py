@@ -94,10 +94,10 @@ def core(d: Dims, step: Step, precision: Precision, k: Quantity | None = None) -
 
 
 def compression(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:
-    """The compressor's projection, and the entries that the step finishes."""
+    """The compressor's projection, which stays in 16 bits, and the entries that the step finishes."""
     x = compressor(d)
     return [
-        projection(x.projection(D), step, precision),
+        projection(x.projection(D), step, precision, role="default"),
         compress(x, dsv4_window.row_bytes(d, precision), step, precision),
     ]
 

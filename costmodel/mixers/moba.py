@@ -102,6 +102,7 @@ def selected(d: Any, step: Step, precision: Precision, b: Quantity, k: Quantity,
         softcap=d.softcap,
         sinks=d.sinks,
         dtype=precision.attention,
+        kv=precision.kv,
         decoding=step.decoding,
     )
 

@@ -35,7 +35,6 @@ TITLE = "MiniMax sparse attention (MSA)"
 SUMMARY = "the top-k blocks by a quadratic index of every token"
 SOURCES = ("arXiv:2606.13392, section 3", "MiniMax-AI/MSA, README", "vllm-project/vllm, models/minimax_m3")
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
-UNVERIFIED = ("traffic of partial outputs in prefill, which dominates the memory term of the prior",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,16 +88,24 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return Cache(per_token=(d.Hkv * (d.dk + d.dv) + d.kI * d.dI) * precision.kv_bytes)
 
 
-def select(d: Dims, D: Quantity, step: Step, precision: Precision, x: BlockSparse) -> list[Kernel]:
-    """Index projections, norms and rotation, the best score of every block, and the k best blocks per key head."""
-    e, n, blocks = precision.hidden_bytes, step.tokens, ceil_div(step.L, d.b)
-    queries, keys = n * d.HI * d.dI, n * d.kI * d.dI
+def into_heads(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:
+    """One product for queries, keys, values and both of the index; one pass for norms, rotation and cache."""
+    fused = (projections(d, D)[0], *index_projections(d, D))
+    merged = Projection(", ".join(p.name for p in fused), D, sum(p.d_out for p in fused))
+    own, n = gqa.rotate_and_append(d, step, precision).executed, step.tokens
+    queries, keys, e = n * d.HI * d.dI, n * d.kI * d.dI, precision.hidden_bytes
     prepare = elementwise(
-        "index norm, rope, cache write",
-        read=(queries + keys) * e,
-        written=queries * e + keys * precision.kv_bytes,
-        vector=(queries + keys) * ((6 if d.rope else 0) + (4 if d.qk_norm else 0)),
+        "norms, rope, cache write",
+        read=own.read + (queries + keys) * e,
+        written=own.written + queries * e + keys * precision.kv_bytes,
+        vector=own.vector + (queries + keys) * ((6 if d.rope else 0) + (4 if d.qk_norm else 0)),
     )
+    return [projection(merged, step, precision), prepare]
+
+
+def select(d: Dims, step: Step, precision: Precision, x: BlockSparse) -> list[Kernel]:
+    """The best score of every block, and the k best blocks per key head."""
+    n, blocks = step.tokens, ceil_div(step.L, d.b)
     if everywhere(d, step):
         scored, computed = pairs.bidirectional(step.P, step.S), rectangle(step.S, step.L)
         rated = step.S * blocks
@@ -113,6 +120,7 @@ def select(d: Dims, D: Quantity, step: Step, precision: Precision, x: BlockSpars
         d=d.dI,
         pairs=scored,
         computed=computed,
+        heads_apart=True,
         entries=step.L,
         entry_bytes=d.dI * precision.kv_bytes,
         results=d.HI * rated,
@@ -122,8 +130,6 @@ def select(d: Dims, D: Quantity, step: Step, precision: Precision, x: BlockSpars
         teacher=2 * d.H * d.dk,
     )
     return [
-        *(projection(p, step, precision) for p in index_projections(d, D)),
-        prepare,
         block_scores("indexer", scores, learned=True),
         best_blocks("top-k", Selection(rows=n * d.HI, logits=step.B * scores.results, k=d.k), decoding=step.decoding),
     ]
@@ -131,13 +137,12 @@ def select(d: Dims, D: Quantity, step: Step, precision: Precision, x: BlockSpars
 
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
     """One layer: as softmax attention, with the index and the selected blocks in place of the core."""
-    before, cached, _, *after = gqa.kernels(d, D, step, precision)
-    x = selected(d, step, precision, d.b, d.k, d.Hkv)._replace(blocks_outside=not step.decoding)
+    _, _, _, *after = gqa.kernels(d, D, step, precision)
+    x = selected(d, step, precision, d.b, d.k, d.Hkv)
     form = MSA_DECODE if step.decoding else MSA_PREFILL
     return [
-        before,
-        cached,
-        *select(d, D, step, precision, x),
+        *into_heads(d, D, step, precision),
+        *select(d, step, precision, x),
         block_sparse("attention", x, form=form),
         *after,
     ]
