@@ -7,6 +7,7 @@ import pytest
 
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel, Work
+from costmodel.kernels.chunk_scan import Pipeline
 from costmodel.mixers import (
     deltanet,
     gated_delta_product,
@@ -68,6 +69,11 @@ def family(d: Any, step: Step, name: str) -> list[Kernel]:
 
 def scan(d: Any, step: Step) -> list[Kernel]:
     return family(d, step, "chunk-scan")
+
+
+def launches(d: Any, step: Step) -> list[Kernel]:
+    """The launches of a scan, also where they are one kernel."""
+    return [one for k in scan(d, step) for one in (k.shape.stages if isinstance(k.shape, Pipeline) else (k,))]
 
 
 def stepped(d: Any, step: Step | None = None) -> Kernel:
@@ -188,7 +194,7 @@ def test_gated_delta_product_writes_like_gated_deltanet_over_n_times_the_sequenc
     same = gdn.Dims(Hk=16, Hv=16, dk=128, dv=128)
     for n in (1, 2, 3):
         found = {k.name: k.ideal.flops for k in scan(replace(PRODUCT, n=n), prefill(S))}
-        longer = {k.name: k.ideal.flops for k in scan(same, prefill(n * S))}
+        longer = {k.name: k.ideal.flops for k in launches(same, prefill(n * S))}
         for name in ("k·kᵀ, inverse", "w, u", "chunk states"):
             assert found[name] == longer[name]
         # Only the last state of a token is read, by one query.
@@ -200,7 +206,7 @@ def test_gated_delta_product_writes_like_gated_deltanet_over_n_times_the_sequenc
 
 def test_one_householder_step_is_gated_deltanet() -> None:
     one, same = replace(PRODUCT, n=1), gdn.Dims(Hk=16, Hv=16, dk=128, dv=128)
-    for mine, theirs in zip(scan(one, prefill(999))[1:], scan(same, prefill(999))[1:], strict=True):
+    for mine, theirs in zip(launches(one, prefill(999))[1:], launches(same, prefill(999))[1:], strict=True):
         assert (mine.ideal, mine.executed, mine.grid) == (theirs.ideal, theirs.executed, theirs.grid)
     assert stepped(one).ideal == stepped(same).ideal
 
@@ -398,10 +404,14 @@ def test_decode_of_samba_is_constant_once_its_window_is_full() -> None:
         step = decode(P=L - 1)
         kernels = [k for d in (mamba, window) for k in run(d, step, D=2304)]
         cache = sum(MODULES[type(d)].cache(d, BF16).bytes(L) for d in (mamba, window))
-        return flops(kernels), sum(k.ideal.hbm_bytes for k in kernels), cache, round(seconds(kernels), 12)
+        return flops(kernels), sum(k.ideal.hbm_bytes for k in kernels), cache, seconds(kernels)
 
-    assert totals(2048) == totals(8192) == totals(10**6)
-    assert all(early < late for early, late in zip(totals(1024), totals(2048), strict=True))
+    full, later, last = totals(2048), totals(8192), totals(10**6)
+    assert full[:3] == later[:3] == last[:3]
+    # Some libraries split the whole context: splits outside the window end at once, but are launched.
+    assert later[3] == pytest.approx(full[3], rel=0.01)
+    assert last[3] == pytest.approx(later[3], rel=0.01)
+    assert all(early < late for early, late in zip(totals(1024), full, strict=True))
 
 
 # Training
@@ -410,7 +420,7 @@ def test_decode_of_samba_is_constant_once_its_window_is_full() -> None:
 @every_model
 def test_training_differentiates_every_product_twice(d: Any) -> None:
     step = Step(B=1, S=640, P=0, phase="train")
-    own = scan(d, step) + family(d, step, "selective-scan")
+    own = launches(d, step) + family(d, step, "selective-scan")
     assert own
     assert not family(d, step, "recurrent-step")
     for kernel in own:

@@ -1,23 +1,29 @@
 """Chunked scans: linear recurrences with a matrix state, run as matrix products over chunks of C tokens.
 
 Inside a chunk every token meets the earlier ones by a C × C matrix; between chunks only the dk × dv state
-is carried. The real pipelines are several launches that pass their intermediates through memory, and one of
-them walks the chunks one after another: with few heads that chain is the time, whatever the FLOP/s.
+is carried. Open-source pipelines are several launches that pass their intermediates through memory, and one of
+them walks the chunks one after another: with few heads that chain is the time, whatever the FLOP/s. Fused kernels
+(FlashInfer's gated delta rule, FlashKDA) keep the intermediates on chip and are that chain alone. Both are one
+kernel here, `whole`: what its parameters say decides which one it is.
 
 In-chunk pairs are exact: chunks start at the call's first token, the last one is ragged. Work depends on
 the new tokens only; the state is read and written once per call, however long the past.
 
 Source: GLA arXiv:2312.06635, section 4; DeltaNet arXiv:2406.06484, section 3; Gated DeltaNet
-arXiv:2412.06464, section 3; kernels of fla-org/flash-linear-attention (fla/ops/common, fla/ops/gated_delta_rule).
+arXiv:2412.06464, section 3; kernels of fla-org/flash-linear-attention (fla/ops/common, fla/ops/gated_delta_rule),
+flashinfer-ai/flashinfer (gdn_prefill), MoonshotAI/FlashKDA.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, floor_div, half, named, third
+from costmodel.algebra import Quantity, ceil_div, floor_div, half, maximum, minimum, named, power, root, third
 from costmodel.einsum import dot
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, unit_terms, waves
 from costmodel.pairs import chunked
+
+if TYPE_CHECKING:
+    from costmodel.hardware import Hardware
 
 SUB_TILE = 16
 """Rows of the blocks in which in-chunk matrices are computed and inverted."""
@@ -33,7 +39,8 @@ Bytes = tuple[Quantity, Quantity]
 
 
 class Scan(NamedTuple):
-    """B sequences of S new tokens, H heads with a state of dk × dv, chunks of C tokens; dtype of the products.
+    """B sequences of S new tokens, H heads with a state of dk × dv, chunks of C tokens; dtype of the products, and
+    bytes per element of the state.
 
     pipeline names the compiled pipeline that a calibration belongs to.
     """
@@ -46,6 +53,7 @@ class Scan(NamedTuple):
     dv: Quantity
     C: Quantity
     dtype: str = "bf16"
+    state: float = 4
 
     @property
     def chunks(self) -> Quantity:
@@ -54,10 +62,19 @@ class Scan(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One launch of a pipeline; `recomputed` ones run again before the backward pass."""
+    """One launch of a pipeline; `recomputed` ones run again before the backward pass, `serial` ones walk the chunks."""
 
     scan: Scan
     recomputed: bool = False
+    serial: bool = False
+
+
+class Pipeline(NamedTuple):
+    """All launches of a scan, which a library may have fused into one; walked: FLOPs executed in the serial chain."""
+
+    scan: Scan
+    stages: tuple[Kernel, ...]
+    walked: Quantity
 
 
 def substitution(S: Quantity, C: Quantity) -> Quantity:
@@ -156,6 +173,9 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
     The gradient reads the inputs and the incoming gradients and writes those of the inputs; a chain runs once
     more from the last chunk to the first. Recomputation counts as executed work only.
     """
+    if isinstance(kernel.shape, Pipeline):
+        gradients = [one for stage in kernel.shape.stages for one in backward(stage)]
+        return (whole(f"{kernel.name} backward", gradients)._replace(instance=kernel.instance, grid=kernel.grid),)
     stage: Stage = kernel.shape
     again = 1 if stage.recomputed else 0
 
@@ -183,23 +203,78 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
 
 
 PARAMETERS = (
-    Parameter("launch_s", 2.6e-6, 0.4, 0.5e-6, 3e-5, "s", "launch and tail of one kernel of the pipeline"),
-    Parameter("block_s", 1.0e-6, 0.5, 0.1e-6, 1e-5, "s", "prologue and epilogue of one thread block"),
-    Parameter("step_s", 1.2e-6, 0.4, 0.05e-6, 1e-5, "s", "one chunk in the chain of one thread block"),
-    Parameter("tensor_efficiency", 0.40, 0.4, 0.02, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
+    Parameter("launch_s", 2.2e-6, 0.6, 0.1e-6, 3e-5, "s", "fixed time per launch of the unfused pipeline"),
+    Parameter("block_s", 3.0e-6, 0.9, 0.1e-6, 5e-5, "s", "start and end of a chain: a state comes in and goes out"),
+    Parameter("step_s", 2.4e-6, 0.5, 0.05e-6, 1e-5, "s", "one chunk in the chain of one head"),
+    Parameter("row_s", 0.07e-6, 1.0, 1e-9, 2e-6, "s", "one row of the substitution inside a chunk"),
+    Parameter("wave_weight", 0.5, 0.5, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter("tensor_efficiency", 0.18, 0.6, 0.003, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
     Parameter("vector_efficiency", 0.4, 0.4, 0.02, 1.0, "1", "share of the fp32 FLOP/s for decays and gates"),
     Parameter("special_efficiency", 0.6, 0.4, 0.02, 1.0, "1", "share of the exp rate"),
-    Parameter("memory_efficiency", 0.55, 0.35, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
-    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's, where the profile has no figure"),
-    Parameter("wave_weight", 0.5, 0.5, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-    Parameter("overlap", 3.0, 0.25, 1.5, 8.0, "1", "exponent of the p-norm"),
+    Parameter("memory_efficiency", 0.85, 0.2, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("materialised", 0.9, 0.8, 0.01, 1.0, "1", "share of the intermediates that pass through memory"),
+    Parameter("l2_share", 1.2, 0.5, 0.1, 5.0, "1", "part of L2 in which bytes are found again"),
+    Parameter("l2_over_hbm", 3.0, 0.4, 1.0, 10.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("l2_sharpness", 3.0, 0.4, 1.0, 12.0, "1", "how abruptly bytes fall out of L2"),
+    Parameter("overlap", 3.0, 0.6, 1.0, 8.0, "1", "exponent of the p-norm where nothing is materialised"),
 )
+
+STAGE_OVERLAP, WALK_OVERLAP = 3.0, 4.0
+"""Exponents of the p-norm inside one launch: one that is priced alone, and one that is part of a whole scan."""
+
+
+def _longest(a: Quantity, b: Quantity, c: Quantity) -> Quantity:
+    """What overlapping work of one launch takes, by a p-norm."""
+    return root(power(a, WALK_OVERLAP) + power(b, WALK_OVERLAP) + power(c, WALK_OVERLAP), WALK_OVERLAP)
+
+
+def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
+    """A whole scan, or one launch of a pipeline that is priced launch by launch.
+
+    t = (1 + materialised · (launches − 1)) · launch_s + pnorm(walk, products, memory). The walk is whichever is slower
+    of the chain (waves of heads, one on a unit at a time, times block_s + chunks · step_s), its own products, and the
+    states that come in and go out; a chunk's inverse takes its rows one after another as well. The other products,
+    with the fp32 arithmetic beside them, run in all chunks at once. Memory is what the tokens bring: needed bytes, cold
+    as served, and the materialised part of the others, written a moment ago and found in L2 where they fit.
+    """
+    pipeline = kernel.shape
+    if not isinstance(pipeline, Pipeline):
+        return unit_terms(kernel, hardware, theta)._replace(overlap=STAGE_OVERLAP)
+    work, scan = kernel.executed, pipeline.scan
+    heads, units = scan.B * scan.H, hardware.compute.units
+    state = 2 * scan.dk * scan.dv * scan.state
+    states = memory_seconds(kernel, hardware, theta, heads * state)
+    # The states of the first wave come in, and those of the last go out, while nothing else can run.
+    alone = states * minimum(1.0, units / heads)
+    chain = waves(heads, units, theta["wave_weight"]) * (theta["block_s"] + scan.chunks * theta["step_s"]) + alone
+    peak = hardware.tensor_peak(scan.dtype) * theta["tensor_efficiency"]
+    walk = _longest(chain, pipeline.walked / peak, states)
+    needed = kernel.ideal.hbm_bytes
+    passed = theta["materialised"] * (work.hbm_bytes - needed)
+    # What one launch hands over is read by one of the next two, replayed or not.
+    inside = kernel._replace(circulating=2 * (work.hbm_bytes - needed) / kernel.launches)
+    special_peak = hardware.special_peak
+    return Terms(
+        tensor=_longest(
+            (work.tensor[scan.dtype] - pipeline.walked) / peak,
+            work.vector / (hardware.compute.vector * theta["vector_efficiency"]),
+            work.special / (special_peak * theta["special_efficiency"]) if special_peak else 0.0,
+        ),
+        memory=memory_seconds(kernel, hardware, theta, maximum(needed - heads * state, 0.0))
+        + memory_seconds(inside, hardware, theta, passed),
+        chain=walk + minimum(scan.S, scan.C) * theta["row_s"],
+        # Launches go with the intermediates that they hand over.
+        launch=theta["launch_s"] * (1.0 + (kernel.launches - 1) * theta["materialised"]),
+        # Launch after launch nothing overlaps.
+        overlap=theta["overlap"] + (1.0 - theta["overlap"]) * theta["materialised"],
+    )
+
 
 FORM = Form(
     family="chunk-scan",
     summary="linear recurrences as products over chunks, with a serial chain of chunk states",
     parameters=PARAMETERS,
-    terms=unit_terms,
+    terms=terms,
     backward=backward,
     sources=("arXiv:2406.06484, section 3", "fla-org/flash-linear-attention, fla/ops"),
     model_spread=0.3,
@@ -256,41 +331,45 @@ def chunk_kernel(
         ),
         grid=grid,
         instance=f"{scan.pipeline}-{scan.dk}x{scan.dv}-{scan.dtype}",
-        shape=Stage(scan, recomputed),
+        shape=Stage(scan, recomputed, slices is not None),
         launches=launches,
         implementation="flash-linear-attention (Triton)",
     )
 
 
-def fused(name: str, pipeline: Sequence[Kernel]) -> Kernel:
-    """A pipeline as one launch: a thread block keeps the state of a head on chip and walks its chunks.
+def whole(name: str, stages: Sequence[Kernel], variant: str = "") -> Kernel:
+    """All launches of a scan as one kernel.
 
-    Only what the parts need passes through memory; their arithmetic stays. Such kernels are FlashInfer's gated
-    delta rule and FlashKDA.
+    Ideal work is what a pass fused into one launch needs, executed work what the launches do. variant is what the
+    library's compiler tunes for beside widths and dtype, such as the number of heads.
 
     >>> scan = Scan("gdn", B=1, S=128, H=2, dk=4, dv=4, C=64)
     >>> parts = [chunk_kernel(n, scan, (100, 120), needed=(8, 4), moved=(64, 32)) for n in ("states", "output")]
-    >>> k = fused("scan", parts)
-    >>> k.ideal.flops, k.executed.flops, k.executed.hbm_bytes, k.launches
-    (200, 240, 24, 1)
+    >>> k = whole("scan", parts, "h2")
+    >>> k.ideal.flops, k.executed.flops, k.ideal.hbm_bytes, k.executed.hbm_bytes, k.launches, k.instance
+    (200, 240, 24, 192, 2, 'gdn-4x4-bf16-h2')
     """
-    scan: Scan = pipeline[0].shape.scan
-    ideal = Work(
-        tensor={scan.dtype: sum(part.ideal.flops for part in pipeline)},
-        read=sum(part.ideal.read for part in pipeline),
-        written=sum(part.ideal.written for part in pipeline),
-    )
-    return pipeline[0]._replace(
+    scan: Scan = stages[0].shape.scan
+    first = stages[0]
+    walked = sum(s.executed.tensor.get(scan.dtype, 0) for s in stages if s.shape.serial)
+    return first._replace(
         name=name,
-        ideal=ideal,
-        executed=ideal._replace(
-            tensor={scan.dtype: sum(sum(part.executed.tensor.values()) for part in pipeline)},
-            vector=sum(part.executed.vector for part in pipeline),
-            special=sum(part.executed.special for part in pipeline),
-            l2=ideal.hbm_bytes,
-        ),
+        ideal=total(scan.dtype, [stage.ideal for stage in stages]),
+        executed=total(scan.dtype, [stage.executed for stage in stages]),
         grid=Grid(blocks=scan.B * scan.H, chain_steps=scan.chunks),
-        instance=f"{pipeline[0].instance}-fused",
-        launches=1,
-        implementation="FlashInfer, FlashKDA",
+        instance=f"{first.instance}-{variant}" if variant else first.instance,
+        shape=Pipeline(scan, tuple(stages), walked),
+        launches=sum(stage.launches for stage in stages),
+    )
+
+
+def total(dtype: str, works: Sequence[Work]) -> Work:
+    """The sum of several launches' work."""
+    return Work(
+        tensor={dtype: sum(work.tensor.get(dtype, 0) for work in works)},
+        vector=sum(work.vector for work in works),
+        special=sum(work.special for work in works),
+        read=sum(work.read for work in works),
+        written=sum(work.written for work in works),
+        l2=sum(work.l2 for work in works),
     )

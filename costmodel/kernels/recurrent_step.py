@@ -2,17 +2,21 @@
 
 About one FLOP per byte: bound by the state's bytes, and because each sequence has its own state a larger
 batch does not help. The tokens of a speculative block are stepped one after another with the state in
-registers.
+registers; the state after every token is kept, so that a rejected draft can be taken back (executed work only).
 
 Source: fla-org/flash-linear-attention, fla/ops/gated_delta_rule/fused_recurrent.py; state-spaces/mamba,
 mamba_ssm/ops/triton/selective_state_update.py.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div
+from costmodel.algebra import Quantity, ceil_div, nominal
 from costmodel.einsum import size
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, no_backward, unit_terms
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, no_backward, unit_terms
+
+if TYPE_CHECKING:
+    from costmodel.hardware import Hardware
 
 SLICE = 32
 """Value columns of the state that one thread block steps."""
@@ -36,20 +40,37 @@ class Recurrence(NamedTuple):
 
 
 PARAMETERS = (
-    Parameter("launch_s", 4.0e-6, 0.3, 0.5e-6, 3e-5, "s", "launch, scheduling and the tail of the kernel"),
+    Parameter("launch_s", 3.5e-6, 0.5, 0.5e-6, 3e-5, "s", "launch, scheduling and the tail of the kernel"),
+    Parameter("block_s", 0.6e-6, 0.6, 0.02e-6, 1e-5, "s", "start and end of one thread block"),
     Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "one token in the chain of one thread block"),
     Parameter("vector_efficiency", 0.4, 0.4, 0.02, 1.0, "1", "share of the fp32 FLOP/s reached"),
     Parameter("special_efficiency", 0.5, 0.4, 0.02, 1.0, "1", "share of the exp rate"),
     Parameter("memory_efficiency", 0.88, 0.08, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
-    Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-    Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
+    Parameter("l2_share", 1.2, 0.5, 0.1, 4.0, "1", "part of L2 in which replayed states are found again"),
+    Parameter("l2_over_hbm", 2.5, 0.4, 1.0, 10.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("l2_sharpness", 8.0, 0.4, 2.0, 30.0, "1", "how abruptly replayed states fall out of L2"),
+    Parameter("wave_weight", 0.1, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter("overlap", 2.0, 0.5, 1.0, 8.0, "1", "exponent of the p-norm"),
 )
+
+
+def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
+    """As everywhere, but for the arithmetic of a small grid, which is the chain of its thread blocks itself.
+
+    t = launch_s + pnorm(vector, special, memory, waves · (block_s + S · step_s)).
+    """
+    work, special_peak = kernel.executed, hardware.special_peak
+    return unit_terms(kernel, hardware, theta)._replace(
+        vector=work.vector / (hardware.compute.vector * theta["vector_efficiency"]),
+        special=work.special / (special_peak * theta["special_efficiency"]) if special_peak else 0.0,
+    )
+
 
 FORM = Form(
     family="recurrent-step",
     summary="decode of linear recurrences: state read, stepped and written",
     parameters=PARAMETERS,
-    terms=unit_terms,
+    terms=terms,
     backward=no_backward,
     sources=("fla-org/flash-linear-attention, fused_recurrent kernels", "state-spaces/mamba, selective_state_update"),
     model_spread=0.12,
@@ -73,15 +94,16 @@ def recurrent_step(
     (True, True)
     """
     s = {"B": r.B, "S": r.S, "H": r.H, "dk": r.dk, "dv": r.dv}
+    block = nominal(r.S, 1) > 1  # a kernel of its own: it takes several tokens and keeps their states
     state = size("B H dk dv", s) * r.state
     steps = r.operations * size("B S H dk dv", s)
     return Kernel(
         name=name,
         form=FORM,
         ideal=Work(vector=steps, read=state + read, written=state + written),
-        executed=Work(vector=steps + vector, special=special, read=state + read, written=state + written),
+        executed=Work(vector=steps + vector, special=special, read=state + read, written=r.S * state + written),
         grid=Grid(blocks=r.B * r.H * ceil_div(r.dv, SLICE), occupancy=4, chain_steps=r.S),
-        instance=f"{r.mechanism}-{r.dk}x{r.dv}",
+        instance=f"{r.mechanism}-{r.dk}x{r.dv}{'-block' if block else ''}",
         shape=r,
         implementation="fused recurrent (flash-linear-attention, mamba-ssm)",
     )

@@ -1,16 +1,25 @@
 """Short causal depthwise convolutions: each channel sees its last few tokens.
 
 Memory bound: every element is read and written once; the last width − 1 tokens of each channel are kept as
-state between calls.
+state between calls. Of short sequences it is the threads that count: the CUDA kernel gives every channel of every
+sequence a thread block, the Triton one walks up to eight tokens one after another.
 
-Source: Dao-AILab/causal-conv1d, csrc/causal_conv1d_fwd.cu and causal_conv1d_update.cu.
+Source: Dao-AILab/causal-conv1d, csrc/causal_conv1d_fwd.cu and causal_conv1d_update.cu; vllm-project/vllm,
+model_executor/layers/mamba/ops/causal_conv1d.py.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-from costmodel.algebra import Quantity
+from costmodel.algebra import Quantity, minimum, nominal
 from costmodel.einsum import dot, size
-from costmodel.kernels.base import Form, Kernel, Parameter, Work, unit_terms
+from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, unit_terms
+
+if TYPE_CHECKING:
+    from costmodel.hardware import Hardware
+
+TOKENS = 8
+"""Tokens of a channel that one thread block of the Triton kernel walks."""
 
 
 class ShortConv(NamedTuple):
@@ -56,24 +65,46 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
 
 PARAMETERS = (
     Parameter("launch_s", 2.2e-6, 0.4, 0.5e-6, 3e-5, "s", "time from the end of the last kernel to useful work"),
+    Parameter("step_s", 0.2e-6, 0.6, 1e-9, 2e-6, "s", "one of the first tokens that a thread block walks"),
+    Parameter("channel_s", 6e-10, 2.0, 1e-11, 1e-6, "s", "one channel of one sequence on one unit"),
     Parameter("memory_efficiency", 0.70, 0.2, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
-    Parameter("vector_efficiency", 0.5, 0.4, 0.02, 1.0, "1", "share of the fp32 FLOP/s reached"),
+    Parameter("l2_share", 0.7, 0.5, 0.1, 4.0, "1", "part of L2 in which replayed bytes are found again"),
+    Parameter("l2_over_hbm", 2.5, 0.5, 1.0, 10.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("l2_sharpness", 5.0, 0.4, 1.0, 30.0, "1", "how abruptly replayed bytes fall out of L2"),
+    Parameter("vector_efficiency", 0.3, 0.5, 0.01, 1.0, "1", "share of the fp32 FLOP/s reached"),
     Parameter("special_efficiency", 0.5, 0.4, 0.02, 1.0, "1", "share of the special-function rate reached"),
+    Parameter("overlap", 2.0, 0.5, 1.0, 8.0, "1", "exponent of the p-norm"),
 )
+
+
+def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
+    """Memory and arithmetic as everywhere; the chain is a thread block's tokens and the channels of short sequences.
+
+    t = launches · (launch_s + min(S, 8)·step_s) + pnorm(vector, special, memory, B · channels · channel_s / units).
+    """
+    c: ShortConv = kernel.shape
+    walk = minimum(c.S, TOKENS) * theta["step_s"]
+    return unit_terms(kernel, hardware, theta)._replace(
+        launch=kernel.launches * (theta["launch_s"] + walk),
+        chain=c.B * c.channels * theta["channel_s"] / hardware.compute.units,
+    )
+
 
 FORM = Form(
     family="short-conv",
     summary="causal depthwise convolutions of a few taps",
     parameters=PARAMETERS,
-    terms=unit_terms,
+    terms=terms,
     backward=backward,
     sources=("Dao-AILab/causal-conv1d",),
     model_spread=0.2,
 )
 
 
-def short_conv(name: str, c: ShortConv, *, launches: int = 1) -> Kernel:
+def short_conv(name: str, c: ShortConv, *, launches: int = 1, update: bool = False) -> Kernel:
     """The convolution with its activation: 2·width FLOPs per channel and token.
+
+    update: the kernel of decode steps, which shifts the kept inputs in place.
 
     >>> short_conv("conv", ShortConv(B=1, S=10, channels=3, width=4)).work.flops
     240
@@ -83,6 +114,7 @@ def short_conv(name: str, c: ShortConv, *, launches: int = 1) -> Kernel:
     taps = dot("B S channels, channels width -> B S channels", s)
     weights = size("channels width", s) * c.element
     state = c.B * state_bytes(c.channels, c.width, c.element)
+    block = update and nominal(c.S, 1) > 1
     traffic = Work(
         vector=taps,
         read=elements * c.element + state + weights,
@@ -95,7 +127,7 @@ def short_conv(name: str, c: ShortConv, *, launches: int = 1) -> Kernel:
         ideal=traffic,
         # SiLU: one exp, and about four fp32 operations around it.
         executed=traffic._replace(vector=taps + 4 * elements, special=elements) if c.activation else traffic,
-        instance=f"w{c.width}",
+        instance=f"w{c.width}{'-update' if update else ''}{'-block' if block else ''}",
         shape=c,
         launches=launches,
         implementation="causal-conv1d",

@@ -104,7 +104,7 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     conv = ShortConv(step.B, step.S, product.channels(same), d.conv, e)
     return [
         *(projection(p, step, precision) for p in inputs),
-        short_conv("short conv", conv, launches=1 if step.decoding else 3),
+        short_conv("short conv", conv, launches=1 if step.decoding else 3, update=step.decoding),
         elementwise("β", read=heads * e, written=4 * heads, vector=2 * heads, special=heads),
         *core,
         after,

@@ -73,7 +73,7 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     return [
         projection(into, step, precision),
         gate("gate before"),
-        short_conv("short conv", ShortConv(step.B, step.S, d.W, d.conv, e, activation=False)),
+        short_conv("short conv", ShortConv(step.B, step.S, d.W, d.conv, e, activation=False), update=step.decoding),
         gate("gate behind"),
         projection(out, step, precision),
     ]

@@ -205,7 +205,12 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     core = stepwise(d, step, precision) if step.decoding else [qk_norm, *scan(d, step, precision)]
     return [
         *(projection(p, step, precision) for p in inputs),
-        short_conv("short conv", ShortConv(step.B, step.S, channels(d), d.conv, e), launches=1 if step.decoding else 3),
+        short_conv(
+            "short conv",
+            ShortConv(step.B, step.S, channels(d), d.conv, e),
+            launches=1 if step.decoding else 3,
+            update=step.decoding,
+        ),
         elementwise("decay, β", read=gates * e, written=gates * 4, vector=3 * gates, special=2 * gates),
         *core,
         gated_norm("gated norm", d.H * d.dv, step, precision),

@@ -21,7 +21,7 @@ from costmodel.dims import choice, dim
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import size
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.chunk_scan import SLICE, Scan, chunk_kernel, delta_rule, sizes
+from costmodel.kernels.chunk_scan import SLICE, Scan, chunk_kernel, delta_rule, sizes, whole
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
@@ -96,13 +96,13 @@ def cache(d: Dims, precision: Precision) -> Cache:
 
 
 def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
-    """The five launches of fla's chunk_gated_delta_rule.
+    """The five launches of fla's chunk_gated_delta_rule as one kernel; Triton compiles and tunes it per head count.
 
     Bytes at dk = dv = 128, C = 64 in bf16, per token and value head, ρ = Hv/Hk: 3424 + 1280/ρ. A pipeline fused
     into one pass would move q, k, v, g, β and o only: 520 + 512/ρ.
     """
     e = precision.hidden_bytes
-    chunks = Scan("gdn", step.B, step.S, d.Hv, d.dk, d.dv, d.C, precision.hidden)
+    chunks = Scan("gdn", step.B, step.S, d.Hv, d.dk, d.dv, d.C, precision.hidden, element_bytes(d.state_dtype))
     s = sizes(chunks) | {"Hk": d.Hk}
     p = delta_rule(s)
     keys, values, w = size("B S Hk dk", s) * e, size("B S H dv", s) * e, size("B S H dk", s) * e
@@ -110,7 +110,7 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     states, state = size("B n H dk dv", s) * e, size("B H dk dv", s) * element_bytes(d.state_dtype)
     slices = ceil_div(d.dv, SLICE)
     again = (slices - 1) * (w + keys)
-    return [
+    stages = [
         chunk_kernel(
             "gate cumsum",
             chunks,
@@ -167,6 +167,7 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
             special=size("B H square", s) + size("B padded H", s),
         ),
     ]
+    return [whole("chunk scan", stages, f"h{d.Hk}x{d.Hv}")]
 
 
 def stepwise(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
@@ -196,7 +197,7 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     return [
         projection(qkvz, step, precision),
         projection(ba, step, precision),
-        short_conv("short conv", ShortConv(step.B, step.S, channels(d), d.conv, e)),
+        short_conv("short conv", ShortConv(step.B, step.S, channels(d), d.conv, e), update=step.decoding),
         elementwise("decay, β", read=2 * heads * e, written=8 * heads, vector=6 * heads, special=4 * heads),
         *core,
         gated_norm("gated norm", d.Hv * d.dv, step, precision),

@@ -114,7 +114,9 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     skip = elementwise("skip", read=2 * elements * e, written=elements * e, vector=2 * elements)
     return [
         projection(into, step, precision),
-        short_conv("short conv", ShortConv(step.B, step.S, (d.n + 1) * d.W, d.conv, e, activation=False)),
+        short_conv(
+            "short conv", ShortConv(step.B, step.S, (d.n + 1) * d.W, d.conv, e, activation=False), update=step.decoding
+        ),
         *([] if step.decoding else filters(d, D, step, precision)),
         *(kernel.times(d.n - 1) for kernel in (gate, *long, skip)),
         gate,

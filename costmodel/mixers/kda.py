@@ -20,7 +20,7 @@ from costmodel.dims import choice, dim
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import size
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.chunk_scan import SLICE, SUB_TILE, Scan, chunk_kernel, delta_rule, sizes
+from costmodel.kernels.chunk_scan import SLICE, SUB_TILE, Scan, chunk_kernel, delta_rule, sizes, whole
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
@@ -104,14 +104,14 @@ def cache(d: Dims, precision: Precision) -> Cache:
 
 
 def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
-    """The launches of fla's chunk_kda: 8.6 KB per token and head at dk = dv = 128, C = 64 in bf16.
+    """The launches of fla's chunk_kda as one kernel: 8.6 KB per token and head at dk = dv = 128, C = 64 in bf16.
 
     q·kᵀ and k·kᵀ are built together in 16-row blocks, because the vector decay must be applied before the
     product: first the diagonal blocks, then the others and the inverse; counted here as one kernel of three
     launches (one zero-fills). Diagonal blocks are taken on the matrix engines, as for bounded gates.
     """
     e = precision.hidden_bytes
-    chunks = Scan("kda", step.B, step.S, d.H, d.dk, d.dv, d.C, precision.hidden)
+    chunks = Scan("kda", step.B, step.S, d.H, d.dk, d.dv, d.C, precision.hidden, element_bytes(d.state_dtype))
     s = sizes(chunks) | {"tile": SUB_TILE}
     p = delta_rule(s)
     keys, values = size("B S H dk", s) * e, size("B S H dv", s) * e
@@ -122,7 +122,7 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     last = size("B n H dk", s) * 4  # the gate at the end of each chunk
     channel = size("B padded H dk", s)
     slices = ceil_div(d.dv, SLICE)
-    return [
+    stages = [
         chunk_kernel(
             "gate cumsum",
             chunks,
@@ -183,6 +183,7 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
             special=channel * slices,
         ),
     ]
+    return [whole("chunk scan", stages, f"h{d.H}")]
 
 
 def stepwise(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
@@ -201,6 +202,12 @@ def stepwise(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     ]
 
 
+def convolution(d: Dims, step: Step, precision: Precision) -> Kernel:
+    """The convolutions of q, k and v: three launches in prefill, one in decode."""
+    c = ShortConv(step.B, step.S, channels(d), d.conv, precision.hidden_bytes)
+    return short_conv("short conv", c, launches=1 if step.decoding else 3, update=step.decoding)
+
+
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
     """One layer: projections, convolutions, β, the recurrence, gated norm, output projection."""
     *inputs, out = projections(d, D)
@@ -210,8 +217,7 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     core = stepwise(d, step, precision) if step.decoding else [qk_norm, *scan(d, step, precision)]
     return [
         *(projection(p, step, precision) for p in inputs),
-        # q, k and v are convolved apart in prefill; decode updates them in one launch.
-        short_conv("short conv", ShortConv(step.B, step.S, channels(d), d.conv, e), launches=1 if step.decoding else 3),
+        convolution(d, step, precision),
         elementwise("β", read=heads * e, written=4 * heads, vector=2 * heads, special=heads),
         *core,
         gated_norm("gated norm", d.H * d.dv, step, precision),

@@ -213,7 +213,7 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
         prepare.append(elementwise("q, k norm", read=qk * e, written=qk * e, vector=4 * qk))
     return [
         *(projection(p, step, precision) for p in into),
-        short_conv("short conv", ShortConv(step.B, step.S, channels, d.conv, e)),
+        short_conv("short conv", ShortConv(step.B, step.S, channels, d.conv, e), update=step.decoding),
         *prepare,
         *scan(d, step, precision),
         gated_norm("gated norm", d.Hv * d.dv, step, precision),

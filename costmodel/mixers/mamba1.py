@@ -129,7 +129,9 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     into, select, dt, out = projections(d, D)
     return [
         projection(into, step, precision),
-        short_conv("short conv", ShortConv(step.B, step.S, d.inner, d.conv, precision.hidden_bytes)),
+        short_conv(
+            "short conv", ShortConv(step.B, step.S, d.inner, d.conv, precision.hidden_bytes), update=step.decoding
+        ),
         projection(select, step, precision),
         projection(dt, step, precision),
         stepwise(d, step, precision) if step.decoding else scan(d, step, precision),

@@ -19,7 +19,7 @@ from costmodel.dims import choice, dim
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.chunk_scan import Scan, chunk_kernel, lower_tiles, sizes
+from costmodel.kernels.chunk_scan import Scan, chunk_kernel, lower_tiles, sizes, whole
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.norm import gated_norm
@@ -97,14 +97,14 @@ def cache(d: Dims, precision: Precision) -> Cache:
 
 
 def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
-    """The five launches of mamba_chunk_scan_combined.
+    """The five launches of mamba_chunk_scan_combined as one kernel.
 
     Bytes in bf16: 6p + 26 + 12·N·p/C per token and head, 8N + 8C per token and group; a fused pass would move
     4p + 2 and 4N. C·Bᵀ is computed without a causal skip; the decays inside a chunk take one exp per computed
     pair and head, which rivals the products on devices with fast matrix engines.
     """
     e = precision.hidden_bytes
-    chunks = Scan("mamba2", step.B, step.S, d.H, d.N, d.p, d.C, precision.hidden)
+    chunks = Scan("mamba2", step.B, step.S, d.H, d.N, d.p, d.C, precision.hidden, element_bytes(d.state_dtype))
     groups = chunks._replace(H=d.G)
     s = sizes(chunks) | {"p": d.p, "N": d.N, "G": d.G}
     s["causal"] = s["n"] * lower_tiles(d.C, ROWS)
@@ -114,7 +114,7 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     states, passed = size("B n H N p", s) * 4, size("B n H N p", s) * e
     state = size("B H N p", s) * element_bytes(d.state_dtype)
     through_state = (dot("B S H N p", s), dot("B padded H N p", s))
-    return [
+    stages = [
         chunk_kernel(
             "decay cumsum",
             chunks,
@@ -165,6 +165,7 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
             special=size("B H causal", s) + size("B padded H", s),
         ),
     ]
+    return [whole("chunk scan", stages)]
 
 
 def stepwise(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
@@ -186,9 +187,10 @@ def stepwise(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
     """One layer: input projection, convolution, the recurrence, gated norm, output projection."""
     into, out = projections(d, D)
+    conv = ShortConv(step.B, step.S, channels(d), d.conv, precision.hidden_bytes)
     return [
         projection(into, step, precision),
-        short_conv("short conv", ShortConv(step.B, step.S, channels(d), d.conv, precision.hidden_bytes)),
+        short_conv("short conv", conv, update=step.decoding),
         *(stepwise(d, step, precision) if step.decoding else scan(d, step, precision)),
         gated_norm("gated norm", d.H * d.p, step, precision),
         projection(out, step, precision),

@@ -165,7 +165,12 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
         ()
         if d.conv is None
         else (
-            short_conv("short conv", ShortConv(step.B, step.S, 2 * d.H * d.d, d.conv, e, activation=False), launches=2),
+            short_conv(
+                "short conv",
+                ShortConv(step.B, step.S, 2 * d.H * d.d, d.conv, e, activation=False),
+                launches=2,
+                update=step.decoding,
+            ),
         )
     )
     if d.gate:
