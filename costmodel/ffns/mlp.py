@@ -55,17 +55,21 @@ def parameters(d: Dims, D: Quantity) -> Quantity:
 active_parameters = parameters
 
 
+def smooth(act: str) -> bool:
+    """Whether an activation takes an exponential or a tanh of each element."""
+    return act not in ("relu", "relu2")
+
+
 def activation(d: Dims, tokens: Quantity, precision: Precision, name: str = "activation") -> Kernel:
     """act(gate) · up, or act(up)."""
     elements = tokens * d.F
     e = precision.hidden_bytes
-    smooth = d.act not in ("relu", "relu2")
     return elementwise(
         name,
         read=elements * e * (2 if d.gated else 1),
         written=elements * e,
         vector=4 * elements,
-        special=elements if smooth else 0,
+        special=elements if smooth(d.act) else 0,
     )
 
 

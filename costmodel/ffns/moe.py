@@ -7,13 +7,14 @@ layers (DeepSeek-V4; arXiv:2106.04426) look the experts up by the token's id; th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from costmodel.algebra import Quantity
 from costmodel.dims import choice, dim, flag
 from costmodel.ffns import mlp
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
-from costmodel.kernels.grouped_gemm import GroupedGemm, grouped_gemm
+from costmodel.kernels.grouped_gemm import GroupedGemm, grouped_gemm, routed_pass
 from costmodel.layers.projection import Projection, projection, total_parameters
 from costmodel.step import Precision, Step
 
@@ -106,46 +107,103 @@ def active_parameters(d: Dims, D: Quantity) -> Quantity:
     return d.k * _expert_parameters(d, D) + _always(d, D)
 
 
-def choose(d: Dims, tokens: Quantity, precision: Precision) -> Kernel:
+class Routing(NamedTuple):
+    """Which experts of this device the tokens of a step choose.
+
+    k: mean experts here per token; active: those with at least one token (None: independent choices); even: with the
+    same number of tokens each; passed: rows that the passes around the products see, where these are not the pairs
+    computed here but all that the tokens chose (None: the same); idle_experts: experts elsewhere whose rows these are.
+    """
+
+    tokens: Quantity
+    E: Quantity
+    k: Quantity
+    active: Quantity | None = None
+    even: bool = False
+    passed: Quantity | None = None
+    idle_experts: Quantity = 0
+
+
+def choose(d: Dims, tokens: Quantity, instance: str, e: float) -> Kernel:
     """Scores of the router and the k best experts, or the k of the token's row in the table (4 bytes each)."""
-    e, routed = precision.hidden_bytes, tokens * d.k
+    routed = tokens * d.k
     if d.hashed:
         # Only the scores of the chosen experts are needed; their weights are normalised to one.
-        return elementwise(
-            "hashed experts", read=routed * (4 + e), written=routed * 8, vector=4 * routed, special=2 * routed
+        return routed_pass(
+            "hashed experts",
+            instance,
+            read=routed * (4 + e),
+            written=routed * 8,
+            pairs=routed,
+            vector=4 * routed,
+            special=2 * routed,
         )
-    return elementwise(
-        "top-k experts", read=tokens * d.E * e, written=routed * 8, vector=4 * tokens * d.E, special=tokens * d.E
+    return routed_pass(
+        "top-k experts",
+        instance,
+        read=tokens * d.E * e,
+        written=routed * 8,
+        pairs=routed,
+        vector=4 * tokens * d.E,
+        special=tokens * d.E,
     )
 
 
+def routed_experts(d: Dims, width: Quantity, routing: Routing, precision: Precision) -> list[Kernel]:
+    """Choice of experts, grouped up, activation, grouped down, weighted sum."""
+    e = precision.hidden_bytes
+    computed = routing.tokens * routing.k
+    rows = computed if routing.passed is None else routing.passed
+    experts = GroupedGemm(
+        tokens=routing.tokens,
+        E=routing.E,
+        k=routing.k,
+        d_in=width,
+        d_out=(2 if d.gated else 1) * d.F,
+        activations=precision.operand("experts"),
+        weights=precision.weight("experts"),
+        output=precision.hidden,
+        active=routing.active,
+        even=routing.even,
+        idle_rows=rows - computed,
+        idle_experts=routing.idle_experts,
+    )
+    up = grouped_gemm("experts up", experts)
+    down = grouped_gemm("experts down", experts._replace(d_in=d.F, d_out=width))
+    return [
+        choose(d, routing.tokens, up.instance, e),
+        up,
+        routed_pass(
+            "experts activation",
+            up.instance,
+            read=rows * d.F * e * (2 if d.gated else 1),
+            written=rows * d.F * e,
+            vector=4 * rows * d.F,
+            special=rows * d.F if mlp.smooth(d.act) else 0,
+        ),
+        down,
+        routed_pass(
+            "combine experts",
+            up.instance,
+            read=rows * width * e,
+            written=routing.tokens * width * e,
+            vector=2 * rows * width,
+        ),
+    ]
+
+
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
-    """Router, permutation, grouped up, activation, grouped down, weighted sum; then the shared experts."""
+    """Router, choice, grouped up, activation, grouped down, weighted sum; then the shared experts."""
     e = precision.hidden_bytes
     tokens = step.tokens
     width = D if d.latent is None else d.latent
-    routed = tokens * d.k
     around = {p.name: p for p in _around(d, D)}
-    run: list[Kernel] = [
-        projection(around["router"], step, precision, role="router"),
-        choose(d, tokens, precision),
-    ]
+    routing = Routing(tokens, d.E, d.k)
+    choice, *experts = routed_experts(d, width, routing, precision)
+    run: list[Kernel] = [projection(around["router"], step, precision, role="router"), choice]
     if d.latent is not None:
         run.append(projection(around["latent_down_proj"], step, precision, role="ffn"))
-    experts = {
-        "tokens": tokens,
-        "E": d.E,
-        "k": d.k,
-        "activations": precision.operand("experts"),
-        "weights": precision.weight("experts"),
-        "output": precision.hidden,
-    }
-    run += [
-        grouped_gemm("experts up", GroupedGemm(d_in=width, d_out=(2 if d.gated else 1) * d.F, **experts)),
-        mlp.activation(mlp.Dims(F=d.F, gated=d.gated, act=d.act), routed, precision, "experts activation"),
-        grouped_gemm("experts down", GroupedGemm(d_in=d.F, d_out=width, **experts)),
-        elementwise("combine experts", read=routed * width * e, written=tokens * width * e, vector=2 * routed * width),
-    ]
+    run += experts
     if d.latent is not None:
         run.append(projection(around["latent_up_proj"], step, precision, role="ffn"))
     for block in _dense_blocks(d):

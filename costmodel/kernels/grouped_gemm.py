@@ -1,23 +1,31 @@
-"""Grouped products of a mixture of experts: each expert multiplies its own tokens by its own matrix.
+"""Grouped products of a mixture of experts, and the passes around them: each expert multiplies its own tokens.
 
-n tokens choose k of E experts each. With balanced routing the expected number of experts that get at
-least one token is E·(1 − (1 − k/E)ⁿ), and only their weights are read.
+n tokens choose k of E experts each. With independent routing the expected number of experts that get at least one
+token is E·(1 − (1 − k/E)ⁿ), and only their weights are read. Around the products run passes over the routed rows:
+top-k, sorting or permutation, activation, weighted sum; engines fuse some of them and quantise in others.
 
-Source: expectation over independent uniform choices; tiles as in vLLM's fused_moe (Triton grouped GEMM).
+Source: expectation over independent uniform choices; tiles as in vLLM's fused_moe (Triton grouped GEMM) and CUTLASS'
+grouped GEMM; one pass each as in TensorRT-LLM's fused_moe module.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, named, where
-from costmodel.dtypes import compute_dtype, element_bytes
+from costmodel.algebra import Quantity, ceil_div, maximum, named, where
+from costmodel.dtypes import compute_dtype, element_bytes, product_name
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
-from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, waves
+from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, scaled, waves
 
 
 class GroupedGemm(NamedTuple):
-    """tokens n, chosen k of E experts, each a [d_in × d_out] matrix."""
+    """tokens n, chosen k of E experts, each a [d_in × d_out] matrix.
+
+    k may be a mean, where only some of the experts that a token chooses are on this device. active: experts with at
+    least one token, where routing is not independent; None: the expectation of independent choices. even: every
+    active expert has the same number of tokens. idle_rows, idle_experts: rows of experts on other devices, and how many
+    such experts there are, where a kernel launches their tiles only to write zeros.
+    """
 
     tokens: Quantity
     E: Quantity
@@ -28,8 +36,20 @@ class GroupedGemm(NamedTuple):
     weights: str = "bf16"
     output: str = "bf16"
     parameters: bool = True
+    active: Quantity | None = None
+    even: bool = False
+    idle_rows: Quantity = 0
+    idle_experts: Quantity = 0
 
 
+class RoutedPass(NamedTuple):
+    """A pass over routed rows; pairs: the (token, expert) pairs that it sorts or counts, 0 for other passes."""
+
+    pairs: Quantity = 0
+
+
+TILE_ROWS = (16, 64, 128)
+"""Rows of a tile that the form chooses from; the best for the shape is taken."""
 COLUMNS = 128
 """Output columns of one tile."""
 
@@ -44,7 +64,7 @@ def active_experts(tokens: Quantity, E: Quantity, k: Quantity) -> Quantity:
 
 
 def tile_rows(tokens_per_expert: Quantity) -> Quantity:
-    """Rows of one tile: the smallest of 16, 32, 64, 128 that holds an expert's tokens.
+    """Rows of one tile, as padding counts them: the smallest of 16, 32, 64, 128 that holds an expert's tokens.
 
     >>> tile_rows(3), tile_rows(40), tile_rows(500)
     (16, 64, 128)
@@ -53,9 +73,26 @@ def tile_rows(tokens_per_expert: Quantity) -> Quantity:
     return where(n <= 16, 16, where(n <= 32, 32, where(n <= 64, 64, 128)))
 
 
+def tiles_of(shape: GroupedGemm, active: Quantity, rows: int) -> Quantity:
+    """Tiles along the rows: whole ones per expert; of uneven loads the last is half full on average.
+
+    >>> tiles_of(GroupedGemm(tokens=64, E=8, k=2, d_in=1, d_out=1, even=True), 8, 16)
+    8.0
+    >>> tiles_of(GroupedGemm(tokens=64, E=8, k=2, d_in=1, d_out=1), 8, 16)
+    12.0
+    """
+    each = shape.tokens * shape.k / active
+    return active * (ceil_div(each, rows) if shape.even else maximum(each / rows + 0.5, 1.0))
+
+
+def active_of(shape: GroupedGemm) -> Quantity:
+    """Experts whose weights are read."""
+    return active_experts(shape.tokens, shape.E, shape.k) if shape.active is None else shape.active
+
+
 def work(shape: GroupedGemm) -> tuple[Work, Work]:
     """Ideal and executed work; executed pads each active expert's tokens to whole tiles."""
-    active = named("active_experts", active_experts(shape.tokens, shape.E, shape.k))
+    active = named("active_experts", active_of(shape))
     s = dict(rows=shape.tokens * shape.k, d_in=shape.d_in, d_out=shape.d_out, active=active, n=shape.tokens, k=shape.k)
     dtype = compute_dtype(shape.activations, shape.weights)
     weights = size("active d_in d_out", s) * element_bytes(shape.weights)
@@ -71,28 +108,65 @@ def work(shape: GroupedGemm) -> tuple[Work, Work]:
 
 
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
-    """launch + pnorm(padded FLOPs over waves of tiles, active weights' bytes, routing per token)."""
+    """Of a product: launch + pnorm(tensor over waves of tiles, weights and rows from memory, tile operands through
+    one block's bandwidth). Of a pass: launch + pnorm(bytes, sorting of the pairs).
+    """
+    if isinstance(kernel.shape, RoutedPass):
+        return Terms(
+            memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes * theta["pass_traffic"]),
+            chain=kernel.shape.pairs * theta["pair_s"],
+            launch=theta["pass_s"],
+            overlap=theta["overlap"],
+        )
     shape: GroupedGemm = kernel.shape
     units = hardware.compute.units
     dtype = compute_dtype(shape.activations, shape.weights)
-    active = active_experts(shape.tokens, shape.E, shape.k)
-    rows_each = shape.tokens * shape.k / active
-    rows = tile_rows(rows_each)
-    tiles = active * ceil_div(rows_each, rows) * ceil_div(shape.d_out, COLUMNS)
-    rounds = waves(tiles, units, theta["wave_weight"])
-    peak = hardware.tensor_peak(dtype) * theta["tensor_efficiency"]
-    tensor = kernel.executed.tensor[dtype] / peak * (rounds * units / tiles)
-    return Terms(
-        tensor=tensor,
-        memory=kernel.executed.hbm_bytes / (hardware.memory.hbm.bandwidth * theta["memory_efficiency"]),
-        chain=rounds * theta["block_s"],
-        launch=theta["launch_s"],
-        overlap=theta["overlap"],
-    )
+    active = active_of(shape)
+    peak_per_unit = hardware.tensor_peak(dtype) * theta["tensor_efficiency"] / units
+    block_bandwidth = hardware.memory.hbm.bandwidth / units * theta["block_bandwidth"]
+    columns = ceil_div(shape.d_out, COLUMNS)
+    # Triton's default tiles are for streaming weights only while there are no more tokens than experts.
+    streamed = where(shape.tokens > shape.E, theta["many_tokens_bandwidth"], 1.0)
+    memory = memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes / streamed)
+    weights = COLUMNS * element_bytes(shape.weights)
+    activation = element_bytes(shape.activations)
+    elsewhere = not (isinstance(shape.idle_experts, int) and shape.idle_experts == 0)
+    best: Terms | None = None
+    for rows in TILE_ROWS:
+        rounds = waves(tiles_of(shape, active, rows) * columns, units, theta["wave_weight"])
+        operands = (rows * activation + weights) * shape.d_in
+        chain = rounds * (theta["block_s"] + operands / block_bandwidth)
+        if elsewhere:
+            idle = maximum(shape.idle_rows / rows + shape.idle_experts / 2, shape.idle_experts)
+            chain = chain + idle * columns / units * theta["idle_block_s"]
+        candidate = Terms(
+            tensor=rounds * 2 * rows * COLUMNS * shape.d_in / peak_per_unit,
+            memory=memory,
+            chain=chain,
+            launch=theta["launch_s"],
+            overlap=theta["overlap"],
+        )
+        best = candidate if best is None else faster(best, candidate)
+    assert best is not None
+    return best
+
+
+def faster(a: Terms, b: Terms) -> Terms:
+    """The terms of the faster tile, element by element."""
+    choose = a.total() <= b.total()
+    if isinstance(choose, bool):
+        return a if choose else b
+    return a._replace(tensor=where(choose, a.tensor, b.tensor), chain=where(choose, a.chain, b.chain))
 
 
 def backward(kernel: Kernel) -> tuple[Kernel, ...]:
-    """The gradients of the input and of the active experts' matrices: two products of the same size."""
+    """The gradients of the input and of the active experts' matrices: two products of the same size.
+
+    The gradient of a pass reads the saved input and the incoming gradient: twice the traffic at most.
+    """
+    if isinstance(kernel.shape, RoutedPass):
+        ideal, executed = scaled(kernel.ideal, 2, 2), scaled(kernel.executed, 2, 2)
+        return (kernel._replace(name=f"{kernel.name} backward", ideal=ideal, executed=executed),)
     s: GroupedGemm = kernel.shape
     gradient = kernel.ideal._replace(weights=0)
     return (
@@ -107,21 +181,33 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
 
 
 PARAMETERS = (
-    Parameter("launch_s", 8.0e-6, 0.5, 1e-6, 1e-4, "s", "launch, alignment of tokens to tiles"),
-    Parameter("block_s", 1.0e-6, 0.5, 0.1e-6, 1e-5, "s", "prologue and epilogue of one tile"),
-    Parameter("tensor_efficiency", 0.55, 0.25, 0.05, 1.0, "1", "share of the datasheet FLOP/s on padded tiles"),
+    Parameter("launch_s", 6.0e-6, 0.5, 1e-6, 1e-4, "s", "launch of a grouped product, with what prepares its operands"),
+    Parameter("pass_s", 3.0e-6, 0.5, 0.2e-6, 5e-5, "s", "launch of one pass over the routed rows"),
+    Parameter("pass_traffic", 1.5, 0.6, 0.05, 10.0, "1", "bytes of the passes over the least that they need"),
+    Parameter("pair_s", 1.0e-10, 1.0, 1e-13, 1e-8, "s", "sorting or counting of one (token, expert) pair"),
+    Parameter("block_s", 1.0e-6, 0.5, 0.05e-6, 1e-5, "s", "prologue and epilogue of one tile"),
+    Parameter("idle_block_s", 0.4e-6, 0.6, 0.02e-6, 5e-6, "s", "a tile of an expert elsewhere, which writes zeros"),
+    Parameter("tensor_efficiency", 0.55, 0.25, 0.02, 1.0, "1", "share of the datasheet FLOP/s on padded tiles"),
     Parameter("memory_efficiency", 0.85, 0.12, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("many_tokens_bandwidth", 0.93, 0.15, 0.3, 1.0, "1", "HBM bandwidth left with more tokens than experts"),
+    Parameter("block_bandwidth", 6.5, 0.4, 0.5, 40.0, "1", "bandwidth of one block over its even share of HBM"),
     Parameter("wave_weight", 0.3, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
     Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
+    Parameter("l2_share", 0.72, 0.3, 0.05, 1.5, "1", "share of L2 that replayed buffers find"),
+    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 6.0, "1", "L2 bandwidth over HBM bandwidth"),
 )
 
 FORM = Form(
     family="moe",
-    summary="grouped products of a mixture of experts",
+    summary="grouped products of a mixture of experts and the passes around them",
     parameters=PARAMETERS,
     terms=terms,
     backward=backward,
-    sources=("vllm-project/vllm, fused_moe", "arXiv:2211.15841 (MegaBlocks), section 4"),
+    sources=(
+        "vllm-project/vllm, fused_moe",
+        "NVIDIA/TensorRT-LLM, fused_moe",
+        "arXiv:2211.15841 (MegaBlocks), section 4",
+    ),
     model_spread=0.35,
 )
 
@@ -138,7 +224,34 @@ def grouped_gemm(name: str, shape: GroupedGemm) -> Kernel:
         form=FORM,
         ideal=ideal,
         executed=executed,
-        instance=compute_dtype(shape.activations, shape.weights),
+        instance=product_name(shape.activations, shape.weights),
         shape=shape,
         implementation="fused MoE grouped GEMM",
+    )
+
+
+def routed_pass(
+    name: str,
+    instance: str,
+    *,
+    read: Quantity,
+    written: Quantity,
+    pairs: Quantity = 0,
+    vector: Quantity = 0,
+    special: Quantity = 0,
+) -> Kernel:
+    """One pass over routed rows, of the mixture whose products have this instance.
+
+    >>> routed_pass("combine", "bf16", read=8, written=4).work.hbm_bytes
+    12
+    """
+    traffic = Work(read=read, written=written)
+    return Kernel(
+        name=name,
+        form=FORM,
+        ideal=traffic,
+        executed=traffic._replace(vector=vector, special=special),
+        instance=instance,
+        shape=RoutedPass(pairs),
+        implementation="pass of the fused MoE",
     )
