@@ -26,6 +26,11 @@ class Block(NamedTuple):
     dims: Any
     copies: int | None = None
 
+    @property
+    def kind(self) -> str:
+        """The mechanism: the name of its module's file."""
+        return str(self.module.__name__.rpartition(".")[2])
+
     def sets(self, layers: int) -> int:
         """Sets of weights that so many layers of this block have."""
         return layers if self.copies is None else min(self.copies, layers)
@@ -188,6 +193,7 @@ class Architecture(NamedTuple):
         """Every kernel of a step, equal layers as one entry with a count; training adds the backward kernels."""
         run = [embedding(self.D, step, precision)._replace(group="embedding")]
         per_part = 2 if self.sandwich_norm else 1
+        phase = "decode" if step.decoding else "prefill"
         parts = zip((self.mixers, self.ffns), self.counts(), self.sites(), strict=True)
         for blocks, counts, sites in parts:
             for name, count in counts.items():
@@ -196,7 +202,7 @@ class Architecture(NamedTuple):
                     around = norm("norm", self.D, step, precision)
                     run.append(around._replace(group=name, count=before * per_part))
                 for kernel in block.module.kernels(block.dims, self.D, step, precision):
-                    run.append(kernel._replace(group=name, count=kernel.count * count))
+                    run.append(kernel._replace(group=name, module=f"{block.kind}-{phase}", count=kernel.count * count))
                 if count > before:
                     run.append(_sum_of_branches(self.D, step, precision)._replace(group=name, count=count - before))
         run += self._hyper_kernels(step, precision)

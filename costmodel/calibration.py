@@ -1,6 +1,7 @@
 """What is known of the time forms' parameters on a device: fitted values with their covariance, or priors.
 
-A calibration is a YAML file, written by a command and never by hand:
+A calibration is a YAML file of several documents, written by a command and never by hand. The first says what was
+measured, each of the others holds the fit of one kernel:
 
     schema: 1
     id: h100-sxm/vllm-0.24.0
@@ -9,27 +10,36 @@ A calibration is a YAML file, written by a command and never by hand:
     version: 0.24.0
     date: 2026-11-23
     source: where the measurements come from
-    kernels:
-    - family: gemm
-      instance: bf16            # the compiled kernel; "" fits every instance of the family
-      parameters: {launch_s: 2.0e-6, tensor_efficiency: 0.86, …}
-      covariance: [[…], …]      # of the natural logarithms, in the order of `parameters`
-      model_spread: 0.05        # standard deviation of ln(measured/predicted) that remains
-      points: 412
-      flops: [1.0e6, 4.0e13]    # range of the measured points, where the fit interpolates
-      hbm_bytes: [1.0e4, 2.0e9]
-      held_out: {n: 103, median_ape: 4.1, mean_ape: 6.0, p90_ape: 13.2}
+    ---
+    family: gemm
+    instance: bf16              # the compiled kernel; "" fits every instance of the family
+    module: ""                  # only inside this mixer or FFN, such as mla-prefill; "" everywhere
+    kernel: cublas              # the name that the library gives it
+    parameters: {launch_s: 2.0e-06, tensor_efficiency: 0.86, …}
+    covariance: |               # lower triangle, of the natural logarithms, in the order of `parameters`
+      0.0004
+      0.0001 0.0009
+    model_spread: 0.05          # standard deviation of ln(measured/predicted) that remains
+    points: 412
+    flops: [1.0e+06, 4.0e+13]   # range of the measured points, where the fit interpolates
+    hbm_bytes: [1.0e+04, 2.0e+09]
+    flagged: {host plateau: 12} # rows that were left out, by rule
+    held_out: {n: 103, median_ape: 4.1, mean_ape: 6.0, p90_ape: 13.2}
+
+Of several kernels for the same family, instance and module the first is what the library runs by default. A
+prediction reads only the documents of the families that it needs.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from costmodel.hardware import Hardware
+from costmodel.algebra import Quantity
+from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Form, Kernel
-from costmodel.loading import Problems, available, data_folder, read_mapping, user_folder
+from costmodel.loading import Problems, available, data_folder, parse_mapping, read_text, user_folder
 
 BASES = ("table", "fitted", "extrapolated", "transferred", "prior")
 """From strongest to weakest."""
@@ -37,15 +47,38 @@ BASES = ("table", "fitted", "extrapolated", "transferred", "prior")
 TRANSFER_SPREAD = 1.5
 """How much wider the spread of a relative's parameters is taken than their own."""
 
+EXTRAPOLATION_SPREAD = 1.3
+"""How much wider the model error is taken outside the measured range."""
+
+HEADER = ("schema", "id", "hardware", "library", "version", "date", "source", "notice", "seed", "command")
+ENTRY = (
+    "family",
+    "instance",
+    "module",
+    "kernel",
+    "parameters",
+    "covariance",
+    "model_spread",
+    "points",
+    "flops",
+    "hbm_bytes",
+    "flagged",
+    "held_out",
+    "host_s",
+)
+SEPARATOR = "\n---\n"
+
 
 class Fit(NamedTuple):
     """Parameters of one kernel instance: values, and columns of steps of one standard deviation.
 
-    columns holds, for each independent direction, the change of the logarithm of every parameter; for
-    priors each direction is one parameter. ranges are the measured FLOPs and bytes, None for priors.
+    key is (family, instance, module). columns holds, for each independent direction, the change of the logarithm
+    of every parameter; for priors each direction is one parameter. ranges are the measured FLOPs and bytes, None for
+    priors. host_s: seconds of host time that an eager benchmark of the kernel could not hide, 0 where launches were
+    captured; no part of the device time.
     """
 
-    key: tuple[str, str]
+    key: tuple[str, str, str]
     values: Mapping[str, float]
     columns: tuple[Mapping[str, float], ...]
     bounds: Mapping[str, tuple[float, float]]
@@ -54,18 +87,34 @@ class Fit(NamedTuple):
     flops: tuple[float, float] | None = None
     hbm_bytes: tuple[float, float] | None = None
     points: int = 0
+    kernel: str = ""
+    host_s: float = 0.0
+
+    def inside(self, kernel: Kernel) -> Any:
+        """Whether the kernel's work lies in the measured range (a truth value, or an array of them)."""
+        assert self.flops is not None
+        assert self.hbm_bytes is not None
+        flops, hbm_bytes = kernel.ideal.flops, kernel.ideal.hbm_bytes
+        return (
+            (self.flops[0] <= flops)
+            & (flops <= self.flops[1])
+            & (self.hbm_bytes[0] <= hbm_bytes)
+            & (hbm_bytes <= self.hbm_bytes[1])
+        )
 
     def basis(self, kernel: Kernel) -> str:
         """How firm the parameters are for this kernel."""
-        if self.flops is None or self.hbm_bytes is None:
+        if self.flops is None:
             return "prior"
         if self.transferred:
             return "transferred"
-        inside = (
-            self.flops[0] <= kernel.ideal.flops <= self.flops[1]
-            and self.hbm_bytes[0] <= kernel.ideal.hbm_bytes <= self.hbm_bytes[1]
-        )
-        return "fitted" if inside else "extrapolated"
+        return "fitted" if self.inside(kernel) else "extrapolated"
+
+    def spread_for(self, kernel: Kernel) -> Quantity:
+        """The model error, wider outside the measured range."""
+        if self.flops is None:
+            return self.model_spread
+        return self.model_spread * (1.0 + (EXTRAPOLATION_SPREAD - 1.0) * (1 - self.inside(kernel)))
 
     def shifted(self, column: Mapping[str, float], sign: float) -> dict[str, float]:
         """The values moved by one standard deviation along a direction, inside their bounds."""
@@ -79,7 +128,7 @@ class Fit(NamedTuple):
 def prior_fit(form: Form) -> Fit:
     """What is known of a family before any measurement."""
     return Fit(
-        key=(form.family, ""),
+        key=(form.family, "", ""),
         values=form.priors(),
         columns=tuple({parameter.name: parameter.spread} for parameter in form.parameters),
         bounds={parameter.name: (parameter.low, parameter.high) for parameter in form.parameters},
@@ -87,113 +136,192 @@ def prior_fit(form: Form) -> Fit:
     )
 
 
+class Document(NamedTuple):
+    """One entry of a calibration before it is read: whose it is, the library's kernel, and its text."""
+
+    key: tuple[str, str, str]
+    kernel: str
+    text: str
+
+
 class Calibration(NamedTuple):
-    """The fits of one device and library. Without a file it is the generic prior."""
+    """The fits of one device and library. Without a file it is the generic prior.
+
+    entries: the documents of each family, as text until they are asked for; read_ keeps what was read. slower: clock
+    of the measured device over that of this one, by which a relative's seconds are stretched (None: the device's own).
+    source: the library's name of the kernel to prefer where there are several ("" takes the library's default).
+    """
 
     id: str | None = None
     library: str = "prior"
     hardware: str = ""
-    fits: Mapping[tuple[str, str], Fit] = MappingProxyType({})
+    entries: Mapping[str, tuple[Document, ...]] = MappingProxyType({})
+    slower: float | None = None
+    place: str = ""
+    source: str = ""
+    read_: dict[Document, Fit] = {}  # noqa: RUF012  # the prior has no entries and never fills it
+
+    def fits(self, form: Form) -> tuple[Fit, ...]:
+        """Every fit of a family, in the order of the file. Raises BadInput for the first entry with a problem."""
+        return tuple(self._read(document, form) for document in self.entries.get(form.family, ()))
+
+    def _read(self, document: Document, form: Form) -> Fit:
+        if document not in self.read_:
+            self.read_[document] = read_entry(self.place, document.text, form, self.slower)
+        return self.read_[document]
 
     def fit(self, kernel: Kernel) -> Fit:
-        """The fit of a kernel's instance, else of its family, else the prior."""
-        for key in ((kernel.family, kernel.instance), (kernel.family, "")):
-            if key in self.fits:
-                return self.fits[key]
+        """The fit of a kernel's instance inside its module, else anywhere, else of a less special instance (the name
+        without what follows its last hyphen), at last of its family; where there is none, the prior."""
+        documents = self.entries.get(kernel.family, ())
+        instance = kernel.instance
+        while documents:
+            for key in ((kernel.family, instance, kernel.module), (kernel.family, instance, "")):
+                found = [document for document in documents if document.key == key]
+                if found:
+                    preferred = next((each for each in found if each.kernel == self.source), found[0])
+                    return self._read(preferred, kernel.form)
+            if not instance:
+                break
+            instance = instance.rpartition("-")[0]
         return prior_fit(kernel.form)
 
 
 PRIOR = Calibration()
 
 
-def read_calibration(path: Path, forms: Mapping[str, Form], transferred: bool = False) -> Calibration:
-    """A calibration file. Raises BadInput with every problem found."""
-    raw = read_mapping(path)
+def from_fits(fits: Iterable[Fit], id: str | None = None, library: str = "", hardware: str = "") -> Calibration:
+    """A calibration of fits in memory, in their order."""
+    entries: dict[str, tuple[Document, ...]] = {}
+    read: dict[Document, Fit] = {}
+    for index, fit in enumerate(fits):
+        document = Document(fit.key, fit.kernel, str(index))
+        entries[fit.key[0]] = (*entries.get(fit.key[0], ()), document)
+        read[document] = fit
+    return Calibration(id, library, hardware, entries=entries, read_=read)
+
+
+def read_calibration(path: Path, slower: float | None = None) -> Calibration:
+    """A calibration file: its header, and its entries as text. Raises BadInput with every problem found."""
+    header, *texts = read_text(path).split(SEPARATOR)
+    raw = parse_mapping(header, path)
     problems = Problems(str(path))
-    known = ("schema", "id", "hardware", "library", "version", "date", "source", "notice", "seed", "command", "kernels")
-    problems.unknown_keys(raw, known)
+    problems.unknown_keys(raw, HEADER)
     if raw.get("schema") != 1:
         problems.add(f"schema: {raw.get('schema')!r} is not 1")
-    fits: dict[tuple[str, str], Fit] = {}
-    kernels = raw.get("kernels") or []
-    if not isinstance(kernels, list):
-        problems.add("kernels: expected a list")
-        kernels = []
-    for index, entry in enumerate(kernels):
-        fit = _read_fit(problems, f"kernels[{index}]", problems.mapping(entry, f"kernels[{index}]"), forms, transferred)
-        if fit:
-            fits[fit.key] = fit
     problems.raise_if_any()
+    entries: dict[str, list[Document]] = {}
+    for text in texts:
+        document = _document(text)
+        entries.setdefault(document.key[0], []).append(document)
     return Calibration(
-        str(raw.get("id") or path.stem), str(raw.get("library") or path.stem), str(raw.get("hardware")), fits
+        id=str(raw.get("id") or path.stem),
+        library=str(raw.get("library") or path.stem),
+        hardware=str(raw.get("hardware")),
+        entries={family: tuple(found) for family, found in entries.items()},
+        slower=slower,
+        place=str(path),
+        read_={},
     )
 
 
-def _read_fit(
-    problems: Problems, where: str, entry: Mapping[str, Any], forms: Mapping[str, Form], transferred: bool
-) -> Fit | None:
-    form = forms.get(str(entry.get("family")))
-    if form is None:
-        problems.unknown_keys({str(entry.get("family")): 0}, forms, f"{where}.family")
-        return None
+def _document(text: str) -> Document:
+    """Whose entry a text is, from the lines at its top: a whole file is too long to parse for a few kernels."""
+    told = dict.fromkeys(("family", "instance", "module", "kernel"), "")
+    for line in text.split("\n", len(told))[: len(told)]:
+        name, _, value = line.partition(": ")
+        if name in told:
+            told[name] = value.strip().strip("'\"")
+    return Document((told["family"], told["instance"], told["module"]), told["kernel"], text)
+
+
+def check_calibration(calibration: Calibration, forms: Mapping[str, Form]) -> None:
+    """Read every entry. Raises BadInput for the first family that is unknown or has a problem."""
+    for family in calibration.entries:
+        if family not in forms:
+            problems = Problems(calibration.place)
+            problems.unknown_keys({family: 0}, forms, "family")
+            problems.raise_if_any()
+        calibration.fits(forms[family])
+
+
+def read_entry(place: str, text: str, form: Form, slower: float | None = None) -> Fit:
+    """One document of a calibration. Raises BadInput with every problem found."""
+    entry = parse_mapping(text, Path(place))
+    problems = Problems(place)
+    where = "/".join([form.family, *(str(entry[key]) for key in ("instance", "module") if entry.get(key))])
+    problems.unknown_keys(entry, ENTRY, where)
     declared = {parameter.name: parameter for parameter in form.parameters}
-    values = problems.mapping(entry.get("parameters"), f"{where}.parameters")
-    problems.unknown_keys(values, declared, f"{where}.parameters")
-    numbers = {name: parameter.prior for name, parameter in declared.items()}
-    for name, value in values.items():
+    given = problems.mapping(entry.get("parameters"), f"{where}.parameters")
+    problems.unknown_keys(given, declared, f"{where}.parameters")
+    values = {name: parameter.prior for name, parameter in declared.items()}
+    for name, value in given.items():
         if name in declared:
             low, high = declared[name].low, declared[name].high
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 problems.add(f"{where}.parameters.{name}: {str(value)[:40]} is outside {low:g} to {high:g}")
-            else:
-                numbers[name] = float(value)
-    covariance = entry.get("covariance")
-    factor = _cholesky(covariance, len(values))
+                continue
+            stretch = slower if slower and declared[name].unit == "s" else 1.0
+            values[name] = min(max(float(value) * stretch, low), high)
+    factor = _cholesky(_triangle(entry.get("covariance")), len(given))
     if factor is None:
-        problems.add(f"{where}.covariance: not a positive {len(values)} × {len(values)} matrix")
-        return None
+        problems.add(f"{where}.covariance: not the lower triangle of a positive {len(given)} × {len(given)} matrix")
     ranges: dict[str, tuple[float, float]] = {}
     for key in ("flops", "hbm_bytes"):
         pair = entry.get(key)
         if not (isinstance(pair, list) and len(pair) == 2):
             problems.add(f"{where}.{key}: expected [smallest, largest] of the measured points")
-            return None
+            continue
         ranges[key] = (problems.number(pair[0], f"{where}.{key}"), problems.number(pair[1], f"{where}.{key}"))
-    widen = TRANSFER_SPREAD if transferred else 1.0
     spread = entry.get("model_spread")
     if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 <= spread < 10:
         problems.add(f"{where}.model_spread: {str(spread)[:40]!r} is not a spread of logarithms")
-        return None
-    names = list(values)
+        spread = 0.0
+    points = problems.whole_number(entry.get("points") or 0, f"{where}.points", least=0)
+    host_s = problems.number(entry.get("host_s") or 0.0, f"{where}.host_s")
+    problems.raise_if_any()
+    assert factor is not None
+    widen = 1.0 if slower is None else TRANSFER_SPREAD
+    names = list(given)
     return Fit(
-        key=(form.family, str(entry.get("instance") or "")),
-        values=numbers,
+        key=(form.family, str(entry.get("instance") or ""), str(entry.get("module") or "")),
+        values=values,
         columns=tuple(
             {names[row]: factor[row][column] * widen for row in range(column, len(names))}
             for column in range(len(names))
         ),
         bounds={name: (parameter.low, parameter.high) for name, parameter in declared.items()},
         model_spread=float(spread) * widen,
-        transferred=transferred,
+        transferred=slower is not None,
         flops=ranges["flops"],
         hbm_bytes=ranges["hbm_bytes"],
-        points=problems.whole_number(entry.get("points") or 0, f"{where}.points", least=0),
+        points=points,
+        kernel=str(entry.get("kernel") or ""),
+        host_s=host_s,
     )
 
 
-def _cholesky(matrix: Any, size: int) -> list[list[float]] | None:
-    """Lower factor of a positive semi-definite matrix, else None."""
-    square = isinstance(matrix, list) and len(matrix) == size
-    if not square or not all(isinstance(row, list) and len(row) == size for row in matrix):
+def _triangle(text: Any) -> list[list[float]] | None:
+    """The rows of a lower triangle written one per line."""
+    try:
+        rows = [[float(number) for number in line.split()] for line in str(text).strip().splitlines()]
+    except ValueError:
+        return None
+    complete = all(len(row) == index + 1 and all(map(math.isfinite, row)) for index, row in enumerate(rows))
+    return rows if complete else None
+
+
+def _cholesky(triangle: Sequence[Sequence[float]] | None, size: int) -> list[list[float]] | None:
+    """Lower factor of a positive semi-definite matrix given by its lower triangle, else None."""
+    if triangle is None or len(triangle) != size:
         return None
     factor = [[0.0] * size for _ in range(size)]
     for i in range(size):
         for j in range(i + 1):
-            if isinstance(matrix[i][j], bool) or not isinstance(matrix[i][j], int | float):
-                return None
-            rest = float(matrix[i][j]) - sum(factor[i][k] * factor[j][k] for k in range(j))
+            rest = triangle[i][j] - sum(factor[i][k] * factor[j][k] for k in range(j))
             if i == j:
-                if not rest >= -1e-12:
+                # Written digits are few: what strong correlation leaves may come out a little below zero.
+                if not rest >= -1e-4 * triangle[i][i]:
                     return None
                 factor[i][i] = math.sqrt(max(rest, 0.0))
             else:
@@ -209,22 +337,42 @@ def find_calibration(hardware: Hardware, library: str | None) -> Calibration:
     """
     if library == "prior":
         return PRIOR
-    for name in _nearest(hardware):
-        chosen = _choose(_files(name), library)
-        if chosen is not None:
-            from costmodel.kernels import forms
-
-            return read_calibration(chosen, forms(), transferred=name != hardware.name)
-    if library is not None:
+    found = own_calibration(hardware, library) or relatives_calibration(hardware, library)
+    if found.id is None and library is not None:
         from costmodel.errors import unknown
 
         raise unknown(f"library for {hardware.name}", library, [*libraries(hardware.name), "prior"])
+    return found
+
+
+def own_calibration(hardware: Hardware, library: str | None) -> Calibration | None:
+    """The calibration of this very device and library (None: the preferred one), where there is one."""
+    chosen = _choose(_files(hardware.name), library)
+    return read_calibration(chosen) if chosen else None
+
+
+def relatives_calibration(hardware: Hardware, library: str | None) -> Calibration:
+    """The calibration of the nearest relative that has one of this library, in this device's clock; else the prior."""
+    for device in _relatives(hardware):
+        chosen = _choose(_files(device.name), library)
+        if chosen is not None:
+            return read_calibration(chosen, device.compute.clock / hardware.compute.clock)
     return PRIOR
 
 
 def libraries(hardware: str) -> list[str]:
     """The libraries with a calibration of this very device."""
     return sorted(_files(hardware))
+
+
+def calibration_path(hardware: str, library: str) -> Path:
+    """The file of a calibration, the user's own before the shipped one. Raises BadInput when there is none."""
+    files = _files(hardware)
+    if library not in files:
+        from costmodel.errors import unknown
+
+        raise unknown(f"library for {hardware}", library, files)
+    return files[library]
 
 
 def _files(hardware: str) -> dict[str, Path]:
@@ -247,19 +395,20 @@ def _choose(files: Mapping[str, Path], library: str | None) -> Path | None:
     return files.get("vllm") or next(iter(files.values()), None)
 
 
-def _nearest(hardware: Hardware) -> Iterator[str]:
-    """The device itself and, only if asked further, its calibrated relatives; a CPU has none among accelerators."""
-    yield hardware.name
-    if hardware.name != "cpu":
-        yield from _relatives(hardware)
-
-
-def _relatives(hardware: Hardware) -> list[str]:
-    """Calibrated devices of the same generation first, then the others."""
+def _relatives(hardware: Hardware) -> list[Hardware]:
+    """Calibrated devices of the same vendor, those of the same generation first; other vendors' kernels are others."""
     base = data_folder("hardware_profiles") / "calibrations"
-    if not base.is_dir():
+    if hardware.name == "cpu" or not base.is_dir():
         return []
     profiles = available("hardware_profiles")
     names = [folder.name for folder in sorted(base.iterdir()) if folder.is_dir() and folder.name in profiles]
-    generation = {name: read_mapping(profiles[name]).get("generation") for name in names if name != hardware.name}
-    return sorted(generation, key=lambda name: (generation[name] != hardware.generation, name))
+    devices = [load_hardware(name) for name in names if name != hardware.name]
+    kin = [device for device in devices if device.vendor == hardware.vendor]
+    return sorted(kin, key=lambda device: (device.generation != hardware.generation, _distance(device, hardware)))
+
+
+def _distance(one: Hardware, other: Hardware) -> float:
+    """How unlike two devices are: their machine balance (FLOPs per byte) and their bandwidth, in logarithms."""
+    mine, theirs = (device.compute.tensor.get("bf16", device.compute.vector) for device in (one, other))
+    bandwidth = math.log(one.memory.hbm.bandwidth / other.memory.hbm.bandwidth)
+    return abs(math.log(mine / theirs) - bandwidth) + abs(bandwidth)

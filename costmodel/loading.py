@@ -41,7 +41,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
     Raises BadInput, which names the file and, where the parser knows it, the line.
     """
-    text = read_text(path)
+    return parse_mapping(read_text(path), path)
+
+
+def parse_mapping(text: str, path: Path) -> dict[str, Any]:
+    """The mapping that a text from this file holds; the path says how to read it, and is named in errors."""
     data = _parse_json(text, path) if path.suffix == ".json" else _parse_yaml(text, path)
     if not isinstance(data, dict):
         raise BadInput(f"{path}: holds a {type(data).__name__}, not a mapping of names to values")

@@ -10,13 +10,22 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, maximum
+from costmodel.algebra import Quantity, maximum, root
 from costmodel.calibration import BASES, Calibration, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import BOUNDS, Kernel, Terms
 
 Z80 = 1.2815515655446004
 """Standard deviations from the centre to either end of an 80 % interval."""
+
+
+class Correction(NamedTuple):
+    """What a measured table adds: the residual of ln(time), the standard deviation that it leaves, and whether the
+    kernel lies among the measured ones."""
+
+    residual: float
+    spread: float
+    inside: bool
 
 
 class KernelTime(NamedTuple):
@@ -26,12 +35,18 @@ class KernelTime(NamedTuple):
     fit: Fit
     terms: Terms
     time_s: Quantity
+    correction: Correction | None = None
 
     @property
     def bound(self) -> str:
         """The limit with the largest term."""
         limits = self.terms.limits()
         return max(BOUNDS, key=lambda name: limits[name])
+
+    @property
+    def basis(self) -> str:
+        """How firm the time is: from a measured table, or as firm as the parameters."""
+        return "table" if self.correction is not None and self.correction.inside else self.fit.basis(self.kernel)
 
 
 class StepTime(NamedTuple):
@@ -48,7 +63,7 @@ class StepTime(NamedTuple):
 
 
 def roofline(kernel: Kernel, hardware: Hardware) -> Quantity:
-    """Seconds of one launch's ideal work at the datasheet's peaks, all units and the memory overlapping.
+    """Seconds of one launch's ideal work at the datasheet's peaks, all units, memory and links overlapping.
 
     Source: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009.
     """
@@ -58,16 +73,25 @@ def roofline(kernel: Kernel, hardware: Hardware) -> Quantity:
     for dtype, flops in work.tensor.items():
         tensor = tensor + flops / hardware.tensor_peak(dtype)
     seconds = maximum(seconds, tensor)
+    if not (type(work.network) is int and work.network == 0):
+        seconds = maximum(seconds, work.network / hardware.fastest_link)
     return maximum(seconds, work.vector / hardware.compute.vector)
 
 
-def expected(kernels: Sequence[Kernel], hardware: Hardware, calibration: Calibration) -> list[KernelTime]:
-    """Every kernel with its expected time."""
+def expected(
+    kernels: Sequence[Kernel],
+    hardware: Hardware,
+    calibration: Calibration,
+    corrections: Sequence[Correction | None] | None = None,
+) -> list[KernelTime]:
+    """Every kernel with its expected time, corrected where a measured table speaks of it."""
     times = []
-    for kernel in kernels:
+    for index, kernel in enumerate(kernels):
         fit = calibration.fit(kernel)
         terms = kernel.form.terms(kernel, hardware, fit.values)
-        times.append(KernelTime(kernel, fit, terms, terms.total() * kernel.count))
+        correction = corrections[index] if corrections else None
+        factor = math.exp(correction.residual) if correction else 1.0
+        times.append(KernelTime(kernel, fit, terms, terms.total() * kernel.count * factor, correction))
     return times
 
 
@@ -79,41 +103,61 @@ def total_seconds(kernels: Sequence[Kernel], hardware: Hardware, calibration: Ca
     return total
 
 
-def spread(times: Sequence[KernelTime], hardware: Hardware) -> float:
-    """Standard deviation of ln(time) of the sum, to first order."""
+def spread(times: Sequence[KernelTime], hardware: Hardware) -> Quantity:
+    """Standard deviation of ln(time) of the sum, to first order.
+
+    Parameters belong to all kernels of an instance, so their errors add up before they are squared. So do the errors
+    of the forms within a family and within a module that was measured as a whole.
+    """
     total = sum(entry.time_s for entry in times)
-    by_fit: dict[tuple[str, str], list[KernelTime]] = {}
+    by_fit: dict[tuple[str, str, str], list[KernelTime]] = {}
+    errors: dict[str, Quantity] = {}
     for entry in times:
-        by_fit.setdefault(entry.fit.key, []).append(entry)
-    variance = 0.0
+        key = entry.fit.key
+        if entry.correction is None:
+            by_fit.setdefault(key, []).append(entry)
+            error = entry.time_s * entry.fit.spread_for(entry.kernel)
+        else:
+            error = entry.time_s * entry.correction.spread
+        errors[key[2] or key[0]] = errors.get(key[2] or key[0], 0.0) + error
+    variance = sum((error / total) ** 2 for error in errors.values())
     for group in by_fit.values():
         fit = group[0].fit
         share = sum(entry.time_s for entry in group) / total
-        variance += (share * fit.model_spread) ** 2
         # A part of the step that cannot move the interval by a tenth of a percent is not differentiated.
-        if share < 1e-3:
+        if _all_below(share, 1e-3):
             continue
         for column in fit.columns:
             moved = fit.shifted(column, 1.0), fit.shifted(column, -1.0)
-            change = 0.0
+            change: Quantity = 0.0
             for values, sign in zip(moved, (0.5, -0.5), strict=True):
                 for entry in group:
                     kernel = entry.kernel
-                    change += sign * kernel.form.terms(kernel, hardware, values).total() * kernel.count
-            variance += (change / total) ** 2
-    return math.sqrt(variance)
+                    change = change + sign * kernel.form.terms(kernel, hardware, values).total() * kernel.count
+            variance = variance + (change / total) ** 2
+    return root(variance, 2.0)
 
 
-def time_step(kernels: Sequence[Kernel], hardware: Hardware, calibration: Calibration) -> StepTime:
+def _all_below(value: Quantity, limit: float) -> bool:
+    below = value < limit
+    return below if isinstance(below, bool) else bool(below.all())
+
+
+def time_step(
+    kernels: Sequence[Kernel],
+    hardware: Hardware,
+    calibration: Calibration,
+    corrections: Sequence[Correction | None] | None = None,
+) -> StepTime:
     """The time of a step with interval, bounds, what limits it, and how firm the parameters are."""
-    times = expected(kernels, hardware, calibration)
+    times = expected(kernels, hardware, calibration, corrections)
     total = float(sum(entry.time_s for entry in times))
-    sigma = spread(times, hardware)
+    sigma = float(spread(times, hardware))
     by_bound: dict[str, float] = {}
     by_basis: dict[str, float] = {}
     for entry in times:
         by_bound[entry.bound] = by_bound.get(entry.bound, 0.0) + entry.time_s
-        basis = entry.fit.basis(entry.kernel)
+        basis = entry.basis
         by_basis[basis] = by_basis.get(basis, 0.0) + entry.time_s
     lower = float(sum(roofline(entry.kernel, hardware) * entry.kernel.count for entry in times))
     return StepTime(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from costmodel.calibration import read_calibration
+from costmodel.calibration import SEPARATOR, Calibration, check_calibration, read_calibration
 from costmodel.cli import app
 from costmodel.errors import BadInput, Impossible
 from costmodel.hardware import load_hardware
@@ -448,6 +448,20 @@ JSON_VALUES = st.recursive(
 )
 
 
+def whole_calibration(path: str) -> Calibration:
+    """A calibration of which every entry was read."""
+    calibration = read_calibration(Path(path))
+    check_calibration(calibration, forms())
+    return calibration
+
+
+def calibration_text(tree: dict[str, Any]) -> str:
+    """The documents of a calibration, from a mapping that holds the entries as a list."""
+    header = {key: value for key, value in tree.items() if key != "entries"}
+    entries = tree["entries"] if isinstance(tree.get("entries"), list) else [tree.get("entries")]
+    return SEPARATOR.join(yaml.safe_dump(part, sort_keys=False).rstrip() for part in (header, *entries))
+
+
 @FUZZ
 @given(
     st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
@@ -459,7 +473,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
             with pytest.raises(BadInput):
                 load(path)
         with pytest.raises(BadInput):
-            read_calibration(Path(path), forms())
+            whole_calibration(path)
 
 
 ARCHITECTURE = {
@@ -495,12 +509,12 @@ CALIBRATION = {
     "id": "x",
     "hardware": "h100-sxm",
     "library": "x",
-    "kernels": [
+    "entries": [
         {
             "family": "elementwise",
             "instance": "",
             "parameters": {"launch_s": 2e-6},
-            "covariance": [[0.1]],
+            "covariance": "0.1",
             "points": 3,
             "model_spread": 0.1,
             "flops": [1.0, 2.0],
@@ -549,10 +563,8 @@ def changed(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
 )
 def test_a_file_with_one_strange_entry_is_read_or_refused(tree: Any, tmp_path: Path) -> None:
     name = "x.json" if tree is CONFIG else "x.yaml"
-    load: Any = {id(HARDWARE): load_hardware, id(CALIBRATION): lambda path: read_calibration(Path(path), forms())}.get(
-        id(tree), load_architecture
-    )
-    dump = json.dumps if tree is CONFIG else yaml.safe_dump
+    load: Any = {id(HARDWARE): load_hardware, id(CALIBRATION): whole_calibration}.get(id(tree), load_architecture)
+    dump = json.dumps if tree is CONFIG else calibration_text if tree is CALIBRATION else yaml.safe_dump
     load(written(tmp_path, name, dump(tree).encode()))
 
     @FUZZ

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from costmodel import predict
-from costmodel.calibration import find_calibration, prior_fit, read_calibration
+from costmodel.calibration import SEPARATOR, check_calibration, find_calibration, prior_fit, read_calibration
 from costmodel.errors import BadInput, Impossible
 from costmodel.hardware import load_hardware
 from costmodel.kernels import forms
@@ -201,7 +201,7 @@ def fitted(tmp_path: Path, **changes: object) -> Path:
         "family": "gemm",
         "instance": "bf16",
         "parameters": {**prior.values, "memory_efficiency": 0.5},
-        "covariance": [[1e-4 if row == column else 0.0 for column in range(len(names))] for row in range(len(names))],
+        "covariance": "\n".join(" ".join(["0.0"] * row + ["1e-4"]) for row in range(len(names))),
         "model_spread": 0.01,
         "points": 20,
         "flops": [1e3, 1e15],
@@ -211,9 +211,8 @@ def fitted(tmp_path: Path, **changes: object) -> Path:
     folder = tmp_path / "user" / "calibrations" / "h100-sxm"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "vllm.yaml"
-    path.write_text(
-        yaml.safe_dump({"schema": 1, "id": "mine", "hardware": "h100-sxm", "library": "vllm", "kernels": [entry]})
-    )
+    header = {"schema": 1, "id": "mine", "hardware": "h100-sxm", "library": "vllm"}
+    path.write_text(SEPARATOR.join(yaml.safe_dump(part, sort_keys=False).rstrip() for part in (header, entry)))
     return path
 
 
@@ -240,18 +239,18 @@ def test_outside_the_measured_range_a_fit_says_extrapolated(tmp_path: Path) -> N
     "changes,message",
     [
         (
-            {"parameters": {"memory_efficiency": 1.7}, "covariance": [[0.1]]},
+            {"parameters": {"memory_efficiency": 1.7}, "covariance": "0.1"},
             "memory_efficiency: 1.7 is outside 0.05 to 1",
         ),
         ({"family": "gem"}, "did you mean 'gemm'"),
-        ({"covariance": [[1.0]]}, "not a positive 8 × 8 matrix"),
+        ({"covariance": "1.0"}, "not the lower triangle of a positive"),
         ({"flops": 3}, "flops: expected"),
         ({"model_spread": -1}, "model_spread"),
     ],
 )
 def test_a_broken_calibration_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        read_calibration(fitted(tmp_path, **changes), forms())
+        check_calibration(read_calibration(fitted(tmp_path, **changes)), forms())
 
 
 def test_covariance_is_carried_through_its_independent_directions(tmp_path: Path) -> None:
@@ -259,9 +258,9 @@ def test_covariance_is_carried_through_its_independent_directions(tmp_path: Path
     path = fitted(
         tmp_path,
         parameters={"launch_s": 2e-6, "tensor_efficiency": 0.8},
-        covariance=[[0.04, 0.02], [0.02, 0.01]],
+        covariance="0.04\n0.02 0.01",
     )
-    fit = read_calibration(path, forms()).fits["gemm", "bf16"]
+    (fit,) = read_calibration(path).fits(FORM)
     assert fit.columns[0] == pytest.approx({"launch_s": 0.2, "tensor_efficiency": 0.1})
     assert fit.columns[1] == pytest.approx({"tensor_efficiency": 0.0}, abs=1e-6)
 
