@@ -66,8 +66,9 @@ FLOORS = (
     ("mixers", "ffns", "extensions"),
     ("architecture", "hardware", "huggingface", "host"),
     ("model_file",),
-    ("calibration", "fitting"),
+    ("calibration",),
     ("timing", "memory", "energy", "money"),
+    ("fitting",),
     ("parallel", "prediction", "sweep"),
     ("generation",),
     ("analysis", "planning"),
@@ -81,7 +82,7 @@ EXCEPTIONS = {
 }
 HOMES = {"torch": (), "scipy": ("fitting",), "sympy": ("analysis",), "matplotlib": ("report",)}
 """Where in the package a library may be imported at all; torch only in `validation/`."""
-PANDAS = ("sweep", "report", "prediction", "analysis", "generation")
+PANDAS = ("fitting", "sweep", "report", "prediction", "analysis", "generation")
 
 
 def room_of(path: Path) -> str:

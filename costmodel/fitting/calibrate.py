@@ -1,0 +1,237 @@
+"""Measured tables to a calibration file: every kernel that they hold, with what was refused and how right the rest is.
+
+Shipped calibrations and users' own are made by the same function. 20 % of all shapes are put aside by a fixed hash and
+serve only to tell how right the fit is; the rest is fitted. A run that is interrupted goes on where it stopped: what is
+finished lies beside the output, one line for each kernel, and is taken only where the points are still the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import yaml
+
+from costmodel.calibration import PRIOR, Calibration, Fit, from_fits, read_entry
+from costmodel.errors import BadInput, unknown
+from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
+from costmodel.fitting.least_squares import Points
+from costmodel.fitting.library import MOST_FITTED, Choose, fit_kernel, in_order, priced
+from costmodel.fitting.planner import Planned, plan
+from costmodel.fitting.scoring import statistics
+from costmodel.fitting.series import Series
+from costmodel.fitting.silicon import TableFile, hardware_of, read_table, readers, tables
+from costmodel.fitting.splits import shapes_split
+from costmodel.hardware import Hardware
+from costmodel.kernels import forms
+from costmodel.loading import write_atomically
+from costmodel.timing import Z80
+
+NCCL = "nccl"
+"""The folder of tables that belong to every library."""
+
+
+class Source(NamedTuple):
+    """What is to be calibrated: a device and library, its series, and the tables that nothing reads."""
+
+    hardware: Hardware
+    library: str
+    series: tuple[Series, ...]
+    unread: tuple[str, ...] = ()
+
+
+class Calibrated(NamedTuple):
+    """The outcome: the file's text, one row for each kernel, the planned points, and how many kernels were resumed."""
+
+    text: str
+    rows: tuple[dict[str, Any], ...]
+    planned: tuple[Planned, ...]
+    resumed: int
+
+
+def silicon_sources(directory: Path, system: str, libraries: Sequence[str]) -> list[Source]:
+    """The tables of a system, by library. Raises BadInput for a system or library that is not there."""
+    files = tables(directory)
+    there = sorted({file.system.replace("_", "-") for file in files})
+    if system not in there:
+        raise unknown(f"system in {directory}", system, there)
+    own = [file for file in files if file.system.replace("_", "-") == system]
+    have = sorted({file.library for file in own} - {NCCL})
+    for name in libraries:
+        if name not in have:
+            raise unknown(f"library of {system} in {directory}", name, have)
+    return [_source(own, library) for library in (libraries or have)]
+
+
+def _source(files: Sequence[TableFile], library: str) -> Source:
+    chosen = [file for file in files if file.library in (library, NCCL)]
+    hardware = hardware_of(chosen[0])
+    known = readers()
+    series = [one for file in chosen if file.name in known for one in read_table(file, hardware)]
+    unread = tuple(f"{file.name} ({file.library} {file.version})" for file in chosen if file.name not in known)
+    return Source(hardware, library, tuple(series), unread)
+
+
+def calibrate(
+    source: Source,
+    header: Header,
+    *,
+    points: int | None = None,
+    seed: int = 0,
+    partial: Path | None = None,
+    start: Calibration = PRIOR,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Calibrated:
+    """Fit every kernel of a source.
+
+    points: measure only so many planner-chosen points per kernel instance. partial: where finished kernels are kept
+    until the whole is done. progress is told the kernel at work, and how many of how many are done.
+    """
+    planned: list[Planned] = []
+    choose = _chooser(source, points, start, planned)
+    groups = in_order(source.series)
+    finished = _finished(partial)
+    documents: list[dict[str, Any]] = []
+    fits: list[Fit] = []
+    rows: list[dict[str, Any]] = []
+    resumed = 0
+    for index, same in enumerate(groups):
+        progress(f"{same[0].family} {same[0].kernel}", index, len(groups))
+        digest = _digest(same, choose, documents, seed)
+        kept = finished.get(digest)
+        if kept is not None:
+            mine, told, resumed = kept["documents"], kept["rows"], resumed + 1
+        else:
+            mine, told = _one_kernel(same, source.hardware, choose, from_fits(fits), start, seed)
+            if partial is not None:
+                _keep(partial, digest, mine, told)
+        documents += mine
+        fits += _read_back(mine)
+        rows += told
+    return Calibrated(calibration_text(header, documents), tuple(rows), tuple(planned), resumed)
+
+
+def _chooser(source: Source, points: int | None, start: Calibration, planned: list[Planned]) -> Choose:
+    """All points but those put aside, or a few of them that the planner takes."""
+    if points is None:
+        return lambda one: shapes_split(one)[0]
+    groups: dict[tuple[str, ...], list[Series]] = {}
+    for one in source.series:
+        groups.setdefault((one.family, one.source, one.instance, one.module), []).append(one)
+    rows: dict[int, list[int]] = {}
+    for same in groups.values():
+        found = plan(same, source.hardware, points, lambda one: shapes_split(one)[0], start)
+        planned += found
+        for point in found:
+            rows.setdefault(id(point.series), []).append(point.row)
+    return lambda one: numpy.array(sorted(rows.get(id(one), [])), dtype=numpy.intp)
+
+
+def _one_kernel(
+    same: Sequence[Series], hardware: Hardware, choose: Choose, known: Calibration, start: Calibration, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The documents of one kernel, and what the report says of its instances."""
+    entries = fit_kernel(same, hardware, choose, known, start, seed)
+    together = from_fits([entry.fit for entry in entries] + list(known.read_.values()))
+    told: dict[str, dict[str, Any]] = {}
+    for instance in dict.fromkeys(one.instance for one in same):
+        own = [one for one in same if one.instance == instance]
+        told[instance] = _row(own, hardware, choose, together)
+    documents = [entry_mapping(entry, _held_out(told.get(entry.fit.key[1]))) for entry in entries]
+    return documents, list(told.values())
+
+
+def _row(own: Sequence[Series], hardware: Hardware, choose: Choose, calibration: Calibration) -> dict[str, Any]:
+    """One line of the report: the points of an instance, and the errors on those put aside."""
+    first = own[0]
+    flags: dict[str, int] = {}
+    gaps, inside = [], []
+    for one in own:
+        for reason in one.flags[one.flags != ""]:
+            flags[str(reason)] = flags.get(str(reason), 0) + 1
+        aside = shapes_split(one)[1]
+        if len(aside) and len(choose(one)):
+            said = priced(Points(one, aside), hardware, calibration)
+            gap = numpy.log(said.seconds / one.seconds[aside])
+            gaps.append(gap)
+            inside.append(numpy.abs(gap) <= Z80 * said.spread)
+    fitted = sum(len(choose(one)) for one in own)
+    row: dict[str, Any] = {
+        "family": first.family,
+        "kernel": first.kernel,
+        "version": first.version,
+        "instance": first.instance,
+        "module": first.module or None,
+        "points": min(fitted, MOST_FITTED * len(own)),
+        "held_out": 0,
+        "median_ape": None,
+        "mean_ape": None,
+        "p90_ape": None,
+        "bias": None,
+        "coverage80": None,
+        "flagged": flags,
+        "refused": None if fitted else "; ".join(flags) or "no points",
+    }
+    if gaps:
+        row.update(held_out=sum(map(len, gaps)), **statistics(numpy.concatenate(gaps), numpy.concatenate(inside)))
+    return row
+
+
+def _held_out(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if row is None or not row["held_out"]:
+        return None
+    return {"n": row["held_out"], **{name: row[name] for name in ("median_ape", "mean_ape", "p90_ape", "coverage80")}}
+
+
+def _digest(same: Sequence[Series], choose: Choose, before: Sequence[Mapping[str, Any]], seed: int) -> str:
+    """What the fit of a kernel depends on: its points, its form, and the kernels that its modules stand on."""
+    state = hashlib.sha256(f"{seed} {same[0].name} {same[0].source}".encode())
+    for one in same:
+        rows = choose(one)
+        state.update(one.instance.encode() + one.shapes.iloc[rows].to_numpy().tobytes() + one.seconds[rows].tobytes())
+    for form in forms().values():
+        state.update(repr((form.family, form.parameters)).encode())
+    if same[0].mechanism:
+        state.update(json.dumps(before, sort_keys=True).encode())
+    return state.hexdigest()[:24]
+
+
+def _finished(partial: Path | None) -> dict[str, Any]:
+    if partial is None or not partial.is_file():
+        return {}
+    found = {}
+    for line in partial.read_text(encoding="utf-8").splitlines():
+        try:
+            kept = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of an interrupted run
+        found[kept["digest"]] = kept
+    return found
+
+
+def _keep(
+    partial: Path, digest: str, documents: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"digest": digest, "documents": list(documents), "rows": list(rows)}) + "\n")
+
+
+def _read_back(documents: Iterable[Mapping[str, Any]]) -> list[Fit]:
+    """The fits as a reader of the file will see them, so that what stands on them is fitted to the same numbers."""
+    known = forms()
+    return [
+        read_entry("calibration", yaml.safe_dump(dict(document)), known[document["family"]]) for document in documents
+    ]
+
+
+def save(calibrated: Calibrated, path: Path, partial: Path | None) -> None:
+    """Write the calibration, whole or not at all, and forget the partial results."""
+    if not calibrated.rows:
+        raise BadInput(f"{path}: nothing to calibrate: no table was read")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, calibrated.text.encode())
+    if partial is not None:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""Interpolation between measured points: ordinary and simple kriging over octaves of a shape.
+
+Simple kriging predicts the mean, zero, far from every point: a residual interpolated so fades into the analytic trunk
+outside the measured hull by itself. Ordinary kriging keeps the mean of the nearest points: a utilisation table read so
+holds its boundary value outside.
+
+Source: Rasmussen, Williams, "Gaussian Processes for Machine Learning", 2006, sections 2.2 and 4.2.1 (exponential
+covariance); local neighbourhoods: Cressie, "Statistics for Spatial Data", 1993, section 3.2.
+"""
+
+from typing import NamedTuple
+
+import numpy
+from numpy.typing import NDArray
+
+from costmodel.fitting.series import Floats
+
+NEIGHBOURS = 24
+REACHES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+NUGGETS = (0.003, 0.03, 0.2)
+"""Reaches (octaves) and noise shares that are tried; the pair that predicts left-out points best is kept."""
+AT_ONCE = 2000
+"""Queries whose neighbourhoods are solved together; more would only fill the memory."""
+TRIED = 300
+"""Points on which they are tried."""
+
+
+class Field(NamedTuple):
+    """Values known at places (rows of coordinates, scaled to octaves), and how they vary.
+
+    reach: octaves over which values are alike; nugget: share of the variance that is noise; variance: of the values.
+    """
+
+    places: Floats
+    values: Floats
+    scale: Floats
+    reach: float
+    nugget: float
+    variance: float
+    ordinary: bool
+
+    def at(self, queries: Floats) -> tuple[Floats, Floats]:
+        """Interpolated values, and the standard deviation that remains, at the rows of `queries`."""
+        from scipy.spatial import cKDTree
+
+        count = min(NEIGHBOURS, len(self.places))
+        scaled = queries * self.scale
+        _, near = cKDTree(self.places * self.scale).query(scaled, k=count)
+        near = near.reshape(len(queries), count)
+        parts = [
+            self._kriged(scaled[first : first + AT_ONCE], near[first : first + AT_ONCE])
+            for first in range(0, len(queries), AT_ONCE)
+        ]
+        values, left = zip(*parts, strict=True)
+        return numpy.concatenate(values), numpy.concatenate(left)
+
+    def _kriged(self, scaled: Floats, near: NDArray[numpy.intp]) -> tuple[Floats, Floats]:
+        around = (self.places * self.scale)[near]
+        among = numpy.linalg.norm(around[:, :, None, :] - around[:, None, :, :], axis=3)
+        towards = numpy.linalg.norm(around - scaled[:, None, :], axis=2)
+        smooth = 1.0 - self.nugget
+        covariance = smooth * numpy.exp(-among / self.reach) + self.nugget * numpy.eye(near.shape[1])
+        link = smooth * numpy.exp(-towards / self.reach)
+        values = self.values[near]
+        inverse = numpy.linalg.solve(covariance, numpy.stack([values, link], axis=2))
+        mean = numpy.zeros(len(scaled))
+        if self.ordinary:
+            ones = numpy.linalg.solve(covariance, numpy.ones((*values.shape, 1)))[:, :, 0]
+            mean = numpy.sum(ones * values, axis=1) / numpy.sum(ones, axis=1)
+            inverse[:, :, 0] -= mean[:, None] * ones
+        found = mean + numpy.einsum("ij,ij->i", link, inverse[:, :, 0])
+        left = 1.0 - numpy.einsum("ij,ij->i", link, inverse[:, :, 1])
+        return found, numpy.sqrt(self.variance * numpy.clip(left, 1e-9, None))
+
+
+def interpolated(places: Floats, values: Floats, ordinary: bool = False) -> Field:
+    """A field through known values, with the reach and noise that predict left-out points best.
+
+    >>> import numpy
+    >>> field = interpolated(numpy.array([[0.0], [1.0], [2.0]]), numpy.array([0.1, 0.2, 0.3]))
+    >>> abs(float(field.at(numpy.array([[1.0]]))[0][0]) - 0.2) < 0.02
+    True
+    >>> abs(float(field.at(numpy.array([[500.0]]))[0][0])) < 1e-6
+    True
+    """
+    spread = numpy.std(places, axis=0)
+    # A column that never varied says nothing about where values go; a query that differs there is far away.
+    scale = numpy.where(spread > 0, 1.0, 8.0)
+    variance = float(numpy.mean(values**2)) if not ordinary else float(numpy.var(values))
+    best = Field(places, values, scale, REACHES[2], NUGGETS[1], max(variance, 1e-12), ordinary)
+    if len(values) < 4:
+        return best
+    from scipy.spatial import cKDTree
+
+    tried = numpy.linspace(0, len(values) - 1, min(TRIED, len(values))).round().astype(int)
+    count = min(NEIGHBOURS + 1, len(values))
+    scaled = places * scale
+    _, near = cKDTree(scaled).query(scaled[tried], k=count)
+    # A point is its own nearest neighbour, except where others lie at the same place.
+    others = numpy.array(
+        [[index for index in row if index != own][: count - 1] for row, own in zip(near, tried, strict=True)]
+    )
+    scores = {}
+    for reach in REACHES:
+        for nugget in NUGGETS:
+            field = best._replace(reach=reach, nugget=nugget)
+            found, _ = field._kriged(scaled[tried], others)
+            scores[reach, nugget] = float(numpy.mean(numpy.abs(found - values[tried])))
+    reach, nugget = min(scores, key=lambda pair: scores[pair])
+    return best._replace(reach=reach, nugget=nugget)

@@ -1,0 +1,257 @@
+"""The fit: bounded physical parameters with priors, to the logarithms of measured times.
+
+Minimised is Σ ρ((ln t̂ᵢ − ln tᵢ)/σ) + Σ ((ln θⱼ − ln θ⁰ⱼ)/sⱼ)², the posterior mode under log-normal priors, with the
+pseudo-Huber loss ρ (large residuals count by their absolute value) and every θ inside its bounds. σ is what the
+residuals show. As errors of a form are not independent from point to point, a series counts as at most
+`MOST_POINTS` of them against the priors.
+
+Source of the loss: Charbonnier et al., "Deterministic edge-preserving regularization", IEEE TIP 6(2), 1997.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy
+
+from costmodel.calibration import Fit, prior_fit
+from costmodel.fitting.series import Floats, Indices, Series, spread_out
+from costmodel.hardware import Hardware
+from costmodel.kernels.base import Form, Kernel, Parameter
+
+Key = tuple[str, str, str]
+"""Family, instance, module: what one set of parameters is for."""
+
+HOST = Parameter("host_s", 2e-4, 1.0, 1e-6, 1e-2, "s", "host time of an eager benchmark's launches")
+HOST_OVERLAP = 6.0
+"""Exponent by which host and device time of an eager run overlap: whichever is slower is seen."""
+
+MOST_POINTS = 400
+SMALLEST_SPREAD = 0.01
+"""A spread below the repeatability of the measurements themselves is not believed."""
+MOST_STEPS = 40
+STEP = 1e-3
+"""Change of a logarithm for a finite difference."""
+
+
+class Block(NamedTuple):
+    """One set of parameters to be fitted: where it starts, how firm that is, and its bounds."""
+
+    key: Key
+    parameters: tuple[Parameter, ...]
+    start: Mapping[str, float]
+    spread: Mapping[str, float]
+    others: tuple[Mapping[str, float], ...] = ()
+
+
+def block(form: Form, key: Key, start: Mapping[str, float] | None = None, firmness: float = 1.0) -> Block:
+    """A block that starts at the form's priors, or at given values with the priors' spreads times `firmness`."""
+    return Block(
+        key,
+        form.parameters,
+        {**form.priors(), **(start or {})},
+        {parameter.name: parameter.spread * firmness for parameter in form.parameters},
+        form.starts,
+    )
+
+
+class Points(NamedTuple):
+    """Points of a series for a fit or a score."""
+
+    series: Series
+    rows: Indices
+
+    @property
+    def seconds(self) -> Floats:
+        """Their measured times."""
+        return self.series.seconds[self.rows]
+
+
+class Fitted(NamedTuple):
+    """What a fit found: values and covariance of logarithms per block, and the spread of the residuals.
+
+    sigma: the scale that the fit ended with. residuals: ln(measured/predicted) of the points, in order.
+    effective: parameters that the data, not the priors, decided.
+    """
+
+    values: dict[Key, dict[str, float]]
+    covariance: dict[Key, Floats]
+    sigma: float
+    residuals: Floats
+    effective: float
+
+
+Lookup = Callable[[Kernel], Fit]
+"""What is known of a kernel whose parameters are not being fitted."""
+
+
+class Timer:
+    """Times of fixed points as a function of the parameters of some blocks; all else is evaluated once."""
+
+    def __init__(
+        self, points: Sequence[Points], hardware: Hardware, blocks: Sequence[Block], lookup: Lookup, key: "KeyOf"
+    ) -> None:
+        self.hardware = hardware
+        self.blocks = {block.key: block for block in blocks}
+        self.length = sum(len(group.rows) for group in points)
+        self.fixed = numpy.zeros(self.length)
+        self.free: list[tuple[Indices, Kernel, Key]] = []
+        self.hosts: list[tuple[Indices, Key]] = []
+        self.kept: dict[int, list[tuple[Mapping[str, float], Floats]]] = {}
+        before = 0
+        for group in points:
+            for part in group.series.parts(group.rows):
+                rows = part.rows + before
+                for kernel in part.kernels:
+                    owned = key(group.series, kernel)
+                    if owned in self.blocks:
+                        self.free.append((rows, kernel, owned))
+                    else:
+                        values = lookup(kernel).values
+                        self.fixed[rows] += self._seconds(kernel, values, len(rows))
+            host = host_key(group.series)
+            if host in self.blocks:
+                self.hosts.append((numpy.arange(before, before + len(group.rows)), host))
+            before += len(group.rows)
+
+    def _seconds(self, kernel: Kernel, values: Mapping[str, float], length: int) -> Floats:
+        with numpy.errstate(all="ignore"):
+            total = kernel.form.terms(kernel, self.hardware, values).total() * kernel.count
+        return spread_out(total, length)
+
+    def _kept(self, index: int, kernel: Kernel, values: Mapping[str, float], length: int) -> Floats:
+        """The seconds of a free kernel; those for the last two sets of values are kept, as slopes move one block."""
+        kept = self.kept.setdefault(index, [])
+        for known, seconds in kept:
+            if known == values:
+                return seconds
+        seconds = self._seconds(kernel, values, length)
+        self.kept[index] = [*kept[:1], (values, seconds)]
+        return seconds
+
+    def seconds(self, theta: Mapping[Key, Mapping[str, float]]) -> Floats:
+        """Predicted seconds of every point."""
+        total = self.fixed.copy()
+        for index, (rows, kernel, key) in enumerate(self.free):
+            total[rows] += self._kept(index, kernel, theta[key], len(rows))
+        for rows, key in self.hosts:
+            host = theta[key]["host_s"]
+            total[rows] = (total[rows] ** HOST_OVERLAP + host**HOST_OVERLAP) ** (1.0 / HOST_OVERLAP)
+        return total
+
+
+KeyOf = Callable[[Series, Kernel], Key]
+
+
+def own_key(series: Series, kernel: Kernel) -> Key:
+    """The block of a kernel: its instance, inside the measured module."""
+    return (kernel.family, kernel.instance, series.module)
+
+
+def pooled_key(series: Series, kernel: Kernel) -> Key:
+    """The block that all instances of a family share."""
+    return (kernel.family, "", series.module)
+
+
+def host_key(series: Series) -> Key:
+    """The block of the host time of an eager series; empty names for one that is not."""
+    return ("host", series.library, series.kernel) if series.eager else ("", "", "")
+
+
+def fit(
+    points: Sequence[Points],
+    hardware: Hardware,
+    blocks: Sequence[Block],
+    lookup: Lookup | None = None,
+    key: KeyOf = own_key,
+    rounds: int = 2,
+) -> Fitted:
+    """The parameters of some blocks that explain the points.
+
+    lookup answers for kernels outside the blocks (default: their priors); key says which block a kernel belongs to.
+    """
+    from scipy.optimize import least_squares
+
+    timer = Timer(points, hardware, blocks, lookup or (lambda kernel: prior_fit(kernel.form)), key)
+    measured = numpy.log(numpy.concatenate([group.seconds for group in points]))
+    names = [(block.key, parameter) for block in blocks for parameter in block.parameters]
+    start = numpy.log([block.start[parameter.name] for block in blocks for parameter in block.parameters])
+    firmness = numpy.array([block.spread[parameter.name] for block in blocks for parameter in block.parameters])
+    low = numpy.log([parameter.low for _, parameter in names])
+    high = numpy.log([parameter.high for _, parameter in names])
+    centre = numpy.clip(start, low, high)
+    count = len(measured)
+    weight = math.sqrt(min(count, MOST_POINTS) / count)
+
+    def theta(logs: Floats) -> dict[Key, dict[str, float]]:
+        values: dict[Key, dict[str, float]] = {block.key: {} for block in blocks}
+        for (owner, parameter), log in zip(names, numpy.exp(logs), strict=True):
+            values[owner][parameter.name] = float(log)
+        return values
+
+    def gap(logs: Floats) -> Floats:
+        return numpy.log(timer.seconds(theta(logs))) - measured
+
+    def slopes(logs: Floats) -> Floats:
+        timer.kept.clear()
+        here = gap(logs)
+        columns = []
+        for index in range(len(logs)):
+            moved = logs.copy()
+            moved[index] += STEP if logs[index] + STEP <= high[index] else -STEP
+            columns.append((gap(moved) - here) / (moved[index] - logs[index]))
+        return numpy.stack(columns, axis=1)
+
+    def loss(squares: Floats) -> Floats:
+        """Pseudo-Huber for the points, plain squares for the priors."""
+        rho = numpy.stack([squares, numpy.ones_like(squares), numpy.zeros_like(squares)])
+        # The weight is inside the residuals; the bend of the loss is where one point's gap equals sigma.
+        z = squares[:count] / weight**2
+        bent = numpy.sqrt(1.0 + z)
+        rho[:, :count] = 2.0 * (bent - 1.0) * weight**2, 1.0 / bent, -0.5 / (bent**3 * weight**2)
+        return rho
+
+    def solved(logs: Floats, sigma: float) -> Floats:
+        return least_squares(
+            lambda x: numpy.concatenate([gap(x) * (weight / sigma), (x - centre) / firmness]),
+            logs,
+            jac=lambda x: numpy.vstack([slopes(x) * (weight / sigma), numpy.diag(1.0 / firmness)]),
+            bounds=(low - 1e-12, high + 1e-12),
+            loss=loss,
+            max_nfev=MOST_STEPS,
+            xtol=1e-5,
+            ftol=1e-5,
+        ).x
+
+    def cost(logs: Floats, sigma: float) -> float:
+        scaled = numpy.concatenate([gap(logs) * (weight / sigma), (logs - centre) / firmness])
+        return float(loss(scaled**2)[0].sum())
+
+    def tried(sigma: float) -> Floats:
+        """The best of what the fit finds from the centre, and from each of the blocks' other starts."""
+        found = []
+        for turn in range(-1, max(len(one.others) for one in blocks)):
+            others = {one.key: one.others[turn] if 0 <= turn < len(one.others) else {} for one in blocks}
+            begin = [others[owner].get(parameter.name) for owner, parameter in names]
+            logs = numpy.array(
+                [middle if value is None else math.log(value) for middle, value in zip(centre, begin, strict=True)]
+            )
+            found.append(solved(numpy.clip(logs, low + 1e-9, high - 1e-9), sigma))
+        return min(found, key=lambda logs: cost(logs, sigma))
+
+    sigma, logs = 0.1, centre
+    for turn in range(rounds):
+        logs = solved(logs, sigma) if turn else tried(sigma)
+        residuals = -gap(logs)
+        sigma = max(SMALLEST_SPREAD, float(1.4826 * numpy.median(numpy.abs(residuals))))
+    jacobian = slopes(logs) * (weight / sigma)
+    information = jacobian.T @ jacobian
+    posterior = numpy.linalg.inv(information + numpy.diag(firmness**-2.0))
+    effective = float(numpy.trace(posterior @ information))
+    covariance: dict[Key, Floats] = {}
+    before = 0
+    for one in blocks:
+        size = len(one.parameters)
+        covariance[one.key] = numpy.asarray(posterior[before : before + size, before : before + size], numpy.float64)
+        before += size
+    return Fitted(theta(numpy.clip(logs, low, high)), covariance, sigma, residuals, effective)

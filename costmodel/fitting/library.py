@@ -1,0 +1,281 @@
+"""All kernels of one library on one device: fitted in an order in which each stands on the ones before.
+
+Products and elementwise kernels come first, bare kernels next, whole modules last, since a module's time is a sum that
+contains them. Instances of one kernel (head widths, dtypes) are first fitted together; each instance then starts from
+what they share, so that a few points of its own are enough.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy
+
+from costmodel.calibration import PRIOR, Calibration, Fit, from_fits
+from costmodel.fitting.least_squares import (
+    HOST,
+    HOST_OVERLAP,
+    Block,
+    Fitted,
+    Key,
+    Points,
+    block,
+    fit,
+    host_key,
+    own_key,
+    pooled_key,
+)
+from costmodel.fitting.series import Floats, Indices, Series, spread_out
+from costmodel.hardware import Hardware
+from costmodel.kernels.base import Form, Kernel, Work
+from costmodel.timing import Z80, expected, spread
+
+MOST_FITTED = 500
+"""Points of one kernel instance that a fit looks at; more change nothing but the time that it takes."""
+FEWEST_FITTED = 5
+"""With fewer points of its own an instance keeps what it shares with its siblings."""
+SIBLING_FIRMNESS = 0.5
+"""How much of the prior spread is left around what the instances of a kernel share."""
+FIRST = ("gemm", "elementwise")
+LARGEST_SPREAD = 3.0
+
+
+class Entry(NamedTuple):
+    """The fit of one kernel instance, with what a calibration file says of it."""
+
+    fit: Fit
+    names: tuple[str, ...]
+    covariance: Floats
+    flagged: Mapping[str, int]
+
+
+Choose = Callable[[Series], Indices]
+"""The points of a series that a fit may see."""
+
+
+def fit_library(
+    series: Sequence[Series],
+    hardware: Hardware,
+    choose: Choose,
+    start: Calibration = PRIOR,
+    seed: int = 0,
+) -> list[Entry]:
+    """Fit every kernel that a library's series hold; start is what is known before (a relative's calibration)."""
+    entries: list[Entry] = []
+    for same in in_order(series):
+        entries += fit_kernel(same, hardware, choose, calibration_of(entries), start, seed)
+    return entries
+
+
+def calibration_of(entries: Iterable[Entry]) -> Calibration:
+    """The entries as a calibration that can price kernels."""
+    return from_fits(entry.fit for entry in entries)
+
+
+def in_order(series: Iterable[Series]) -> list[list[Series]]:
+    """Series of the same family and kernel together: the first families, bare kernels, modules; large before small."""
+    groups: dict[tuple[str, str, str], list[Series]] = {}
+    for one in series:
+        groups.setdefault((one.family, one.source, one.module), []).append(one)
+
+    def rank(same: list[Series]) -> tuple[int, str, int]:
+        family = same[0].family
+        stage = 0 if family in FIRST else 2 if same[0].mechanism else 1
+        return stage, family, -sum(len(one.used) for one in same)
+
+    return sorted(groups.values(), key=rank)
+
+
+def fit_kernel(
+    same: Sequence[Series],
+    hardware: Hardware,
+    choose: Choose,
+    known: Calibration = PRIOR,
+    start: Calibration = PRIOR,
+    seed: int = 0,
+) -> list[Entry]:
+    """The entries of one kernel: each of its instances, and what they share for instances that were not measured."""
+    pools = [
+        points for points in (Points(one, thinned(choose(one), MOST_FITTED, seed)) for one in same) if len(points.rows)
+    ]
+    if not pools:
+        return []
+    source, module = same[0].source, same[0].module
+    known = known._replace(source=source)
+
+    def lookup(kernel: Kernel) -> Fit:
+        return known.fit(kernel._replace(module=module))
+
+    def begin(form: Form) -> Mapping[str, float]:
+        kernel = Kernel("", form, Work(), Work(), module=module)
+        inherited = lookup(kernel)
+        return (start.fit(kernel) if inherited.flops is None else inherited).values
+
+    forms = {kernel.family: kernel.form for points in pools for kernel in own_kernels(points)}
+    blocks = [block(form, (family, "", module), begin(form)) for family, form in sorted(forms.items())]
+    several = [
+        Points(points.series, thinned(points.rows, max(FEWEST_FITTED, MOST_FITTED // len(pools)))) for points in pools
+    ]
+    together = fit(several, hardware, [*blocks, *hosts(pools)], lookup, pooled_key)
+    entries = []
+    for instance in dict.fromkeys(points.series.instance for points in pools):
+        own = [points for points in pools if points.series.instance == instance]
+        keys = dict.fromkeys(own_key(points.series, kernel) for points in own for kernel in own_kernels(points))
+        alone = len(own) == len(pools) and not any(key[1] for key in keys)  # what they share is all there is
+        if alone or sum(len(points.rows) for points in own) < FEWEST_FITTED:
+            continue
+        apart = []
+        for key in keys:
+            shared = together.values[key[0], "", module]
+            # What is tuned inside a module was fitted outside it before.
+            relative = start if key[0] == same[0].family else known
+            apart.append(block(forms[key[0]], key, _moved(relative, forms[key[0]], key, shared), SIBLING_FIRMNESS))
+        entries += described(own, hardware, apart, fit(own, hardware, [*apart, *hosts(own)], lookup), known)
+    return [*entries, *described(several, hardware, blocks, together, known)]
+
+
+def _moved(start: Calibration, form: Form, key: Key, shared: Mapping[str, float]) -> Mapping[str, float]:
+    """What the instances share, moved by as much as a relative's instance differs from what its instances share."""
+    kernel = Kernel("", form, Work(), Work(), instance=key[1], module=key[2])
+    own, common = start.fit(kernel), start.fit(kernel._replace(instance=""))
+    if own.key[1] != key[1]:
+        return shared
+    return {name: value * own.values[name] / common.values[name] for name, value in shared.items()}
+
+
+def own_kernels(points: Points) -> list[Kernel]:
+    """The kernels of a series whose parameters it decides: of its own family, and of those it names."""
+    series = points.series
+    return [
+        kernel
+        for part in series.parts(points.rows)
+        for kernel in part.kernels
+        if kernel.family in (series.family, *series.tuned)
+    ]
+
+
+def hosts(pools: Sequence[Points]) -> list[Block]:
+    """A block for the host time of each eager kernel."""
+    keys = dict.fromkeys(host_key(points.series) for points in pools if points.series.eager)
+    return [Block(key, (HOST,), {HOST.name: HOST.prior}, {HOST.name: HOST.spread}) for key in keys]
+
+
+def thinned(rows: Indices, most: int, seed: int = 0) -> Indices:
+    """At most so many of the points, drawn without regard to their order; the same ones for the same seed."""
+    if len(rows) <= most:
+        return rows
+    return numpy.sort(numpy.random.default_rng(seed).choice(rows, most, replace=False))
+
+
+def described(
+    pools: Sequence[Points], hardware: Hardware, blocks: Sequence[Block], fitted: Fitted, known: Calibration
+) -> list[Entry]:
+    """The fitted blocks as entries, with a model error that makes the 80 % interval hold 80 % of the points."""
+    count = sum(len(points.rows) for points in pools)
+    flagged: dict[str, int] = {}
+    for points in pools:
+        for reason in points.series.flags[points.series.flags != ""]:
+            flagged[str(reason)] = flagged.get(str(reason), 0) + 1
+    host_s = next((fitted.values[key]["host_s"] for key in fitted.values if key[0] == "host"), 0.0)
+    entries = []
+    for one in blocks:
+        names = tuple(parameter.name for parameter in one.parameters)
+        covariance = fitted.covariance[one.key]
+        flops, hbm_bytes = _ranges(pools, one.key[0])
+        found = Fit(
+            key=one.key,
+            values=fitted.values[one.key],
+            columns=columns_of(covariance, names),
+            bounds={parameter.name: (parameter.low, parameter.high) for parameter in one.parameters},
+            model_spread=0.0,
+            flops=flops,
+            hbm_bytes=hbm_bytes,
+            points=count,
+            kernel=pools[0].series.source,
+            host_s=host_s,
+        )
+        entries.append(Entry(found, names, covariance, flagged))
+    # What the data decided was not free: the residuals of new points are larger than those of the fitted ones.
+    optimism = (count / max(count - fitted.effective, 0.25 * count)) ** 0.5
+    error = model_error(pools, hardware, entries, known, optimism)
+    return [entry._replace(fit=entry.fit._replace(model_spread=error)) for entry in entries]
+
+
+def model_error(
+    pools: Sequence[Points], hardware: Hardware, entries: Sequence[Entry], known: Calibration, optimism: float
+) -> float:
+    """The common model error of some entries with which the interval holds 80 % of the residuals."""
+    fits = [entry.fit for entry in entries]
+    gaps, without, shares = [], [], []
+    for points in pools:
+        few = points._replace(rows=thinned(points.rows, MOST_FITTED // 4))
+        base = predicted(few, hardware, fits, known)
+        unit = predicted(few, hardware, [fit._replace(model_spread=1.0) for fit in fits], known)
+        gaps.append(numpy.abs(numpy.log(few.seconds / base.seconds)) * optimism)
+        without.append(base.spread)
+        shares.append(numpy.sqrt(numpy.maximum(unit.spread**2 - base.spread**2, 1e-12)))
+    gap, rest, share = numpy.concatenate(gaps), numpy.concatenate(without), numpy.concatenate(shares)
+    # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉ (split conformal).
+    wanted = min(1.0, math.ceil(0.8 * (len(gap) + 1)) / len(gap))
+    low, high = 0.0, LARGEST_SPREAD
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        if numpy.mean(gap <= Z80 * numpy.hypot(rest, share * middle)) < wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+class Predicted(NamedTuple):
+    """Expected seconds of points, and the standard deviation of their logarithm."""
+
+    seconds: Floats
+    spread: Floats
+
+
+def predicted(
+    points: Points, hardware: Hardware, fits: Sequence[Fit], known: Calibration = PRIOR, intervals: bool = True
+) -> Predicted:
+    """What fits (and, for the kernels that they lack, a calibration) say of measured points."""
+    both = from_fits([*fits, *known.read_.values()], library=known.library)
+    return priced(points, hardware, both, intervals)
+
+
+def priced(points: Points, hardware: Hardware, calibration: Calibration, intervals: bool = True) -> Predicted:
+    """What a calibration says of measured points, host time included where it was seen."""
+    series = points.series
+    seconds, deviation = numpy.zeros(len(points.rows)), numpy.zeros(len(points.rows))
+    calibration = calibration._replace(source=series.source)
+    for part in series.parts(points.rows):
+        size = len(part.rows)
+        kernels = [kernel._replace(module=series.module) for kernel in part.kernels]
+        with numpy.errstate(all="ignore"):
+            times = expected(kernels, hardware, calibration)
+            total = spread_out(sum(entry.time_s for entry in times), size)
+            if intervals:
+                deviation[part.rows] = spread_out(spread(times, hardware), size)
+        host = max((entry.fit.host_s for entry in times), default=0.0) if series.eager else 0.0
+        seconds[part.rows] = (total**HOST_OVERLAP + host**HOST_OVERLAP) ** (1.0 / HOST_OVERLAP)
+    return Predicted(seconds, deviation)
+
+
+def columns_of(covariance: Floats, names: Sequence[str]) -> tuple[dict[str, float], ...]:
+    """Independent steps of one standard deviation: the columns of the covariance's factor."""
+    values, vectors = numpy.linalg.eigh(covariance)
+    steps = vectors * numpy.sqrt(numpy.maximum(values, 0.0))
+    return tuple({name: float(steps[row, column]) for row, name in enumerate(names)} for column in range(len(names)))
+
+
+def _ranges(pools: Sequence[Points], family: str) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Smallest and largest FLOPs and bytes of a family's kernels among the points."""
+    flops, hbm_bytes = [], []
+    for points in pools:
+        for kernel in own_kernels(points):
+            if kernel.family == family:
+                flops += [numpy.min(kernel.ideal.flops), numpy.max(kernel.ideal.flops)]
+                hbm_bytes += [numpy.min(kernel.ideal.hbm_bytes), numpy.max(kernel.ideal.hbm_bytes)]
+    if not flops:
+        # None of the points runs it: wherever it is priced, that is outside what was measured.
+        return (0.0, 0.0), (0.0, 0.0)
+    return (float(min(flops)), float(max(flops))), (float(min(hbm_bytes)), float(max(hbm_bytes)))

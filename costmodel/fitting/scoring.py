@@ -1,0 +1,330 @@
+"""How right predictions are on points that no fit saw, beside the baselines on the same points."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+from numpy.typing import NDArray
+
+from costmodel.calibration import PRIOR, Calibration, from_fits, own_calibration, relatives_calibration
+from costmodel.errors import unknown
+from costmodel.fitting.baselines import BASELINES
+from costmodel.fitting.goals import Pair, aim
+from costmodel.fitting.interpolation import interpolated
+from costmodel.fitting.least_squares import Points
+from costmodel.fitting.library import fit_library, priced, thinned
+from costmodel.fitting.measured_table import places
+from costmodel.fitting.series import Floats, Series
+from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables
+from costmodel.fitting.splits import Fold, Split, folds
+from costmodel.hardware import Hardware
+from costmodel.timing import Z80
+
+MODEL, WITH_TABLE = "costmodel", "costmodel+table"
+METHODS = (MODEL, WITH_TABLE, *BASELINES)
+MOST_SCORED = 2000
+"""Points of one series that are scored, evenly over its order; `shapes` scores every point it puts aside."""
+MOST_SEEN = 20_000
+"""Points of one series that a table or a learner sees; a fit needs far fewer."""
+FEWEST_SEEN = 5
+VERY_LONG = 131_072
+SPARSE = ("dsa", "csa", "hca", "msa", "indexer", "top-k", "sparse")
+"""Families whose tables reach prefixes of a million tokens."""
+"""Seen points below which a method that learns from them has no answer."""
+
+
+class Outcome(NamedTuple):
+    """What one method said of the scored points of one series."""
+
+    series: Series
+    method: str
+    rows: NDArray[numpy.intp]
+    seconds: Floats
+    inside: NDArray[numpy.bool_] | None
+
+    @property
+    def gaps(self) -> Floats:
+        """ln(predicted/measured) of each point."""
+        return numpy.log(self.seconds / self.series.seconds[self.rows])
+
+
+class Score(NamedTuple):
+    """One row of `validate`; errors in percent, bias the median signed error, coverage80 of the 80 % interval."""
+
+    system: str
+    library: str
+    version: str
+    family: str
+    kernel: str
+    mechanism: str | None
+    phase: str
+    split: str
+    method: str
+    n: int
+    flagged: int
+    median_ape: float
+    mean_ape: float
+    p90_ape: float
+    bias: float
+    coverage80: float | None
+
+
+def statistics(gaps: Floats, inside: NDArray[numpy.bool_] | None) -> dict[str, float | None]:
+    """Median, mean and 90th percentile of the absolute percentage error, its signed median, and the coverage.
+
+    >>> import numpy
+    >>> statistics(numpy.log(numpy.array([1.1, 0.9, 1.0])), None)["median_ape"]
+    10.0
+    """
+    errors = 100.0 * numpy.expm1(gaps)
+    apes = numpy.abs(errors)
+    return {
+        "median_ape": round(float(numpy.median(apes)), 3),
+        "mean_ape": round(float(numpy.mean(apes)), 3),
+        "p90_ape": round(float(numpy.percentile(apes, 90)), 3),
+        "bias": round(float(numpy.median(errors)), 3),
+        "coverage80": None if inside is None else round(100.0 * float(numpy.mean(inside)), 2),
+    }
+
+
+def scores(outcomes: Iterable[Outcome], split: str) -> list[Score]:
+    """One row for each kernel and method, over all its instances."""
+    groups: dict[tuple[str, ...], list[Outcome]] = {}
+    for outcome in outcomes:
+        one = outcome.series
+        key = (one.system, one.library, one.version, one.family, one.kernel, one.mechanism, one.phase, outcome.method)
+        groups.setdefault(key, []).append(outcome)
+    rows = []
+    for (system, library, version, family, kernel, mechanism, phase, method), same in sorted(groups.items()):
+        flagged = sum(int((outcome.series.flags != "").sum()) for outcome in _once(same))
+        gaps = numpy.concatenate([outcome.gaps for outcome in same])
+        rows.append(
+            Score(
+                system,
+                library,
+                version,
+                family,
+                kernel,
+                mechanism or None,
+                phase,
+                split,
+                method,
+                len(gaps),
+                flagged,
+                **statistics(gaps, _together(same)),  # type: ignore[arg-type]
+            )
+        )
+    return rows
+
+
+def summaries(outcomes: Sequence[Outcome], split: Split) -> list[dict[str, Any]]:
+    """One row for each family: what was reached over all its kernels, what was aimed at, and the other methods.
+
+    Families with long contexts have a second row, for the points of 128k tokens and more.
+    """
+    families = sorted({outcome.series.family for outcome in outcomes})
+    rows = [_summary(family, family, outcomes, split, 0.0) for family in families]
+    rows += [_summary(f"{family}, ≥ 128k tokens", family, outcomes, split, VERY_LONG) for family in families]
+    return [row for row in rows if row is not None]
+
+
+def _summary(title: str, family: str, outcomes: Sequence[Outcome], split: Split, least: float) -> dict[str, Any] | None:
+    errors: dict[str, tuple[Floats, NDArray[numpy.bool_] | None]] = {}
+    mine = [outcome for outcome in outcomes if outcome.series.family == family]
+    if least and not family.startswith(SPARSE):
+        return None
+    for method in dict.fromkeys(outcome.method for outcome in mine):
+        same = [outcome for outcome in mine if outcome.method == method]
+        long = [outcome.series.tokens[outcome.rows] >= least for outcome in same]
+        gaps = numpy.concatenate([outcome.gaps[chosen] for outcome, chosen in zip(same, long, strict=True)])
+        inside = _together(same)
+        if len(gaps):
+            errors[method] = gaps, None if inside is None else inside[numpy.concatenate(long)]
+    if not errors:
+        return None
+    main = MODEL if MODEL in errors else next(iter(errors))
+    told = {method: statistics(*error) for method, error in errors.items()}
+    floor, stretch = aim(family, split.kind, split.points)
+    reached = told[main]["median_ape"], told[main]["p90_ape"]
+    # A floor speaks of a family's kernels as a whole, not of its longest contexts alone.
+    floor, stretch = (None, None) if least else (floor, stretch)
+    return {
+        "family": title,
+        "split": split.text,
+        "n": len(errors[main][0]),
+        "flagged": 0 if least else sum(int((one.series.flags != "").sum()) for one in _once(mine)),
+        "reached": reached,
+        "floor": floor,
+        "stretch": stretch,
+        "met": _met(reached, floor, stretch),
+        **{name: told[main][name] for name in ("mean_ape", "bias", "coverage80")},
+        "others": {name: (row["median_ape"], row["p90_ape"]) for name, row in told.items() if name != main},
+    }
+
+
+def _met(reached: tuple[Any, Any], floor: Pair | None, stretch: Pair | None) -> str:
+    """What a family reached, in a word."""
+    for name, wanted in (("stretch", stretch), ("floor", floor)):
+        if wanted is not None and reached[0] <= wanted[0] and reached[1] <= wanted[1]:
+            return name
+    return "–" if floor is None else "missed"
+
+
+def worst(outcomes: Iterable[Outcome], count: int) -> list[dict[str, Any]]:
+    """The points with the largest error of the model, over all kernels."""
+    found: list[tuple[float, Outcome, int]] = []
+    for outcome in outcomes:
+        if outcome.method == MODEL:
+            gaps = outcome.gaps
+            found += [(float(gaps[index]), outcome, int(index)) for index in numpy.argsort(-numpy.abs(gaps))[:count]]
+    rows = []
+    for gap, outcome, index in sorted(found, key=lambda item: -abs(item[0]))[:count]:
+        one, row = outcome.series, outcome.rows[index]
+        rows.append(
+            {
+                "system": one.system,
+                "library": one.library,
+                "family": one.family,
+                "kernel": one.kernel,
+                "instance": one.instance,
+                "shape": ", ".join(f"{name}={value:g}" for name, value in one.shapes.iloc[row].items()),
+                "measured_s": float(one.seconds[row]),
+                "predicted_s": float(outcome.seconds[index]),
+                "error": float(100.0 * numpy.expm1(gap)),
+            }
+        )
+    return rows
+
+
+def _once(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Each series once, where folds score it several times."""
+    seen: set[int] = set()
+    for outcome in outcomes:
+        if id(outcome.series.seconds) not in seen:
+            seen.add(id(outcome.series.seconds))
+            yield outcome
+
+
+def _together(same: Sequence[Outcome]) -> NDArray[numpy.bool_] | None:
+    parts = [outcome.inside for outcome in same if outcome.inside is not None]
+    return numpy.concatenate(parts) if len(parts) == len(same) else None
+
+
+class Job(NamedTuple):
+    """The tables of one library on one system, to be fitted and scored in a process of its own."""
+
+    files: tuple[TableFile, ...]
+    families: tuple[str, ...]
+    split: Split
+    methods: tuple[str, ...]
+    refit: bool
+
+
+def jobs(
+    directory: Path,
+    systems: Sequence[str],
+    libraries: Sequence[str],
+    families: Sequence[str],
+    split: Split,
+    methods: Sequence[str],
+    refit: bool = False,
+) -> list[Job]:
+    """One job for each system and library below a directory. Raises BadInput for names that are not there."""
+    files = tables(directory)
+    there = sorted({file.system.replace("_", "-") for file in files})
+    wanted = [split.system] if split.system else list(systems) or there
+    for name in wanted:
+        if name not in there:
+            raise unknown(f"system in {directory}", name, there)
+    have = sorted({file.library for file in files if file.library != "nccl"})
+    for name in libraries:
+        if name not in have:
+            raise unknown(f"library in {directory}", name, have)
+    found = []
+    for system in wanted:
+        own = [file for file in files if file.system.replace("_", "-") == system]
+        for library in sorted({file.library for file in own}):
+            if library in libraries or not libraries:
+                chosen = tuple(file for file in own if file.library == library)
+                found.append(Job(chosen, tuple(families), split, tuple(methods), refit))
+    return found
+
+
+def run(wanted: Sequence[Job], processes: int, progress: Callable[[str, int], None]) -> list[Outcome]:
+    """The outcomes of all jobs; progress is told the name of each that is done and how many are left."""
+    outcomes: list[Outcome] = []
+    if processes <= 1 or len(wanted) <= 1:
+        for index, job in enumerate(wanted):
+            outcomes += run_job(job)
+            progress(f"{job.files[0].system} {job.files[0].library}", len(wanted) - index - 1)
+        return outcomes
+    with ProcessPoolExecutor(processes) as pool:
+        # The largest first, so that no process is left alone with a long one at the end.
+        order = sorted(wanted, key=lambda job: -sum(file.path.stat().st_size for file in job.files))
+        pending = {job.files[0]: pool.submit(run_job, job) for job in order}
+        for index, (file, future) in enumerate(pending.items()):
+            outcomes += future.result()
+            progress(f"{file.system} {file.library}", len(wanted) - index - 1)
+    return outcomes
+
+
+def run_job(job: Job) -> list[Outcome]:
+    """Fit and score one library on one system."""
+    hardware = hardware_of(job.files[0])
+    series = [one for file in job.files for one in read_table(file, hardware)]
+    series = needed(series, job.families)
+    library = job.files[0].library
+    shipped = None if job.refit or job.split.kind == "unseen-gpu" else own_calibration(hardware, library)
+    relative = relatives_calibration(hardware, library)
+    start = relative if job.split.kind in ("unseen-gpu", "all") else PRIOR
+    outcomes: list[Outcome] = []
+    for fold in folds(job.split, series, hardware, start):
+        if job.split.kind in ("shapes", "all") and shipped is not None:
+            calibration = shipped
+        elif job.split.kind == "all" or (job.split.kind == "unseen-gpu" and not job.split.points):
+            calibration = relative
+        else:
+            calibration = from_fits(entry.fit for entry in fit_library(series, hardware, fold.fitted, start))
+        for one in series:
+            if not job.families or one.family in job.families:
+                outcomes += outcomes_of(one, fold, hardware, calibration, job)
+    return outcomes
+
+
+def needed(series: Sequence[Series], families: Sequence[str]) -> list[Series]:
+    """The series of the asked families, and those on which their modules stand."""
+    if not families:
+        return list(series)
+    modules = any(one.mechanism for one in series if one.family in families)
+    known = {one.family for one in series}
+    for name in families:
+        if name not in known:
+            raise unknown("family in these tables", name, known)
+    return [one for one in series if one.family in families or (modules and not one.mechanism)]
+
+
+def outcomes_of(series: Series, fold: Fold, hardware: Hardware, calibration: Calibration, job: Job) -> list[Outcome]:
+    """What each method says of the scored points of one series."""
+    rows = fold.scored(series)
+    if job.split.kind != "shapes":
+        rows = thinned(rows, MOST_SCORED)
+    if not len(rows):
+        return []
+    asked = Points(series, rows)
+    seen = Points(series, thinned(fold.fitted(series), MOST_SEEN))
+    found = []
+    if MODEL in job.methods or WITH_TABLE in job.methods:
+        said = priced(asked, hardware, calibration)
+        gaps = numpy.log(said.seconds / asked.seconds)
+        found.append(Outcome(series, MODEL, rows, said.seconds, numpy.abs(gaps) <= Z80 * said.spread))
+        if WITH_TABLE in job.methods and len(seen.rows) >= FEWEST_SEEN:
+            trunk = priced(seen, hardware, calibration, intervals=False).seconds
+            residual, left = interpolated(places(seen), numpy.log(seen.seconds / trunk)).at(places(asked))
+            inside = numpy.abs(gaps + residual) <= Z80 * left
+            found.append(Outcome(series, WITH_TABLE, rows, said.seconds * numpy.exp(residual), inside))
+    for name, baseline in BASELINES.items():
+        if name in job.methods and (len(seen.rows) >= FEWEST_SEEN or name.startswith("roofline")):
+            found.append(Outcome(series, name, rows, baseline(seen, asked, hardware), None))
+    return found

@@ -1,0 +1,188 @@
+"""Readers of measured kernel tables in the layout of NVIDIA aiconfigurator's silicon database.
+
+    systems/<system>.yaml                                                   device sheet
+    systems/data/<system>/<op>/<backend>/<version>/<table>_perf.parquet     measurements
+
+One file of this folder reads the tables of one kind of kernel: its `TABLES` maps the names of tables to the functions
+that turn one into series. Readers are found by folder. What a column means: ai-dynamo/aiconfigurator, collector/, and
+its roofline formulas in aic-core/rust/aiconfigurator-core/src.
+"""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+import pandas
+
+from costmodel.errors import BadInput, unknown
+from costmodel.fitting.device_sheet import system_hardware
+from costmodel.fitting.series import Build, Floats, Series
+from costmodel.hardware import Hardware
+
+LIBRARIES = ("vllm", "sglang", "trtllm")
+FLAG = "flag"
+"""Column with the reason why a reader leaves a row out."""
+
+
+class Table(NamedTuple):
+    """One measured table: where it is from, and its rows as upstream wrote them, with an empty column `flag`."""
+
+    system: str
+    op: str
+    library: str
+    version: str
+    name: str
+    frame: pandas.DataFrame
+    hardware: Hardware
+
+
+Read = Callable[[Table], Iterable[Series]]
+
+
+@functools.cache
+def readers() -> dict[str, Read]:
+    """Every reader of this folder by the name of its table."""
+    found: dict[str, Read] = {}
+    for module_info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+        found.update(importlib.import_module(f"{__name__}.{module_info.name}").TABLES)
+    return found
+
+
+class TableFile(NamedTuple):
+    """A table on disk, by the parts of its path."""
+
+    system: str
+    op: str
+    library: str
+    version: str
+    name: str
+    path: Path
+
+
+def data_root(directory: Path) -> Path:
+    """The folder with one folder per system, from the root of a checkout, `systems/`, or `systems/data` itself."""
+    for below in ("", "data", "systems/data", "aic-core/src/aiconfigurator_core/systems/data"):
+        root = directory / below
+        if any(root.glob("*/*/*/*/*_perf.parquet")):
+            return root
+    raise BadInput(f"{directory}: no tables found; expected systems/data/<system>/<op>/<backend>/<version>/*.parquet")
+
+
+def tables(directory: Path) -> list[TableFile]:
+    """Every table below a directory, in the order of their paths."""
+    root = data_root(directory)
+    return [
+        TableFile(system, op, library, version, path.name.removesuffix("_perf.parquet"), path)
+        for path in sorted(root.glob("*/*/*/*/*_perf.parquet"))
+        for system, op, library, version in [path.relative_to(root).parts[:4]]
+    ]
+
+
+def hardware_of(file: TableFile) -> Hardware:
+    """The device that a table was measured on: its profile, else the sheet beside the data folder."""
+    return system_hardware(file.system, file.path.parents[5] / f"{file.system}.yaml")
+
+
+def read_table(file: TableFile, hardware: Hardware) -> list[Series]:
+    """The series of one table; none where no reader knows it. Raises BadInput for a table that cannot be read."""
+    read = readers().get(file.name)
+    if read is None:
+        return []
+    try:
+        frame = pandas.read_parquet(file.path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file.path}: not a readable parquet file ({str(error)[:120]})") from None
+    frame[FLAG] = ""
+    table = Table(file.system, file.op, file.library, file.version, file.name, frame, hardware)
+    try:
+        return list(read(table))
+    except KeyError as error:
+        raise BadInput(f"{file.path}: column {error} is missing") from None
+
+
+def require(table: Table, columns: Sequence[str]) -> None:
+    """Raise BadInput that names every missing column."""
+    missing = [name for name in columns if name not in table.frame.columns]
+    if missing:
+        raise unknown(f"column of {table.name}", missing[0], map(str, table.frame.columns))
+
+
+def series(
+    table: Table,
+    rows: pandas.DataFrame,
+    shape: Sequence[str],
+    build: Build,
+    *,
+    family: str,
+    kernel: str,
+    instance: str,
+    phase: str,
+    tokens: str | Floats,
+    mechanism: str = "",
+    tuned: tuple[str, ...] = (),
+    eager: bool = False,
+    seconds: str = "latency",
+    unit: float = 1e-3,
+) -> Iterator[Series]:
+    """The series of some rows of a table: repeats of a shape become one point with their median time.
+
+    shape names the columns that make a point; a repeat with a flag flags the point. tokens: the column whose value
+    decides on which side of `extrapolate` a point lies. seconds, unit: the column with the time, and its unit in
+    seconds. No rows give no series.
+    """
+    if rows.empty:
+        return
+    times = rows[seconds].to_numpy(dtype=numpy.float64) * unit
+    flags = rows[FLAG].where((rows[FLAG] != "") | ((times > 0) & numpy.isfinite(times)), "no time")
+    frame = rows[list(shape)].copy()
+    frame[FLAG], frame["_seconds"] = flags, times
+    frame["_tokens"] = rows[tokens] if isinstance(tokens, str) else tokens
+    points = frame.groupby(list(shape), sort=True).agg({"_seconds": "median", "_tokens": "first", FLAG: "max"})
+    yield Series(
+        system=table.system.replace("_", "-"),
+        library=table.library,
+        version=table.version,
+        family=family,
+        kernel=kernel,
+        instance=instance,
+        phase=phase,
+        shapes=points.index.to_frame(index=False).astype(numpy.float64),
+        seconds=points["_seconds"].to_numpy(),
+        flags=points[FLAG].to_numpy(dtype=str),
+        tokens=points["_tokens"].to_numpy(dtype=numpy.float64),
+        build=build,
+        mechanism=mechanism,
+        tuned=tuned,
+        eager=eager,
+    )
+
+
+def flag(rows: pandas.DataFrame, condition: "pandas.Series[bool]", reason: str) -> None:
+    """Mark the rows that fulfil a condition, where nothing marked them before."""
+    rows.loc[condition & (rows[FLAG] == ""), FLAG] = reason
+
+
+def flag_plateau(rows: pandas.DataFrame, plateau_s: float, reason: str = "host plateau") -> None:
+    """Mark rows of an eager benchmark that are as fast as its host can launch: they say nothing of the device."""
+    flag(rows, rows["latency"] * 1e-3 <= plateau_s, reason)
+
+
+def flag_spikes(rows: pandas.DataFrame, along: str, within: Sequence[str], factor: float = 3.0) -> None:
+    """Mark isolated spikes: rows more than `factor` times slower than both neighbours along a sweep."""
+    ordered = rows.sort_values([*within, along])
+    latency = ordered["latency"]
+    same = latency.groupby([ordered[name] for name in within] or numpy.zeros(len(ordered)), sort=False)
+    before, after = same.shift(1), same.shift(-1)
+    spikes = (latency > factor * before) & (latency > factor * after)
+    flag(rows, spikes.reindex(rows.index), "isolated spike")
+
+
+def dtype_names(kind: Mapping[str, str], text: str) -> str:
+    """This project's name of a dtype. Raises BadInput for one that is not known."""
+    if text not in kind:
+        raise unknown("dtype in the table", text, kind)
+    return kind[text]

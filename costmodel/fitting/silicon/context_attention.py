@@ -1,0 +1,110 @@
+"""Fused attention over many queries: `context_attention` (causal, also in windows) and `encoder_attention`.
+
+`context_attention` times the append of the new keys and values to the paged cache and the attention kernel.
+TensorRT-LLM's `torch_flow` also rotates, in the kernel that appends, so that a fit counts it there;
+elsewhere rotation is not in the rows.
+bfloat16 compute over an fp8 cache stays what the table calls it, although vLLM's FlashAttention-3 then multiplies in
+fp8: whoever predicts asks by the same two dtypes.
+
+Source: ai-dynamo/aiconfigurator, collector/{vllm,sglang,trtllm}/collect_attn.py.
+"""
+
+from collections.abc import Iterator
+
+import pandas
+
+from costmodel.fitting.series import Build, Part, Series, arrays, whole
+from costmodel.fitting.silicon import Table, dtype_names, require, series
+from costmodel.kernels.attention import MASKING, PREFILL, SKIPPING, Attention, attention
+from costmodel.kernels.base import Form, replayed
+
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
+SHAPE = ("batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim", "group")
+ENCODER_SHAPE = ("batch_size", "isl", "num_heads", "head_dim")
+"""Encoders have one key head per query head."""
+COLUMNS = (*SHAPE[:-1], "kernel_source", "attn_dtype", "kv_cache_dtype", "latency")
+
+
+MASKS = ("triton",)
+"""Kernels that mask what lies outside a window instead of skipping it (SGLang, extend_attention.py)."""
+
+
+def context_build(base: Attention, form: Form) -> Build:
+    """The kernel of causal rows."""
+
+    def build(shapes: pandas.DataFrame) -> list[Part]:
+        s = arrays(shapes)
+        a = base._replace(B=s["batch_size"], S=s["isl"], H=s["num_heads"], Hkv=s["num_key_value_heads"])
+        return whole(shapes, replayed([attention("attention", a, form=form)]))
+
+    return build
+
+
+def read_context(table: Table) -> Iterator[Series]:
+    """One series per kernel, head width, window and pair of dtypes."""
+    require(table, COLUMNS)
+    frame = table.frame.assign(group=table.frame["num_heads"] // table.frame["num_key_value_heads"])
+    if "window_size" not in frame:
+        frame["window_size"] = 0
+    keys = ["kernel_source", "attn_dtype", "kv_cache_dtype", "head_dim", "window_size"]
+    for (source, computed, kv, width, window), rows in frame.groupby(keys):
+        base = Attention(
+            B=1,
+            S=1,
+            P=0,
+            H=1,
+            Hkv=1,
+            dk=int(str(width)),
+            dv=int(str(width)),
+            w=int(str(window)) or None,
+            dtype=dtype_names(DTYPES, str(computed)),
+            kv=dtype_names(DTYPES, str(kv)),
+        )
+        form = PREFILL if base.w is None else MASKING if source in MASKS else SKIPPING
+        one = attention("attention", base, form=form)
+        yield from series(
+            table,
+            rows,
+            SHAPE,
+            context_build(base, form),
+            family=one.family,
+            kernel=str(source),
+            instance=one.instance,
+            phase="prefill",
+            tokens="isl",
+        )
+
+
+def encoder_build(base: Attention) -> Build:
+    """The kernel of rows without a mask."""
+
+    def build(shapes: pandas.DataFrame) -> list[Part]:
+        s = arrays(shapes)
+        a = base._replace(B=s["batch_size"], S=s["isl"], H=s["num_heads"], Hkv=s["num_heads"])
+        return whole(shapes, replayed([attention("attention", a, form=PREFILL)]))
+
+    return build
+
+
+def read_encoder(table: Table) -> Iterator[Series]:
+    """One series per kernel and head width: no mask, no cache."""
+    require(table, (*ENCODER_SHAPE, "kernel_source", "attn_dtype", "latency"))
+    for (source, computed, width), rows in table.frame.groupby(["kernel_source", "attn_dtype", "head_dim"]):
+        dtype = dtype_names(DTYPES, str(computed))
+        base = Attention(
+            B=1, S=1, P=0, H=1, Hkv=1, dk=int(str(width)), dv=int(str(width)), bidirectional=True, dtype=dtype, kv=dtype
+        )
+        yield from series(
+            table,
+            rows,
+            ENCODER_SHAPE,
+            encoder_build(base),
+            family=PREFILL.family,
+            kernel=str(source),
+            instance=attention("attention", base).instance,
+            phase="prefill",
+            tokens="isl",
+        )
+
+
+TABLES = {"context_attention": read_context, "encoder_attention": read_encoder}

@@ -1,0 +1,198 @@
+"""DeepSeek sparse attention, whole blocks: `dsa_context_module` and `dsa_generation_module`.
+
+Rows hold everything from the down projections to o_proj of DeepSeek-V3.2 or a GLM-5, for the heads of one rank. In
+generation tables `step` counts the tokens cached before, except that vLLM counts the new one as well. Names of
+SGLang's kernels tell the branch: dense below top-k, a selection of its own, or that of an earlier layer.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy
+import pandas
+
+from costmodel.fitting.series import Floats, Part, Series, by_columns
+from costmodel.fitting.silicon import Read, Table, dtype_names, flag, require, series
+from costmodel.kernels.base import Kernel, replayed
+from costmodel.kernels.sparse_attention import SparseAttention, sparse_attention
+from costmodel.kernels.top_k import top_k
+from costmodel.mixers import dsa
+from costmodel.step import Phase, Precision, Step
+
+GEMMS = {"bfloat16": "bf16", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
+CACHES = {"bfloat16": "bf16", "fp8": "fp8"}
+NARROW = ("trtllm", "FLASHINFER", "default")
+"""Parts of the names of kernels that multiply in fp8 where the cache is fp8; the others widen its rows."""
+COLUMNS = ("model", "batch_size", "isl", "step", "num_heads", "gemm_type", "kv_cache_dtype", "kernel_source", "latency")
+SHAPE = ("batch_size", "new_tokens", "cached", "num_heads", "d_model")
+TOP_K = 2048
+FEW_HEADS = 32
+"""Below so many heads vLLM runs FlashMLA's decode kernel on an fp8 cache in prefill too, else it widens the cache."""
+MOST_ROWS = 65_535
+"""Tokens of a batch, beyond which FlashInfer runs another kernel: a grid has no more blocks in its second dimension."""
+HOST_FACTOR = 1.2
+"""Rows of an eager benchmark up to so much slower than the fastest ones show the host."""
+DISTURBED = 1.3
+"""A row so much slower than one that has more work waited for something else."""
+WIDE_TABLES = 131_072
+"""Context from which SGLang's host builds the page tables of every sequence at the width of a longer model."""
+EAGER_FACTOR = 2.2
+"""A doubled batch that costs so much more in the median of short rows is one that no graph was captured for."""
+
+
+def geometry(d_model: int, heads: Any, **branch: Any) -> dsa.Dims:
+    """DeepSeek-V3.2 (hidden 7168) or GLM-5 (6144) with so many heads on this device."""
+    if d_model == 7168:
+        return dsa.Dims(H=heads, q_l=1536, c=512, dn=128, dr=64, dv=128, HI=64, dI=128, k=TOP_K, **branch)
+    return dsa.Dims(H=heads, q_l=2048, c=512, dn=192, dr=64, dv=256, HI=32, dI=128, k=TOP_K, **branch)
+
+
+def precision(table: Table, source: str, gemm: str, kv: str) -> Precision:
+    """The number formats of a row."""
+    product, cache = dtype_names(GEMMS, gemm), dtype_names(CACHES, kv)
+    narrow = cache == "fp8" and any(part in source for part in NARROW)
+    return Precision(product, {"default": product}, kv=cache, attention="fp8" if narrow else "bf16")
+
+
+def kernels(
+    d: dsa.Dims, D: int, step: Step, formats: Precision, *, short: bool, every_slot: bool, ties: bool
+) -> list[Kernel]:
+    """The mixer's kernels, as a library runs them.
+
+    short: no more tokens than top-k, where the indexer only stores its keys; every_slot: attention goes through all k
+    slots even then; ties: constant inputs make the scores equal.
+    """
+    found = []
+    for kernel in dsa.kernels(d, D, step, formats):
+        if short and kernel.family in ("indexer", "top-k"):
+            continue
+        if every_slot and isinstance(kernel.shape, SparseAttention):
+            kernel = sparse_attention(kernel.name, kernel.shape._replace(slots=d.k))
+        if ties and kernel.family == "top-k":
+            kernel = top_k(kernel.name, kernel.shape._replace(ties=True))
+        found.append(kernel)
+    return found
+
+
+def goes_through_all(table: Table, source: str, formats: Precision) -> bool:
+    """Whether attention goes through all k slots of a query that sees fewer tokens.
+
+    FlashMLA's kernel for widened fp8 rows does, and SGLang's and TensorRT-LLM's calls of its bf16 kernel.
+    """
+    if "FLASHMLA" in source:
+        return formats.kv == "fp8"
+    return "flashmla" in source or (source == "default" and table.hardware.generation == "hopper")
+
+
+def builder(table: Table, source: str, phase: Phase, formats: Precision) -> Any:
+    """Rows to kernels: the model and the side of top-k are structure, everything else arrays."""
+    branch: dict[str, Any] = {"runs": "skip" not in source}
+    if "dense" in source:
+        branch["form"] = "expanded"
+    vllm = table.library == "vllm"
+    every_slot = goes_through_all(table, source, formats)
+
+    def run(fixed: Mapping[str, Any], s: Mapping[str, Floats]) -> tuple[Kernel, ...]:
+        D = int(fixed["d_model"])
+        found = kernels(
+            geometry(D, s["num_heads"], **branch),
+            D,
+            Step(B=s["batch_size"], S=s["new_tokens"], P=s["cached"], phase=phase),
+            formats,
+            short=bool(fixed["short"]) and not vllm,
+            every_slot=every_slot,
+            ties=vllm,
+        )
+        return replayed(found)
+
+    def build(shapes: pandas.DataFrame) -> list[Part]:
+        short = shapes["cached"] + shapes["new_tokens"] <= TOP_K
+        return by_columns(shapes.assign(short=short), ("d_model", "short"), run)
+
+    return build
+
+
+def flag_host(rows: pandas.DataFrame, classes: list["pandas.Series[Any]"]) -> None:
+    """Mark the rows of an eager benchmark that are about as fast as the fastest of their class."""
+    floor = rows.groupby(classes)["latency"].transform(lambda times: times.quantile(0.05))
+    flag(rows, rows["latency"] <= HOST_FACTOR * floor, "host plateau")
+
+
+def flag_disturbed(rows: pandas.DataFrame) -> None:
+    """Mark rows of an eager benchmark that are slower than a row with at least as much of everything."""
+    for _, same in rows.groupby("num_heads"):
+        sizes, times = same[["batch_size", "new_tokens", "length"]].to_numpy(), same["latency"].to_numpy()
+        larger = [times[(sizes >= size).all(axis=1)].min() for size in sizes]
+        slower = pandas.Series(times > DISTURBED * numpy.asarray(larger), index=same.index)
+        flag(rows, slower.reindex(rows.index, fill_value=False), "slower than a larger one")
+
+
+def flag_uncaptured(rows: pandas.DataFrame) -> None:
+    """Mark the batches from the first one on that leaps: graphs are captured up to some batch, and not beyond."""
+    medians = rows[rows["length"] <= 64].groupby("batch_size")["latency"].median()
+    leaps = medians.index[(medians / medians.shift(1) > EAGER_FACTOR).to_numpy()]
+    if len(leaps):
+        flag(rows, rows["batch_size"] >= leaps.min(), "no graph captured for the batch")
+
+
+def tuned(table: Table, dense: bool) -> tuple[str, ...]:
+    """The families that a block's rows decide; SGLang's top-k was measured alone, with the scores of serving.
+
+    On Blackwell, blocks run other products in narrow formats than those of the table `gemm`.
+    """
+    sglang = table.library == "sglang"
+    products = ("gemm",) if table.hardware.generation == "blackwell" else ()
+    if dense:
+        return ("elementwise", "mla-prefill", *products)
+    return ("indexer", "sparse-attention", "elementwise", *products, *(() if sglang else ("top-k",)))
+
+
+def _reader(phase: Phase) -> Read:
+    def read(table: Table) -> Iterator[Series]:
+        require(table, COLUMNS)
+        decoding, sglang = phase == "decode", table.library == "sglang"
+        eager = table.library in ("vllm", "sglang") and not decoding
+        frame = table.frame.assign(
+            d_model=table.frame["model"].str.contains("DeepSeek").map({True: 7168, False: 6144}),
+            new_tokens=1 if decoding else table.frame["isl"],
+            cached=table.frame["step"] - 1 if decoding and table.library == "vllm" else table.frame["step"],
+        )
+        frame["length"] = frame["cached"] + frame["new_tokens"]
+        frame["side"] = numpy.where(sglang & (frame["length"] <= TOP_K), " below top-k", "")
+        frame.loc[frame["kernel_source"].str.contains("dense"), "side"] = ""
+        mixed = (frame["kernel_source"] == "FLASHMLA_SPARSE") & (frame["kv_cache_dtype"] == "fp8") & (not decoding)
+        frame.loc[mixed & (frame["num_heads"] < FEW_HEADS), "side"] = " as decode"
+        many = frame["kernel_source"].str.contains("FLASHINFER") & (
+            frame["batch_size"] * frame["new_tokens"] > MOST_ROWS
+        )
+        frame.loc[many, "side"] = " beyond 65,535 tokens"
+        for (source, side, gemm, kv), rows in frame.groupby(["kernel_source", "side", "gemm_type", "kv_cache_dtype"]):
+            rows = rows.copy()
+            if eager:
+                # Where the host's work grows with the batch, each batch has a floor of its own.
+                wide = rows["batch_size"].where(sglang & (rows["length"] >= WIDE_TABLES), 0)
+                flag_host(rows, [wide])
+                flag_disturbed(rows)
+            if decoding and sglang:
+                flag_uncaptured(rows)
+            dense = "dense" in str(source)
+            yield from series(
+                table,
+                rows,
+                SHAPE,
+                builder(table, str(source), phase, precision(table, str(source), str(gemm), str(kv))),
+                family=f"dsa-{phase}",
+                kernel=f"{source}{side}",
+                # All formats and models together, each kernel of them with parameters of its own.
+                instance="block",
+                phase=phase,
+                tokens="length",
+                mechanism="dsa",
+                tuned=tuned(table, dense),
+                eager=eager,
+            )
+
+    return read
+
+
+TABLES = {"dsa_context_module": _reader("prefill"), "dsa_generation_module": _reader("decode")}

@@ -1,0 +1,150 @@
+"""Attention of one new token over the cache: `generation_attention`."""
+
+from collections.abc import Iterator
+from typing import cast
+
+import numpy
+import pandas
+
+from costmodel.dtypes import element_bytes
+from costmodel.fitting.series import Part, Series, arrays, whole
+from costmodel.fitting.silicon import Table, dtype_names, flag, flag_spikes, require, series
+from costmodel.hardware import Hardware
+from costmodel.kernels.attention import Attention
+from costmodel.kernels.base import replayed
+from costmodel.kernels.decode_attention import decode_attention, instance
+
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
+COLUMNS = (
+    "batch_size",
+    "step",
+    "num_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "kernel_source",
+    "kv_cache_dtype",
+    "latency",
+)
+SHAPE = ("batch_size", "context", "num_heads", "num_key_value_heads", "head_dim", "window_size", "group")
+SWEEP = ("batch_size", "num_heads", "num_key_value_heads")
+"""What stays the same along a sweep over the context."""
+VALUE_WIDTHS = {("sglang", 192): 128}
+"""Widths of a value where they differ from those of a key (MiMo-V2)."""
+ALIASED = 1.25
+"""Rate over the datasheet's HBM bandwidth that only sharing explains."""
+LARGEST = (1, 16, 32, 64)
+"""Query heads per key head that such a kernel holds."""
+UNMASKED_FROM = 4
+"""Windows that a context must hold before their rows are compared with full attention."""
+SAME = 0.9
+"""Time over that of full attention above which a window was not applied."""
+TILES = (2, 17, 33)
+"""Query heads per key head from which another kernel is compiled."""
+
+
+def read_generation(table: Table) -> Iterator[Series]:
+    """One series per kernel, head width, window and dtype of the cache; `step` counts the cached tokens."""
+    require(table, COLUMNS)
+    frame = table.frame.assign(
+        group=table.frame["num_heads"] // table.frame["num_key_value_heads"], context=table.frame["step"] + 1
+    )
+    if "window_size" not in frame:
+        frame["window_size"] = 0
+    frame["rows"] = numpy.digitize(frame["group"], TILES)
+    unshared = masked_multihead(table, frame)
+    frame.loc[unshared, "rows"] = 0
+    keys = ["kernel_source", "kv_cache_dtype", "head_dim", "window_size", "rows"]
+    without = full_windows(frame)
+    for key, some in frame.groupby(keys):
+        source, kv, width, window, tile = cast(tuple[str, str, int, int, int], key)
+        rows = some.copy()
+        flag_spikes(rows, "context", SWEEP)
+        flag_aliased(rows, int(width), str(kv), table.hardware)
+        dtype = dtype_names(DTYPES, str(kv))
+        if (source, kv, width, window) in without:
+            window = 0
+            rows["window_size"] = 0
+        compiled = instance(int(width), dtype, LARGEST[int(tile)], bool(window))
+        values = VALUE_WIDTHS.get((table.library, int(width)), int(width))
+
+        def build(
+            shapes: pandas.DataFrame,
+            width: int = int(width),
+            values: int = values,
+            window: int = int(window),
+            kv: str = dtype,
+            compiled: str = compiled,
+        ) -> list[Part]:
+            s = arrays(shapes)
+            a = Attention(
+                B=s["batch_size"],
+                S=1,
+                P=s["context"] - 1,
+                H=s["num_heads"],
+                Hkv=s["num_key_value_heads"],
+                dk=width,
+                dv=values,
+                w=window or None,
+                kv=kv,
+            )
+            kernel = decode_attention("attention", a)._replace(instance=compiled)
+            return whole(shapes, replayed([kernel]))
+
+        yield from series(
+            table,
+            rows,
+            SHAPE,
+            build,
+            family="decode-attention",
+            kernel=str(source),
+            instance=compiled,
+            phase="decode",
+            tokens="context",
+        )
+
+
+def masked_multihead(table: Table, frame: pandas.DataFrame) -> "pandas.Series[bool]":
+    """Rows that TensorRT-LLM runs with one thread block per query head, although heads share keys.
+
+    Its grouped kernel (XQA) takes a bf16 cache only with enough blocks of 128 keys to occupy a quarter of the device;
+    an fp8 cache always, and so do the kernels for Blackwell. Source: TensorRT-LLM, cpp/tensorrt_llm/kernels,
+    decoderXQAConstants.h and DecoderXQAImplJIT::mayHavePerfGain.
+    """
+    blocks = frame["batch_size"] * frame["num_key_value_heads"] * (frame["context"] // 128).clip(lower=1)
+    few = blocks * 4 < table.hardware.compute.units
+    grouped = frame["group"].between(TILES[0], TILES[2] - 1)
+    older = table.library == "trtllm" and table.hardware.generation != "blackwell"
+    return few & grouped & (frame["kv_cache_dtype"] != "fp8") & older
+
+
+def flag_aliased(rows: pandas.DataFrame, width: int, kv: str, hardware: Hardware) -> None:
+    """Mark rows whose keys and values share pages, where that shows: a cache beyond L2 read faster than HBM can.
+
+    As it shows only in the largest rows of a kernel, all of its rows with a cache beyond half of L2 go.
+    """
+    keys = rows["context"].where(
+        (rows["window_size"] == 0) | (rows["context"] < rows["window_size"]), rows["window_size"]
+    )
+    cache = rows["batch_size"] * rows["num_key_value_heads"] * keys * 2 * width * element_bytes(DTYPES[kv])
+    l2 = hardware.memory.l2.capacity or 0.0
+    beyond = cache > 2 * l2
+    rate = cache / (rows["latency"] * 1e-3)
+    if (beyond & (rate > ALIASED * hardware.memory.hbm.bandwidth)).any():
+        flag(rows, cache > 0.5 * l2, "keys and values share pages")
+
+
+def full_windows(frame: pandas.DataFrame) -> set[tuple[str, str, int, int]]:
+    """Kernels whose rows with a window took as long as those without one, where most of the context lies before it.
+
+    That is so where an engine hands the label on, but not the window.
+    """
+    kind = ["kernel_source", "kv_cache_dtype", "head_dim"]
+    windowed = frame[(frame["window_size"] > 0) & (frame["context"] >= UNMASKED_FROM * frame["window_size"])]
+    pairs = windowed.merge(frame[frame["window_size"] == 0], on=[*kind, *SWEEP, "context"], suffixes=("", "_full"))
+    ratio = (
+        (pairs["latency"] / pairs["latency_full"]).groupby([pairs[name] for name in [*kind, "window_size"]]).median()
+    )
+    return set(ratio[ratio > SAME].index)
+
+
+TABLES = {"generation_attention": read_generation}

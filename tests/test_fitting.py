@@ -1,0 +1,292 @@
+"""The fit on synthetic measurements with known truth: what it recovers, and how honest its intervals are."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy
+import pandas
+import pytest
+
+from costmodel.calibration import PRIOR, check_calibration, from_fits, prior_fit, read_calibration
+from costmodel.errors import BadInput
+from costmodel.fitting.calibrate import Source, calibrate, save
+from costmodel.fitting.calibration_file import Header
+from costmodel.fitting.least_squares import Points, block, fit
+from costmodel.fitting.library import calibration_of, fit_library, priced
+from costmodel.fitting.planner import plan
+from costmodel.fitting.series import Part, Series, arrays, whole
+from costmodel.fitting.splits import extrapolate_split, held_out, shapes_split
+from costmodel.hardware import load_hardware
+from costmodel.kernels import forms
+from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, no_backward
+from costmodel.timing import Z80
+
+HARDWARE = load_hardware("h100-sxm")
+
+
+def terms(kernel: Kernel, hardware: object, theta: Mapping[str, float]) -> Terms:
+    return Terms(
+        tensor=kernel.ideal.flops / (1e15 * theta["tensor_efficiency"]),
+        memory=kernel.ideal.hbm_bytes / (3e12 * theta["memory_efficiency"]),
+        launch=theta["launch_s"],
+        overlap=4.0,
+    )
+
+
+FORM = Form(
+    family="gemm",
+    summary="a form with three parameters",
+    parameters=(
+        Parameter("launch_s", 4e-6, 0.5, 1e-7, 1e-3, "s", "launch"),
+        Parameter("tensor_efficiency", 0.7, 0.3, 0.05, 1.0, "1", "share of the peak"),
+        Parameter("memory_efficiency", 0.7, 0.3, 0.05, 1.0, "1", "share of the bandwidth"),
+    ),
+    terms=terms,
+    backward=no_backward,
+)
+TRUTH = {"launch_s": 2.5e-6, "tensor_efficiency": 0.55, "memory_efficiency": 0.88}
+
+
+def build(shapes: pandas.DataFrame) -> list[Part]:
+    s = arrays(shapes)
+    work = Work(tensor={"bf16": 2.0 * s["m"] * s["n"] * s["k"]}, read=2.0 * (s["m"] + s["n"]) * s["k"])
+    return whole(shapes, [Kernel("product", FORM, work, work, instance="bf16")])
+
+
+def synthetic(count: int, noise: float, seed: int = 0, **truth: float) -> Series:
+    """Points of a kernel that obeys the form, with log-normal noise."""
+    random = numpy.random.default_rng(seed)
+    shapes = pandas.DataFrame({name: 2.0 ** random.uniform(4, 14, count).round(2) for name in "mnk"}).round()
+    values = {**TRUTH, **truth}
+    (part,) = build(shapes)
+    seconds = numpy.asarray(terms(part.kernels[0], HARDWARE, values).total())
+    return Series(
+        system="h100-sxm",
+        library="own",
+        version="1",
+        family="gemm",
+        kernel="product",
+        instance="bf16",
+        phase="",
+        shapes=shapes,
+        seconds=seconds * numpy.exp(noise * random.standard_normal(count)),
+        flags=numpy.full(count, "").astype(str),
+        tokens=shapes["m"].to_numpy(),
+        build=build,
+    )
+
+
+def test_known_parameters_are_recovered_within_their_own_error() -> None:
+    series = synthetic(400, 0.05)
+    found = fit([Points(series, series.used)], HARDWARE, [block(FORM, ("gemm", "bf16", ""))])
+    deviation = numpy.sqrt(numpy.diag(found.covariance["gemm", "bf16", ""]))
+    for parameter, error in zip(FORM.parameters, deviation, strict=True):
+        value = found.values["gemm", "bf16", ""][parameter.name]
+        assert abs(numpy.log(value / TRUTH[parameter.name])) < 4 * error
+        assert error < 0.05
+    assert found.sigma == pytest.approx(0.05, rel=0.2)
+
+
+def test_without_noise_the_truth_itself_is_found() -> None:
+    series = synthetic(60, 0.0)
+    found = fit([Points(series, series.used)], HARDWARE, [block(FORM, ("gemm", "bf16", ""))], rounds=4)
+    assert found.values["gemm", "bf16", ""] == pytest.approx(TRUTH, rel=0.02)
+
+
+def test_intervals_hold_four_fifths_of_points_that_the_fit_never_saw() -> None:
+    """Over 40 fits of 60 points and 8,000 unseen points: 80 ± 3 %."""
+    inside = []
+    for seed in range(40):
+        series = synthetic(260, 0.08, seed)
+        entries = fit_library([series], HARDWARE, lambda one: one.used[:60])
+        unseen = series.used[60:]
+        said = priced(Points(series, unseen), HARDWARE, calibration_of(entries))
+        inside.append(numpy.abs(numpy.log(said.seconds / series.seconds[unseen])) <= Z80 * said.spread)
+    assert 77 < 100 * numpy.mean(inside) < 83
+
+
+def test_intervals_are_honest_with_ten_points() -> None:
+    """The priors and the count of parameters widen what ten residuals alone would say."""
+    inside = []
+    for seed in range(60):
+        series = synthetic(210, 0.08, 100 + seed)
+        entries = fit_library([series], HARDWARE, lambda one: one.used[:10])
+        unseen = series.used[10:]
+        said = priced(Points(series, unseen), HARDWARE, calibration_of(entries))
+        inside.append(numpy.abs(numpy.log(said.seconds / series.seconds[unseen])) <= Z80 * said.spread)
+    assert 74 < 100 * numpy.mean(inside) < 88
+
+
+def test_a_few_wild_points_do_not_move_the_fit() -> None:
+    series = synthetic(200, 0.03)
+    wild = series.seconds.copy()
+    wild[::20] *= 30.0
+    calm, shaken = (
+        fit([Points(one, one.used)], HARDWARE, [block(FORM, ("gemm", "bf16", ""))]).values["gemm", "bf16", ""]
+        for one in (series, series._replace(seconds=wild))
+    )
+    assert shaken == pytest.approx(calm, rel=0.06)
+
+
+def test_a_fit_stays_inside_its_bounds_and_near_its_prior_where_data_say_nothing() -> None:
+    fast = synthetic(100, 0.02, tensor_efficiency=3.0)
+    found = fit([Points(fast, fast.used)], HARDWARE, [block(FORM, ("gemm", "bf16", ""))])
+    assert found.values["gemm", "bf16", ""]["tensor_efficiency"] <= 1.0
+    tiny = fast._replace(shapes=fast.shapes * 0 + 16)
+    nothing = fit([Points(tiny, tiny.used)], HARDWARE, [block(FORM, ("gemm", "bf16", ""))])
+    assert nothing.values["gemm", "bf16", ""]["tensor_efficiency"] == pytest.approx(0.7, rel=0.05)
+
+
+def test_an_instance_with_few_points_leans_on_its_siblings() -> None:
+    many, few = synthetic(200, 0.02, 1), synthetic(6, 0.02, 2)._replace(instance="fp8")
+
+    def other(shapes: pandas.DataFrame) -> list[Part]:
+        (part,) = build(shapes)
+        return [Part(part.rows, (part.kernels[0]._replace(instance="fp8"),))]
+
+    entries = fit_library([many, few._replace(build=other)], HARDWARE, lambda one: one.used)
+    found = {entry.fit.key[1]: entry.fit.values for entry in entries}
+    assert set(found) == {"bf16", "fp8", ""}
+    assert found["fp8"]["memory_efficiency"] == pytest.approx(TRUTH["memory_efficiency"], rel=0.15)
+
+
+def test_shapes_put_aside_are_a_fifth_and_the_same_for_every_dtype() -> None:
+    series = synthetic(5000, 0.0)
+    aside = held_out(series)
+    assert aside.mean() == pytest.approx(0.2, abs=0.02)
+    assert (aside == held_out(series._replace(instance="fp8", kernel="other"))).all()
+    fitted, scored = shapes_split(series)
+    assert not set(fitted) & set(scored)
+    assert len(fitted) + len(scored) == 5000
+
+
+def test_the_hash_of_a_shape_is_the_same_in_every_version() -> None:
+    shapes = pandas.DataFrame({"m": numpy.arange(1.0, 41.0)})
+    series = synthetic(40, 0.0)._replace(shapes=shapes)
+    assert list(numpy.flatnonzero(held_out(series))) == AS_SHIPPED
+
+
+AS_SHIPPED = [12, 22, 39]
+
+
+def test_extrapolation_judges_long_points_by_short_ones() -> None:
+    series = synthetic(500, 0.0)
+    short, long = extrapolate_split(series)
+    assert series.tokens[short].max() <= 2048 < 8192 <= series.tokens[long].min()
+
+
+def test_planned_points_teach_more_than_as_many_that_lie_together() -> None:
+    series = synthetic(400, 0.0)
+    chosen = [one.row for one in plan([series], HARDWARE, 8, lambda one: one.used)]
+    assert len(set(chosen)) == 8
+
+    def error(rows: list[int]) -> float:
+        entries = fit_library([series], HARDWARE, lambda one: numpy.array(sorted(rows)))
+        said = priced(Points(series, series.used), HARDWARE, calibration_of(entries), intervals=False)
+        return float(numpy.median(numpy.abs(numpy.log(said.seconds / series.seconds))))
+
+    smallest = list(numpy.argsort(series.seconds)[:8])
+    assert error(chosen) < 0.3 * error(smallest)
+
+
+def test_a_calibration_is_the_same_file_twice_and_reads_back(tmp_path: Path) -> None:
+    source = Source(HARDWARE, "own", (synthetic(120, 0.05),))
+    header = Header("h100-sxm/own", "h100-sxm", "own", "1", "synthetic", date="2026-01-01")
+    first, second = calibrate(source, header), calibrate(source, header)
+    assert first.text == second.text
+    path = tmp_path / "own.yaml"
+    save(first, path, None)
+    calibration = read_calibration(path)
+    check_calibration(calibration, {**forms(), "gemm": FORM})
+    (part,) = build(source.series[0].shapes.iloc[:1])
+    assert calibration.fit(part.kernels[0]).values["memory_efficiency"] == pytest.approx(0.88, rel=0.1)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    one = synthetic(60, 0.05)
+    source = Source(HARDWARE, "own", (one, one._replace(kernel="second")))
+    header = Header("h100-sxm/own", "h100-sxm", "own", "1", "synthetic", date="2026-01-01")
+    partial = tmp_path / "own.partial"
+
+    def stop(name: str, done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(source, header, partial=partial, progress=stop)
+    again = calibrate(source, header, partial=partial)
+    assert again.resumed == 1
+    assert again.text == calibrate(source, header).text
+    other = calibrate(source._replace(series=(one._replace(seconds=one.seconds * 2),)), header, partial=partial)
+    assert other.resumed == 0
+
+
+def test_flagged_points_are_neither_fitted_nor_scored_but_counted() -> None:
+    one = synthetic(100, 0.02)
+    flags = one.flags.astype("U20")
+    flags[:30] = "host plateau"
+    source = Source(HARDWARE, "own", (one._replace(flags=flags),))
+    (row,) = calibrate(source, Header("a", "h100-sxm", "own", "1", "synthetic")).rows
+    assert row["flagged"] == {"host plateau": 30}
+    assert row["points"] + row["held_out"] == 70
+
+
+def test_a_series_whose_points_are_all_flagged_is_refused_with_the_reason() -> None:
+    one = synthetic(20, 0.02)
+    source = Source(HARDWARE, "own", (one._replace(flags=numpy.full(20, "erratic")),))
+    (row,) = calibrate(source, Header("a", "h100-sxm", "own", "1", "synthetic")).rows
+    assert row["refused"] == "erratic"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def written(text: str) -> Path:
+        path = tmp_path / "own.csv"
+        path.write_text(text)
+        return path
+
+    return written
+
+
+def test_own_measurements_become_series_of_their_instances(write: Callable[[str], Path]) -> None:
+    from costmodel.fitting.own_measurements import csv_source
+
+    source = csv_source(
+        write(
+            "family,seconds,m,n,k,activations,weights\n"
+            "gemm,2e-5,1024,4096,4096,bf16,bf16\n"
+            "gemm,3e-5,2048,4096,4096,,\n"
+            "gemm,1e-5,1024,4096,4096,fp8,fp8\n"
+        ),
+        HARDWARE,
+        "own",
+    )
+    assert sorted((one.instance, len(one.seconds)) for one in source.series) == [("bf16", 1), ("bf16", 1), ("fp8", 1)]
+    wide = next(one for one in source.series if one.instance == "fp8")
+    (kernel,) = wide.parts(wide.used)[0].kernels
+    assert numpy.asarray(kernel.ideal.flops).item() == 2 * 1024 * 4096 * 4096
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("family,second\ngemm,1\n", "no column 'seconds'; did you mean 'second'"),
+        ("family,seconds,m,n,k\ngem,1e-5,1,1,1\n", "line 2: unknown family 'gem'; did you mean 'gemm'"),
+        ("family,seconds,m,n,k\ngemm,1e-5,1,1,\n", "line 2: k is empty; gemm needs it"),
+        ("family,seconds,m,n,k\ngemm,1e-5,1,x,1\n", "line 2: n 'x' is not a number"),
+        ("family,seconds,m,n,k\ngemm,0,1,1,1\n", "seconds 0 is outside"),
+        ("family,seconds,m,n,k,kk\ngemm,1,1,1,1,1\n", "unknown column"),
+        ("family,seconds\n", "holds no measurements"),
+    ],
+)
+def test_a_wrong_table_of_measurements_is_refused(write: Callable[[str], Path], text: str, message: str) -> None:
+    from costmodel.fitting.own_measurements import csv_source
+
+    with pytest.raises(BadInput, match=message):
+        csv_source(write(text), HARDWARE, "own")
+
+
+def test_a_prior_is_what_an_empty_calibration_says() -> None:
+    (part,) = build(synthetic(1, 0.0).shapes)
+    assert from_fits([]).fit(part.kernels[0]) == prior_fit(FORM) == PRIOR.fit(part.kernels[0])

@@ -1,0 +1,185 @@
+"""Tables of latent attention on made-up rows: which kernels a row means, flags, and what the time forms do."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy
+import pandas
+import pytest
+
+from costmodel.fitting.series import Series
+from costmodel.fitting.silicon import Table
+from costmodel.fitting.silicon.mla import TABLES
+from costmodel.hardware import Hardware, load_hardware
+from costmodel.kernels.attention import Attention
+from costmodel.kernels.base import Kernel
+from costmodel.kernels.mla_decode import mla_decode
+from costmodel.kernels.mla_prefill import mla_prefill, tile
+
+H100, A100, B200 = (load_hardware(name) for name in ("h100-sxm", "a100-sxm", "b200-sxm"))
+ROW = {
+    "batch_size": 2,
+    "isl": 1024,
+    "step": 0,
+    "num_heads": 16,
+    "mla_dtype": "bfloat16",
+    "kv_cache_dtype": "bfloat16",
+    "kernel_source": "default",
+    "latency": 1.0,
+    "flag": "",
+}
+EXPANDED = Attention(B=4, S=1024, P=0, H=16, Hkv=16, dk=192, dv=128)
+LATENT = Attention(B=4, S=1, P=4095, H=128, Hkv=1, dk=576, dv=512, shared_kv=True)
+
+
+def read(
+    name: str,
+    rows: Sequence[Mapping[str, object]],
+    library: str = "trtllm",
+    version: str = "1.3.0",
+    hardware: Hardware = H100,
+) -> list[Series]:
+    frame = pandas.DataFrame([{**ROW, **row} for row in rows])
+    return list(TABLES[name](Table("system", "mla", library, version, name, frame, hardware)))
+
+
+def kernels(one: Series) -> list[Kernel]:
+    return [kernel for part in one.parts(one.used) for kernel in part.kernels]
+
+
+def core(one: Series) -> Kernel:
+    return next(kernel for kernel in kernels(one) if kernel.family == one.family)
+
+
+def seconds(kernel: Kernel, hardware: Hardware = H100, **changed: float) -> float:
+    return float(kernel.form.terms(kernel, hardware, {**kernel.form.priors(), **changed}).total())
+
+
+def test_the_same_name_means_other_work_in_other_libraries() -> None:
+    (trtllm,) = read("context_mla", [{}])
+    assert [kernel.family for kernel in kernels(trtllm)] == ["elementwise", "mla-prefill"]
+    assert core(trtllm).instance == "hd192-bf16"
+    (hopper,) = read("context_mla", [{"kernel_source": "flash_attention"}], "sglang")
+    assert [kernel.instance for kernel in kernels(hopper)] == ["hd576-bf16"]
+    (blackwell,) = read("context_mla", [{"kernel_source": "trtllm_mla"}], "sglang", hardware=B200)
+    assert core(blackwell).shape.Hkv == 1
+    assert core(blackwell).ideal.flops == pytest.approx(core(trtllm).ideal.flops)
+    assert core(hopper).ideal.flops == pytest.approx(core(trtllm).ideal.flops * 1088 / 320)
+
+
+def test_eager_rows_hold_the_products_around_the_core() -> None:
+    (prefill,) = read("context_mla", [{}], "vllm", "0.14.0")
+    assert [kernel.name for kernel in kernels(prefill)] == ["kv_b_proj", "assemble keys", "attention"]
+    (decode,) = read("generation_mla", [{"isl": 1, "step": 4095}], "vllm", "0.14.0")
+    assert [kernel.name for kernel in kernels(decode)] == ["absorb_k", "join queries", "attention", "absorb_v"]
+    assert prefill.eager
+    assert decode.eager
+
+
+def test_short_prefills_run_the_decode_kernel_of_vllm() -> None:
+    rows = [{"kernel_source": "vllm_flash_attn_mla", "isl": isl} for isl in (256, 512, 513, 1024)]
+    found = {one.instance: one.shapes["new_tokens"].tolist() for one in read("context_mla", rows, "vllm", "0.14.0")}
+    assert found == {"hd576-bf16": [256, 512], "hd192-bf16": [513, 1024]}
+
+
+def test_only_vllm_modules_count_the_new_token_in_the_history() -> None:
+    row = {"isl": 1, "step": 4096, "gemm_type": "bfloat16"}
+    (vllm,) = read("mla_generation_module", [row], "vllm", "0.24.0")
+    (trtllm,) = read("mla_generation_module", [row])
+    assert (vllm.shapes["cached"][0] + 1, trtllm.shapes["cached"][0] + 1) == (4096, 4097)
+    (wide,) = read("wideep_generation_mla", [{"isl": 4096, "step": 0, "gemm_type": "fp8_block"}], "sglang")
+    assert (wide.shapes["new_tokens"][0], wide.shapes["cached"][0]) == (1, 4096)
+
+
+def test_a_module_is_the_whole_block_of_deepseek_v3() -> None:
+    (one,) = read("mla_context_module", [{"gemm_type": "bfloat16"}])
+    assert (one.module, one.tuned) == ("mla-prefill", ("elementwise", "gemm"))
+    products = sum(
+        float(k.ideal.flops[0] * k.count) for k in kernels(one) if k.family == "gemm" and "prefix" not in k.name
+    )
+    weights = 7168 * (1536 + 576) + 1536 * 16 * 192 + 512 * 16 * 256 + 16 * 128 * 7168
+    assert products == 2 * 2048 * weights
+    assert "q_a_proj, kv_a_proj" in [kernel.name for kernel in kernels(one)]
+    (narrow,) = read("mla_context_module", [{"gemm_type": "fp8_block"}])
+    assert {k.instance for k in kernels(narrow) if k.family == "gemm"} == {"fp8_block"}
+
+
+def test_an_8_bit_cache_multiplies_in_8_bit_only_where_an_engine_does() -> None:
+    for hardware, instance in ((H100, "hd192-fp8"), (A100, "hd192-bf16")):
+        assert core(read("context_mla", [{"kv_cache_dtype": "fp8"}], hardware=hardware)[0]).instance == instance
+
+
+def test_a_table_that_names_the_computed_dtype_is_believed() -> None:
+    rows = [{"kv_cache_dtype": "fp8", "mla_dtype": dtype, "gemm_type": "bfloat16"} for dtype in ("bfloat16", "fp8")]
+    assert [core(one).instance for one in read("mla_context_module", rows)] == ["hd192-bf16", "hd192-fp8"]
+
+
+def test_eager_rows_on_the_plateau_or_out_of_order_are_flagged() -> None:
+    times = {1: 0.2, 2: 0.9, 4: 0.5, 8: 1.0}
+    rows = [{"batch_size": batch, "latency": latency} for batch, latency in times.items()]
+    (one,) = read("context_mla", rows, "vllm", "0.14.0")
+    assert one.flags.tolist() == ["host plateau", "slower than a larger one", "", ""]
+
+
+def test_wide_prefills_near_the_fastest_are_the_hosts() -> None:
+    rows = [{"batch_size": b, "latency": t, "gemm_type": "fp8_block"} for b, t in ((1, 0.5), (2, 0.6), (4, 2.0))]
+    (one,) = read("wideep_context_mla", rows, "sglang", "0.5.10")
+    assert one.eager
+    assert one.flags.tolist() == ["host plateau", "host plateau", ""]
+
+
+def test_isolated_spikes_of_decode_are_flagged() -> None:
+    rows = [{"isl": 1, "step": step, "latency": t} for step, t in ((1023, 0.02), (2047, 0.5), (4095, 0.03))]
+    (one,) = read("generation_mla", rows)
+    assert one.flags.tolist() == ["", "isolated spike", ""]
+
+
+def test_heads_reach_the_kernels_as_an_array_of_the_same_numbers() -> None:
+    rows = [{"num_heads": heads, "isl": 512, "gemm_type": "bfloat16"} for heads in (1, 16, 128)]
+    (many,) = read("mla_context_module", rows)
+    for index, row in enumerate(rows):
+        (alone,) = read("mla_context_module", [row])
+        for together, single in zip(kernels(many), kernels(alone), strict=True):
+            flops = numpy.broadcast_to(together.executed.flops, 3)[index]
+            assert float(flops) == pytest.approx(float(numpy.ravel(single.executed.flops)[0]))
+
+
+@pytest.mark.parametrize("hardware", [H100, A100, B200], ids=lambda hardware: hardware.name)
+def test_more_work_never_takes_less_time(hardware: Hardware) -> None:
+    for field, values in (("B", (1, 2, 7, 64, 200)), ("S", (1, 100, 129, 5000)), ("P", (0, 64, 5000))):
+        times = [seconds(mla_prefill("a", EXPANDED._replace(**{field: value})), hardware) for value in values]
+        assert times == sorted(times), field
+    for field, values in (("B", (1, 2, 7, 64, 200, 1000)), ("H", (1, 16, 64, 128)), ("P", (0, 127, 128, 9000, 131071))):
+        times = [seconds(mla_decode("a", LATENT._replace(**{field: value})), hardware) for value in values]
+        assert times == pytest.approx(sorted(times), rel=1e-3), field
+
+
+def test_few_heads_fill_a_tile_with_tokens() -> None:
+    latent = Attention(B=1, S=256, P=0, H=1, Hkv=1, dk=576, dv=512, shared_kv=True)
+    assert [tile(latent._replace(H=heads))[0] for heads in (1, 16, 64, 128)] == [64, 4, 1, 1]
+    assert tile(latent, "ada") == (32, 1, 32)
+
+
+def test_last_tiles_of_a_second_round_are_waited_for() -> None:
+    one = Attention(B=1, S=128 * 132, P=0, H=1, Hkv=1, dk=192, dv=128)  # a tile for each of 132 units
+    assert seconds(mla_prefill("a", one), tail_weight=2.0) == seconds(mla_prefill("a", one), tail_weight=0.01)
+    two = one._replace(B=2)
+    assert seconds(mla_prefill("a", two), tail_weight=2.0) > 1.5 * seconds(mla_prefill("a", two), tail_weight=0.01)
+
+
+def test_converting_operands_costs_only_8_bit_kernels() -> None:
+    for kernel, narrow in (
+        (mla_prefill("a", EXPANDED), mla_prefill("a", EXPANDED._replace(dtype="fp8"))),
+        (mla_decode("a", LATENT), mla_decode("a", LATENT._replace(kv="fp8"))),
+    ):
+        assert seconds(kernel, conversion=3.0) == seconds(kernel, conversion=0.01)
+        assert seconds(narrow, conversion=3.0) > seconds(narrow, conversion=0.01)
+
+
+def test_a_long_cache_of_one_sequence_is_split_over_the_device() -> None:
+    long = mla_decode("a", LATENT._replace(B=1, P=131071))
+    assert seconds(long, most_splits=64.0) < 0.1 * seconds(long, most_splits=1.0)
+
+
+def test_blocks_of_16_heads_need_more_rounds() -> None:
+    many = mla_decode("a", LATENT._replace(B=256, P=63))
+    assert seconds(many, A100, small_tiles=1.0) > 1.5 * seconds(many, A100, small_tiles=0.001)

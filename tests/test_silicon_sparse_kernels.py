@@ -1,0 +1,203 @@
+"""Tables of sparse attention: which kernels a row holds, which rows are left out, and their forms at the edges."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+pandas = pytest.importorskip("pandas")
+numpy = pytest.importorskip("numpy")
+pytest.importorskip("pyarrow")
+
+from costmodel.fitting.series import Series  # noqa: E402
+from costmodel.fitting.silicon import FLAG, Table, dsa, sparse_kernels  # noqa: E402
+from costmodel.hardware import load_hardware  # noqa: E402
+from costmodel.kernels import indexer, sparse_attention, top_k  # noqa: E402
+from costmodel.kernels.base import Kernel  # noqa: E402
+from costmodel.kernels.indexer import Indexer  # noqa: E402
+from costmodel.kernels.sparse_attention import SparseAttention  # noqa: E402
+from costmodel.kernels.top_k import Selection  # noqa: E402
+
+H100, B200 = load_hardware("h100-sxm"), load_hardware("b200-sxm")
+BARE = {"kernel_source": "x", "model": "GLM-5", "num_heads": 64}
+BLOCK = {
+    "model": "GLM-5",
+    "num_heads": 8,
+    "gemm_type": "bfloat16",
+    "kv_cache_dtype": "bfloat16",
+    "kernel_source": "FLASHMLA_SPARSE",
+}
+
+
+def row(fixed: Mapping[str, Any], B: int = 1, S: int = 1, P: int = 0, ms: float = 1.0, **more: Any) -> dict[str, Any]:
+    return {**fixed, "batch_size": B, "isl": S, "step": P, "latency": ms, **more}
+
+
+def read(name: str, *rows: Mapping[str, Any], library: str = "vllm", hardware: Any = H100) -> list[Series]:
+    readers = {**sparse_kernels.TABLES, **dsa.TABLES}
+    frame = pandas.DataFrame(rows).assign(**{FLAG: ""})
+    return list(readers[name](Table("h100_sxm", "x", library, "1", name, frame, hardware)))
+
+
+def kernels(series: Series) -> tuple[Kernel, ...]:
+    (part,) = series.parts(numpy.arange(len(series.shapes)))
+    return part.kernels
+
+
+def families(series: Series) -> set[str]:
+    return {kernel.family for kernel in kernels(series)}
+
+
+def seconds(kernel: Kernel, hardware: Any = H100, **theta: float) -> float:
+    values = {**kernel.form.priors(), **theta}
+    return float(kernel.form.terms(kernel, hardware, values).total())
+
+
+# Readers
+
+
+def test_top_k_rows_up_to_k_candidates_are_zero_by_construction() -> None:
+    rows = [row(BARE, S=4, P=context - 4, ms=ms, score_mode="flat") for context, ms in ((2048, 0.0), (2049, 0.01))]
+    (series,) = read("glm5_topk_module", *rows)
+    assert dict(zip(series.tokens, series.flags, strict=True)) == {2048: "zero by construction", 2049: ""}
+
+
+def test_equal_scores_are_a_kernel_of_their_own() -> None:
+    rows = [row(BARE, P=4095, score_mode=mode) for mode in ("flat", "top_last")]
+    winners, ties = read("glm5_topk_module", *rows)
+    assert (winners.instance, ties.instance) == ("k2048", "k2048-ties")
+    assert winners.kernel != ties.kernel
+
+
+def test_only_rows_with_more_than_k_candidates_choose() -> None:
+    (series,) = read("glm5_topk_module", row(BARE, B=2, S=100, P=1998, score_mode="flat"))
+    shape = kernels(series)[0].shape
+    # Queries 2049 … 2098 of both sequences.
+    assert (shape.rows, shape.open_rows) == (200, 2 * 50)
+    assert shape.open_logits == 2 * sum(range(2049, 2099))
+
+
+def test_the_bare_attention_has_as_many_heads_as_its_kernel_is_compiled_for() -> None:
+    for hardware, heads in ((H100, 64), (B200, 128)):
+        (series,) = read("glm5_dsa_attn_module", row(BARE, P=99), library="sglang", hardware=hardware)
+        assert kernels(series)[0].shape.H == heads
+        assert kernels(series)[0].shape.slots == 2048  # whatever the context
+
+
+def test_vllm_runs_single_tokens_by_the_decode_kernel() -> None:
+    single, chunk = (read("dsv4_hca_attn_module", row(BARE, S=S, P=1000))[0] for S in (1, 8))
+    assert [kernels(series)[0].shape.decoding for series in (single, chunk)] == [True, False]
+    assert single.instance != chunk.instance
+
+
+def test_a_block_holds_its_selection_and_one_that_reuses_a_selection_does_not() -> None:
+    own, reused = (
+        read("dsa_context_module", row(BLOCK, S=4096, kernel_source=source), library="sglang")[0]
+        for source in ("sglang_dsa_indexer_flashmla_sparse", "sglang_dsa_skip_indexer_flashmla_sparse")
+    )
+    assert families(own) - families(reused) == {"indexer", "top-k"}
+
+
+def test_below_top_k_sglang_only_stores_index_keys_and_vllm_scores_all_the_same() -> None:
+    sglang, vllm = (
+        read("dsa_context_module", row(BLOCK, S=512, P=512, kernel_source=source), library=library)[0]
+        for library, source in (("sglang", "sglang_dsa_indexer_flashmla_sparse"), ("vllm", "FLASHMLA_SPARSE"))
+    )
+    assert ["indexer" in families(series) for series in (sglang, vllm)] == [False, True]
+    assert sglang.kernel != "sglang_dsa_indexer_flashmla_sparse"
+
+
+def test_the_dense_branch_attends_to_expanded_keys() -> None:
+    (series,) = read(
+        "dsa_context_module", row(BLOCK, S=512, kernel_source="sglang_dsa_dense_mha_fa3"), library="sglang"
+    )
+    assert "mla-prefill" in families(series)
+    assert not families(series) & {"indexer", "top-k", "sparse-attention"}
+    assert "indexer.k_proj" in {kernel.name for kernel in kernels(series)}
+
+
+def test_vllm_counts_the_new_token_as_cached() -> None:
+    for library, context in (("vllm", 100), ("trtllm", 101)):
+        (series,) = read("dsa_generation_module", row(BLOCK, P=100, kernel_source="default"), library=library)
+        assert series.tokens.tolist() == [context]
+
+
+def test_rows_as_fast_as_the_host_launches_are_left_out_of_eager_tables_only() -> None:
+    rows = [row(BLOCK, B=2**i, S=64, ms=ms) for i, ms in enumerate((1.2, 1.25, 1.3, 1.25, 5.0, 10.0))]
+    (series,) = read("dsa_context_module", *rows)
+    assert (series.flags == "host plateau").tolist() == [True] * 4 + [False] * 2
+    (captured,) = read("dsa_context_module", *rows, library="trtllm")
+    assert [series.eager, captured.eager] == [True, False]
+    assert not (captured.flags == "host plateau").any()
+
+
+def test_a_row_slower_than_a_larger_one_was_disturbed() -> None:
+    rows = [row(BLOCK, B=2**i, S=64, ms=ms) for i, ms in enumerate((1.0, 8.0, 5.0, 10.0))]
+    (series,) = read("dsa_context_module", *rows)
+    assert series.flags.tolist() == ["host plateau", "slower than a larger one", "", ""]
+
+
+def test_batches_beyond_the_captured_graphs_are_left_out() -> None:
+    source = {**BLOCK, "kernel_source": "sglang_dsa_indexer_fa3"}
+    rows = [row(source, B=B, P=8, ms=ms) for B, ms in ((128, 0.20), (256, 0.23), (512, 0.94), (1024, 0.95))]
+    (series,) = read("dsa_generation_module", *rows, library="sglang")
+    assert (series.flags == "no graph captured for the batch").tolist() == [False, False, True, True]
+
+
+# Forms
+
+
+def test_a_tile_of_queries_of_four_sequences_scores_the_keys_of_all() -> None:
+    chains = [
+        indexer.grid(Indexer(B=B, S=1, P=4095, H=32, d=128, k=2048, packed=True)).chain_steps for B in (1, 2, 4, 64)
+    ]  # 4,096 keys are 16 tiles; four queries of 32 heads share a tile of rows
+    assert chains == [16, 32, 64, 64]
+
+
+def test_keys_leave_their_pages_before_the_ragged_kernel_only_where_told() -> None:
+    x = Indexer(B=4, S=64, P=100_000, H=64, d=128, k=2048)
+    extra = seconds(indexer.indexer("i", x._replace(gathered=True)), gather_efficiency=0.5) - seconds(
+        indexer.indexer("i", x)
+    )
+    # 4 · 100,064 keys of 132 bytes, read and written at half of 3.35 TB/s
+    assert extra == pytest.approx(2 * 4 * 100_064 * 132 / (0.5 * H100.memory.hbm.bandwidth))
+
+
+def test_rows_that_take_all_they_have_cost_less_than_rows_that_choose() -> None:
+    x = Selection(rows=4096, logits=4096 * 2000, k=2048)
+    closed = x._replace(open_rows=0, open_logits=0)
+    assert seconds(top_k.top_k("t", closed)) < 0.5 * seconds(top_k.top_k("t", x))
+
+
+def latent(S: int = 128, H: int = 64, decoding: bool = False, B: int = 1) -> Kernel:
+    x = SparseAttention(
+        B=B, S=S, H=H, dk=576, dv=512, pairs=S * 2048, slots=2048, entries=9999, row_bytes=1152, decoding=decoding
+    )
+    return sparse_attention.sparse_attention("s", x)
+
+
+def test_one_query_more_than_the_device_has_units_begins_a_wave() -> None:
+    full, started = (seconds(latent(S), wave_weight=1.0) for S in (132, 133))
+    assert started > 1.7 * full
+
+
+def test_few_heads_cost_as_many_as_the_kernel_has_at_least() -> None:
+    few, least, many = (seconds(latent(8192, H), least_heads=64.0, l2_over_hbm=8.0) for H in (8, 64, 128))
+    assert few == pytest.approx(least, rel=0.02)
+    assert many == pytest.approx(2 * least, rel=0.05)
+
+
+def test_decode_splits_a_query_over_idle_units_but_not_over_busy_ones() -> None:
+    whole, split = (seconds(latent(1, decoding=True), splits=splits) for splits in (1.0, 8.0))
+    assert split < 0.4 * whole
+    busy = [seconds(latent(1, decoding=True, B=512), splits=splits) for splits in (1.0, 8.0)]
+    assert busy[0] == pytest.approx(busy[1])
+
+
+@pytest.mark.parametrize("field", ["B", "S", "P"])
+def test_no_kernel_gets_faster_as_its_work_grows(field: str) -> None:
+    for decoding in (False, True):
+        x = Indexer(B=3, S=5, P=700, H=64, d=128, k=2048, decoding=decoding)
+        times = [seconds(indexer.indexer("i", x._replace(**{field: size}))) for size in (1, 2, 3, 5, 9, 40, 300, 4000)]
+        assert all(after >= before * 0.999 for before, after in itertools.pairwise(times))
