@@ -163,6 +163,14 @@ Activations = Annotated[
 Library = Annotated[
     str | None, typer.Option("--library", metavar="NAME", help="Calibration to use, such as vllm; prior for none.")
 ]
+Caches = Annotated[
+    str,
+    typer.Option("--caches", metavar="STATE", help="served: operands come from HBM; benchmarked: what fits is in L2."),
+]
+Table = Annotated[
+    str | None,
+    typer.Option("--table", metavar="DIR", help="Measured tables that correct the times where they were measured."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -255,6 +263,8 @@ def predict(
     kv: Kv = None,
     activations: Activations = None,
     library: Library = None,
+    caches: Caches = "served",
+    table: Table = None,
     settings: Settings = None,
     mechanism: Mechanisms = None,
     breakdown: Breakdown = False,
@@ -274,6 +284,7 @@ def predict(
     inputs = _inputs(arch, hw, context, phase, batch, new_tokens, settings, **formats)
     from costmodel.report.run import predict_and_print
 
+    inputs |= {"caches": caches, "table": table}
     predict_and_print(form, inputs, breakdown, plot)
 
 
@@ -423,6 +434,115 @@ def generate(
     from costmodel.report.run import generate_and_print
 
     generate_and_print(form, inputs)
+
+
+Names = Annotated[list[str] | None, typer.Option("--library", metavar="NAME,…", help="Only these serving libraries.")]
+
+
+@app.command()
+def calibrate(
+    hw: Annotated[str, typer.Option("--hw", metavar="NAME", help="The device that was measured.")],
+    from_silicon: Annotated[
+        str | None,
+        typer.Option("--from-silicon", metavar="DIR", help="Measured tables in aiconfigurator's layout."),
+    ] = None,
+    from_csv: Annotated[
+        str | None,
+        typer.Option("--from-csv", metavar="FILE", help="Own measurements: family, shape columns, seconds."),
+    ] = None,
+    library: Names = None,
+    points: Annotated[
+        int | None,
+        typer.Option("--points", metavar="N", min=1, help="Fit only N points per kernel, and print which are chosen."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="Which points a large table is thinned to.")
+    ] = 0,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="DIR|FILE.yaml", help="Where to write. [default: the user's data folder]"),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="TEXT", help="Where the measurements come from, for the file.")
+    ] = None,
+    form: Format = "table",
+) -> None:
+    """Fit the time forms to measured kernels, write a calibration, and say how right it is on points put aside.
+
+    costmodel calibrate --from-silicon aiconfigurator/ --hw h100-sxm --library vllm
+    """
+    from costmodel.report.output import checked_format
+
+    checked_format(form)
+    from costmodel.report.calibrations import calibrate_and_print
+
+    inputs = {
+        "hw": hw,
+        "from_silicon": from_silicon,
+        "from_csv": from_csv,
+        "library": _words(library or (), "--library"),
+        "points": points,
+        "seed": seed,
+        "out": out,
+        "source": source,
+    }
+    calibrate_and_print(form, inputs)
+
+
+@app.command()
+def validate(
+    silicon: Annotated[
+        str, typer.Option("--silicon", metavar="DIR", help="Measured tables in aiconfigurator's layout.")
+    ],
+    hw: Annotated[list[str] | None, typer.Option("--hw", metavar="NAME,…", help="Only these devices.")] = None,
+    library: Names = None,
+    family: Annotated[
+        list[str] | None, typer.Option("--family", metavar="NAME,…", help="Only these kernel families.")
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split",
+            metavar="SPLIT",
+            help="shapes, extrapolate, points=N, unseen-head-dim, unseen-group, unseen-gpu=NAME, or all.",
+        ),
+    ] = "shapes",
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--methods", metavar="NAME,…", help="Only these: costmodel, costmodel+table, roofline, …"),
+    ] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit again instead of using shipped calibrations.")] = False,
+    worst: Annotated[int, typer.Option("--worst", metavar="N", min=0, help="Also name the N worst points.")] = 0,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="DIR", help="Draw predicted over measured, and error over context.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes. [default: one per core]")
+    ] = None,
+    form: Format = "table",
+) -> None:
+    """Errors of the predictions on measurements that no fit saw, beside four baselines.
+
+    costmodel validate --silicon aiconfigurator/ --split extrapolate
+    """
+    from costmodel.report.output import checked_format
+
+    checked_format(form)
+    from costmodel.report.calibrations import validate_and_print
+
+    inputs = {
+        "silicon": silicon,
+        "hw": _words(hw or (), "--hw"),
+        "library": _words(library or (), "--library"),
+        "family": _words(family or (), "--family"),
+        "split": split,
+        "methods": _words(methods or (), "--methods"),
+        "refit": refit,
+        "worst": worst,
+        "plot": plot,
+        "jobs": jobs or os.cpu_count() or 1,
+    }
+    validate_and_print(form, inputs)
 
 
 @app.command("list")

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration, find_calibration
-from costmodel.dtypes import CHOICES, WEIGHT_ONLY, element_bytes
+from costmodel.dtypes import CHOICES, KV_CHOICES, WEIGHT_ONLY, element_bytes
 from costmodel.energy import energy_joules
 from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.hardware import Hardware, load_hardware
@@ -20,7 +21,11 @@ from costmodel.units import MAX_CONTEXT
 if TYPE_CHECKING:
     import pandas
 
+    from costmodel.fitting.measured_table import MeasuredTable
+
 MAX_BATCH = 10**9
+CACHES = ("served", "benchmarked")
+"""What kernels find in L2: nothing of their operands, or all that fits, as when a benchmark replays them."""
 
 
 class KernelRow(NamedTuple):
@@ -164,9 +169,13 @@ def make_precision(
     multiplies in fp8 when the cache is fp8 and the device has the engine, else in 16 bit.
     Raises Impossible when the device has no engine for what the GEMMs multiply.
     """
-    for name, dtype in (("weights", weights), ("kv", kv), ("activations", activations)):
-        if dtype is not None and dtype not in CHOICES:
-            raise unknown(f"dtype for {name}", dtype, CHOICES)
+    for name, dtype, choices in (
+        ("weights", weights, CHOICES),
+        ("kv", kv, KV_CHOICES),
+        ("activations", activations, CHOICES),
+    ):
+        if dtype is not None and dtype not in choices:
+            raise unknown(f"dtype for {name}", dtype, choices)
     hidden = "fp16" if "fp16" in (activations, weights if activations is None else None) else "bf16"
     by_role = dict(architecture.weights)
     default = architecture.activations
@@ -193,10 +202,18 @@ def predict_step(
     step: Step,
     precision: Precision,
     calibration: Calibration,
+    caches: str = "served",
+    table: "MeasuredTable | None" = None,
 ) -> StepPrediction:
-    """One step, from parts that are already loaded."""
+    """One step, from parts that are already loaded.
+
+    caches: "served", every kernel finds its operands in HBM, or "benchmarked", what it used last time is still in L2.
+    table: measurements that correct the times.
+    """
     kernels = architecture.kernels(step, precision)
-    time = time_step(kernels, hardware, calibration)
+    if caches == "benchmarked":
+        kernels = [kernel._replace(circulating=kernel.executed.hbm_bytes) for kernel in kernels]
+    time = time_step(kernels, hardware, calibration, table.corrections(kernels) if table else None)
     memory = memory_use(architecture, kernels, step, precision)
     flops = float(sum(kernel.ideal.flops * kernel.count for kernel in kernels))
     hbm_bytes = float(sum(kernel.ideal.hbm_bytes * kernel.count for kernel in kernels))
@@ -243,7 +260,7 @@ def _breakdown(time: StepTime) -> tuple[KernelRow, ...]:
             time_s=float(entry.time_s),
             share=float(entry.time_s) / time.time_s,
             bound=entry.bound,
-            basis=entry.fit.basis(entry.kernel),
+            basis=entry.basis,
             flops=float(entry.kernel.ideal.flops * entry.kernel.count),
             executed_flops=float(entry.kernel.executed.flops * entry.kernel.count),
             hbm_bytes=float(entry.kernel.ideal.hbm_bytes * entry.kernel.count),
@@ -266,30 +283,46 @@ def predict(
     kv: str | None = None,
     activations: str | None = None,
     library: str | None = None,
+    caches: str = "served",
+    table: str | Path | None = None,
     settings: Sequence[str] = (),
 ) -> Prediction:
     """Time, memory and energy of steps; every argument that takes one value also takes several.
 
     architecture and hardware: names, unique prefixes, paths, or loaded objects. context: tokens in the
-    sequence after the step. phase: prefill, decode, train or all. settings: texts as for `--set`.
+    sequence after the step. phase: prefill, decode, train or all. caches: "served" (cold) or "benchmarked" (L2-hot).
+    table: a directory of measured tables that correct the times. settings: texts as for `--set`.
 
     Raises BadInput for what cannot be understood and Impossible for what has no answer.
 
     >>> predict("llama-3.1-8b", "h100-sxm", 8192).row.cache_bytes
     1073741824.0
     """
+    if caches not in CACHES:
+        raise unknown("state of caches", caches, CACHES)
     architectures, devices = loaded(architecture, hardware, settings)
     phases = phases_of(phase, new_tokens)
     rows = []
     for device in devices:
         calibration = find_calibration(device, library)
+        measured = _measured_table(table, device, calibration)
         for model in architectures:
             precision = make_precision(model, device, weights, kv, activations)
             for chosen, block in phases:
                 for length in several(context):
                     step = make_step(model, chosen, length, batch, block)
-                    rows.append(predict_step(model, device, step, precision, calibration))
+                    rows.append(predict_step(model, device, step, precision, calibration, caches, measured))
     return Prediction(tuple(rows))
+
+
+def _measured_table(
+    directory: str | Path | None, hardware: Hardware, calibration: Calibration
+) -> "MeasuredTable | None":
+    if directory is None:
+        return None
+    from costmodel.fitting.measured_table import MeasuredTable
+
+    return MeasuredTable(Path(directory), hardware, calibration)
 
 
 def loaded(

@@ -149,7 +149,7 @@ def test_settings_change_architecture_and_device() -> None:
 def test_table_says_what_it_rests_on() -> None:
     text = run("predict", *LLAMA, "-c", "8k").stdout
     assert "llama-3.1-8b on h100-sxm · decode · batch 1" in text
-    assert "prior: no calibration for this device; intervals come from priors" in text
+    assert "prior: parameters and intervals are priors, not measurements" in text
     for heading in ("80 % interval", "no overlap", "bound", "FLOP/byte", "tokens/s", "energy"):
         assert heading in text
 

@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from costmodel.calibration import libraries, relatives_calibration
 from costmodel.errors import BadInput, unknown
+from costmodel.hardware import Hardware
 from costmodel.loading import available, read_mapping
 from costmodel.report.architecture_page import ENTRY, MEANING, SYMBOL, Page, architecture_page
 from costmodel.report.columns import Column, Row, shows, value_text
@@ -20,6 +22,11 @@ def pages(name: str) -> list[Page]:
 
     Raises BadInput when nothing has this name.
     """
+    device, slash, library = name.partition("/")
+    if slash and library in libraries(device):
+        from costmodel.report.calibration_page import calibration_page
+
+        return [calibration_page(name)]
     if "/" in name or name.endswith((".yaml", ".yml", ".json")):
         return [_page_of_file(name)]
     from costmodel import ffns, generation, kernels, mixers
@@ -65,7 +72,6 @@ def _page_of_file(name: str) -> Page:
 
 def hardware_page(name: str) -> Page:
     """A device: every entry as written and in SI, with its source and whether it is verified."""
-    from costmodel.calibration import libraries
     from costmodel.hardware import load_hardware
     from costmodel.loading import find_file
     from costmodel.settings import leaf_paths
@@ -98,12 +104,18 @@ def hardware_page(name: str) -> Page:
             }
         )
     sources = [f"[{places[path]}] {path}: {text}" for path, text in device.sources.items()]
-    calibrated = ", ".join(libraries(device.name)) or "none; predictions use priors"
+    calibrated = ", ".join(f"{device.name}/{library}" for library in libraries(device.name)) or _stand_in(device)
     remarks = [*sources, *([device.notes] if device.notes else []), f"calibrations: {calibrated}"]
     columns = (ENTRY, VALUE, MARK, Column("source", lambda row: row["reference"] or "", right=False))
     return Page(
         "hardware", f"{device.name}: {device.description}", rows, columns, remarks, list(device.sources.values())
     )
+
+
+def _stand_in(device: Hardware) -> str:
+    """Where the parameters of a device without a calibration of its own come from."""
+    relative = relatives_calibration(device, None)
+    return "none; predictions use priors" if relative.id is None else f"none; predictions use those of {relative.id}"
 
 
 def _covers(prefix: str, path: str) -> bool:

@@ -44,7 +44,7 @@ def basis_of(rows: Sequence[Row]) -> str:
     bases = list(dict.fromkeys(row["basis"] for row in rows))
     calibration = rows[0]["calibration"]
     if calibration is None:
-        return "prior: no calibration for this device; intervals come from priors"
+        return "prior: parameters and intervals are priors, not measurements"
     return f"{', '.join(f'{basis}: {MEANING[basis]}' for basis in bases)}; calibration {calibration}"
 
 

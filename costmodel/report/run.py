@@ -48,7 +48,15 @@ def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | No
     for device in devices:
         for model in models:
             formats[model.name, device.name] = formats_text(model, device, inputs)
-            found = predict(model, device, inputs["context"], phase=inputs["phase"], **_options(inputs))
+            found = predict(
+                model,
+                device,
+                inputs["context"],
+                phase=inputs["phase"],
+                caches=inputs["caches"],
+                table=inputs["table"],
+                **_options(inputs),
+            )
             rows += [row.to_dict(breakdown) for row in found.rows]
             progress.step()
     progress.close()

@@ -1,0 +1,238 @@
+"""`calibrate` and `validate` from end to end, on tables that a known kernel wrote."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pandas
+import pytest
+import yaml
+
+from costmodel.calibration import SEPARATOR, check_calibration, read_calibration
+from costmodel.errors import BadInput
+from costmodel.fitting.device_sheet import hardware_of_sheet
+from costmodel.fitting.measured_table import MeasuredTable
+from costmodel.fitting.scoring import METHODS
+from costmodel.fitting.silicon import FLAG, data_root, flag_spikes, read_table, readers, tables
+from costmodel.fitting.splits import parse_split
+from costmodel.hardware import load_hardware
+from costmodel.kernels import forms
+from costmodel.kernels.base import replayed
+from costmodel.kernels.gemm import FORM, Gemm, gemm
+from costmodel.prediction import predict
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRUTH = {**FORM.priors(), "tensor_efficiency": 0.7, "memory_efficiency": 0.6}
+
+
+def write_tables(root: Path, system: str = "h100_sxm", slower: float = 1.0) -> Path:
+    """A checkout with one table of products, timed by the form itself with known parameters and 3 % noise."""
+    random = numpy.random.default_rng(0)
+    sizes = 2.0 ** numpy.arange(0, 14)
+    shapes = pandas.DataFrame([(m, n, k) for m in sizes for n in sizes[8:] for k in sizes[8:]], columns=["m", "n", "k"])
+    product = gemm("gemm", Gemm(m=shapes["m"].to_numpy(), n=shapes["n"].to_numpy(), k=shapes["k"].to_numpy()))
+    (product,) = replayed([product], 6)  # as benchmarks of this library do, over six copies of the weights
+    seconds = numpy.asarray(FORM.terms(product, load_hardware("h100-sxm"), TRUTH).total()) * slower
+    frame = shapes.astype(int).assign(
+        framework="VLLM",
+        version="1.0.0",
+        device="a device",
+        op_name="gemm",
+        kernel_source="cublas",
+        gemm_dtype="bfloat16",
+        latency=1e3 * seconds * numpy.exp(0.03 * random.standard_normal(len(shapes))),
+    )
+    folder = root / "systems" / "data" / system / "gemm" / "vllm" / "1.0.0"
+    folder.mkdir(parents=True)
+    frame.to_parquet(folder / "gemm_perf.parquet")
+    frame.to_parquet(folder / "unheard_of_perf.parquet")
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tables(tmp_path_factory.mktemp("checkout"))
+
+
+def run(*arguments: str, home: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "cli.py", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COSTMODEL_DATA": str(home)},
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def calibrated(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The user's folder after a calibration, and what the command printed."""
+    home = tmp_path_factory.mktemp("home")
+    result = run("calibrate", "--from-silicon", str(checkout), "--hw", "h100-sxm", home=home)
+    return home, result.stdout, result.stderr
+
+
+def test_a_calibration_finds_the_kernels_parameters_and_predict_uses_it(calibrated: tuple[Path, str, str]) -> None:
+    home, out, err = calibrated
+    path = home / "calibrations" / "h100-sxm" / "vllm.yaml"
+    calibration = read_calibration(path)
+    check_calibration(calibration, forms())
+    fit = calibration.fit(gemm("g", Gemm(m=512, n=512, k=512)))
+    assert fit.values["memory_efficiency"] == pytest.approx(0.6, rel=0.05)
+    assert fit.kernel == "cublas 1.0.0"
+    assert "no reader for table unheard_of" in err
+    assert "cublas" in out
+    row = run("predict", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--context", "4k", "-f", "json", home=home)
+    assert json.loads(row.stdout)["rows"][0]["calibration"] == "h100-sxm/vllm-1.0.0"
+
+
+def test_a_calibration_says_where_it_comes_from(calibrated: tuple[Path, str, str]) -> None:
+    text = (calibrated[0] / "calibrations" / "h100-sxm" / "vllm.yaml").read_text()
+    header = text.split("\n---\n")[0]
+    for word in ("aiconfigurator", "Apache-2.0", "seed: 0", "version: 1.0.0", "date:"):
+        assert word in header
+    assert "held_out" in text
+
+
+def test_few_points_are_chosen_printed_and_enough(checkout: Path, tmp_path: Path) -> None:
+    result = run(
+        "calibrate",
+        "--from-silicon",
+        str(checkout),
+        "--hw",
+        "h100-sxm",
+        "--points",
+        "12",
+        "--out",
+        str(tmp_path),
+        home=tmp_path,
+    )
+    assert "12 points, in the order of their worth" in result.stdout
+    fit = read_calibration(tmp_path / "calibration.yaml").fit(gemm("g", Gemm(m=512, n=512, k=512)))
+    assert fit.points == 12
+    held_out = yaml.safe_load((tmp_path / "calibration.yaml").read_text().split(SEPARATOR)[1])["held_out"]
+    assert held_out["n"] > 60
+    assert held_out["median_ape"] < 8
+
+
+def test_validate_scores_every_method_on_points_put_aside(checkout: Path, calibrated: tuple[Path, str, str]) -> None:
+    result = run("validate", "--silicon", str(checkout), "-f", "json", "--worst", "3", home=calibrated[0])
+    told = json.loads(result.stdout)
+    by_method = {row["method"]: row for row in told["rows"]}
+    assert set(by_method) == set(METHODS)
+    own = by_method["costmodel"]
+    assert own["median_ape"] < 4
+    assert 70 < own["coverage80"] < 90
+    assert own["median_ape"] < by_method["roofline/0.75+3us"]["median_ape"] < by_method["roofline"]["median_ape"]
+    assert own["n"] == by_method["table"]["n"]
+    assert {"system", "library", "version", "family", "kernel", "mechanism", "phase", "split", "flagged"} <= set(own)
+    assert len(told["worst"]) == 3
+
+
+@pytest.mark.parametrize("split", ["extrapolate", "points=10", "all", "unseen-gpu=h100-sxm"])
+def test_every_split_says_its_name(checkout: Path, tmp_path: Path, split: str) -> None:
+    result = run(
+        "validate", "--silicon", str(checkout), "--split", split, "--methods", "costmodel", "-f", "json", home=tmp_path
+    )
+    assert {row["split"] for row in json.loads(result.stdout)["rows"]} == {split}
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (("calibrate", "--hw", "h100-sxm"), "either --from-silicon DIR or --from-csv"),
+        (("calibrate", "--hw", "h100-sxm", "--from-silicon", "nowhere"), "no tables found"),
+        (("calibrate", "--hw", "h200-sxm", "--from-silicon", "{checkout}"), "unknown system"),
+        (("calibrate", "--hw", "h100-sxm", "--from-silicon", "{checkout}", "--library", "vlm"), "did you mean 'vllm'"),
+        (("validate", "--silicon", "{checkout}", "--split", "shape"), "did you mean 'shapes'"),
+        (("validate", "--silicon", "{checkout}", "--methods", "rofline"), "did you mean 'roofline'"),
+        (("validate", "--silicon", "{checkout}", "--family", "gem"), "did you mean 'gemm'"),
+        (("validate", "--silicon", "{checkout}", "--hw", "h200-sxm"), "unknown system"),
+        (("predict", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--caches", "warm"), "served"),
+        (("predict", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--table", "nowhere"), "no tables found"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    checkout: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    filled = [text.format(checkout=checkout) for text in arguments]
+    assert message in run(*filled, home=tmp_path, code=2).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measured_table_corrects_inside_its_hull_and_leaves_the_trunk_outside(tmp_path: Path) -> None:
+    """The table says 1.5 times the trunk's time: inside, so does the prediction; far outside, the trunk is left."""
+    root = write_tables(tmp_path, slower=1.5)
+    hardware = load_hardware("h100-sxm")
+    from costmodel.calibration import PRIOR
+
+    table = MeasuredTable(root, hardware, PRIOR)
+    inside, outside = gemm("a", Gemm(m=96, n=3000, k=3000)), gemm("b", Gemm(m=2**40, n=2**40, k=2**40))
+    near, far = table.corrections([inside, outside])
+    assert near is not None
+    assert far is not None
+    assert near.inside
+    assert not far.inside
+    assert near.residual > 0.3
+    assert abs(far.residual) < 0.2 * near.residual
+    assert far.spread > near.spread
+    row = predict("llama-3.1-8b", "h100-sxm", 2048, phase="prefill", library="prior", table=root).row
+    assert row.basis in ("table", "prior")
+    assert {entry.basis for entry in row.breakdown if entry.family == "gemm"} == {"table"}
+
+
+def test_replayed_caches_are_never_slower_than_cold_ones() -> None:
+    cold, hot = (predict("qwen3-0.6b", "h100-sxm", 4096, caches=caches).row for caches in ("served", "benchmarked"))
+    assert hot.time_s < cold.time_s
+
+
+def test_a_system_without_a_profile_is_read_from_its_sheet(tmp_path: Path) -> None:
+    sheet = tmp_path / "x.yaml"
+    sheet.write_text(
+        "gpu: {mem_bw: 1.0e+12, mem_capacity: 8.0e+10, bfloat16_tc_flops: 2.0e+14, fp8_tc_flops: 4.0e+14,"
+        " sm_version: 90}\n"
+        "node: {num_gpus_per_node: 8, intra_node_bw: 4.5e+11}\n"
+    )
+    device = hardware_of_sheet("x", sheet)
+    assert device.memory.hbm.bandwidth == 1e12
+    assert device.tensor_peak("fp8") == 4e14
+    assert device.compute.units == 27  # 2e14 / (4096 FLOPs per clock · 1.8 GHz)
+    assert "compute.units" in device.unverified
+    with pytest.raises(BadInput, match="no device sheet"):
+        hardware_of_sheet("x", tmp_path / "missing.yaml")
+
+
+def test_tables_are_found_from_any_level_of_a_checkout(checkout: Path) -> None:
+    for level in (checkout, checkout / "systems", checkout / "systems" / "data"):
+        assert data_root(level) == checkout / "systems" / "data"
+    assert [file.name for file in tables(checkout)] == ["gemm", "unheard_of"]
+
+
+def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "h100_sxm" / "gemm" / "vllm" / "1"
+    folder.mkdir(parents=True)
+    pandas.DataFrame({"m": [1]}).to_parquet(folder / "gemm_perf.parquet")
+    with pytest.raises(BadInput, match="column"):
+        read_table(tables(tmp_path)[0], load_hardware("h100-sxm"))
+
+
+def test_spikes_stand_out_from_both_neighbours() -> None:
+    rows = pandas.DataFrame({"m": [1, 2, 3, 4], "latency": [1.0, 9.0, 1.1, 5.0], FLAG: ""})
+    flag_spikes(rows, "m", [])
+    assert list(rows[FLAG]) == ["", "isolated spike", "", ""]
+
+
+def test_every_reader_names_its_tables_once() -> None:
+    assert {"gemm", "context_attention", "generation_attention", "moe", "nccl"} <= set(readers())
+
+
+@pytest.mark.parametrize("text", ["shape", "points=0", "points=x", "unseen-gpu=", "all:shapes", ""])
+def test_an_unknown_split_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="unknown split"):
+        parse_split(text)
