@@ -54,7 +54,7 @@ def boosting(seen: Points, asked: Points, hardware: Hardware) -> Floats:
         return numpy.column_stack([octaves(points), numpy.log(rooflines(points, hardware))])
 
     least = max(1, min(20, len(seen.rows) // 5))
-    learner = HistGradientBoostingRegressor(max_iter=200, min_samples_leaf=least, random_state=0)
+    learner = HistGradientBoostingRegressor(max_iter=100, min_samples_leaf=least, random_state=0)
     learner.fit(features(seen), numpy.log(seen.seconds))
     return numpy.exp(learner.predict(features(asked)))
 

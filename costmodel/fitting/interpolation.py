@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from costmodel.fitting.series import Floats
 
-NEIGHBOURS = 24
-REACHES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-NUGGETS = (0.003, 0.03, 0.2)
+NEIGHBOURS = 16
+REACHES = (1.0, 4.0, 16.0)
+NUGGETS = (0.01, 0.1)
 """Reaches (octaves) and noise shares that are tried; the pair that predicts left-out points best is kept."""
 AT_ONCE = 2000
 """Queries whose neighbourhoods are solved together; more would only fill the memory."""
-TRIED = 300
+TRIED = 80
 """Points on which they are tried."""
 
 
@@ -87,7 +87,7 @@ def interpolated(places: Floats, values: Floats, ordinary: bool = False) -> Fiel
     # A column that never varied says nothing about where values go; a query that differs there is far away.
     scale = numpy.where(spread > 0, 1.0, 8.0)
     variance = float(numpy.mean(values**2)) if not ordinary else float(numpy.var(values))
-    best = Field(places, values, scale, REACHES[2], NUGGETS[1], max(variance, 1e-12), ordinary)
+    best = Field(places, values, scale, REACHES[1], NUGGETS[0], max(variance, 1e-12), ordinary)
     if len(values) < 4:
         return best
     from scipy.spatial import cKDTree

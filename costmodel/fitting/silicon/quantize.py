@@ -1,7 +1,7 @@
 """Elementwise passes: `scale_matrix`, a cast of an (m, k) matrix from bf16 to fp8 with a scale that is known.
 
-`computescale` is the time that a dynamic cast takes longer, a difference of two timings: its rows are read to be counted
-and are never fitted.
+`computescale` is the time that a dynamic cast takes longer, a difference of two timings: its rows are read to be
+counted and are never fitted.
 
 Source: ai-dynamo/aiconfigurator, collector/*/collect_computescale.py.
 """
