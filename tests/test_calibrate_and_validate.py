@@ -236,3 +236,25 @@ def test_every_reader_names_its_tables_once() -> None:
 def test_an_unknown_split_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="unknown split"):
         parse_split(text)
+
+
+def test_several_libraries_are_judged_in_processes_of_their_own(tmp_path: Path) -> None:
+    root = write_tables(tmp_path / "checkout")
+    other = root / "systems" / "data" / "h100_sxm" / "gemm" / "sglang" / "1.0.0"
+    other.mkdir(parents=True)
+    first = root / "systems" / "data" / "h100_sxm" / "gemm" / "vllm" / "1.0.0" / "gemm_perf.parquet"
+    (other / "gemm_perf.parquet").write_bytes(first.read_bytes())
+    told = run("validate", "--silicon", str(root), "--refit", "--jobs", "2", "-f", "json", home=tmp_path / "home")
+    assert {row["library"] for row in json.loads(told.stdout)["rows"]} == {"vllm", "sglang"}
+
+
+def test_a_kernel_without_a_shape_is_placed_by_its_columns(tmp_path: Path) -> None:
+    """A cast has no shape class of its own; the table still tells its points apart."""
+    folder = tmp_path / "data" / "h100_sxm" / "quantize" / "vllm" / "1"
+    folder.mkdir(parents=True)
+    frame = pandas.DataFrame([(m, k) for m in (1, 16, 256, 4096) for k in (128, 1024, 8192)], columns=["m", "k"])
+    frame.assign(kernel_source="cast", latency=2e-3 + frame["m"] * frame["k"] * 1e-9).to_parquet(
+        folder / "scale_matrix_perf.parquet"
+    )
+    told = run("validate", "--silicon", str(tmp_path), "--refit", "-f", "json", home=tmp_path / "home")
+    assert "costmodel+table" in {row["method"] for row in json.loads(told.stdout)["rows"]}

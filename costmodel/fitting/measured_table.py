@@ -16,6 +16,7 @@ from costmodel.calibration import Calibration
 from costmodel.fitting.interpolation import Field, interpolated
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import in_order, priced
+from costmodel.fitting.planner import octaves
 from costmodel.fitting.series import Floats, Series, spread_out
 from costmodel.fitting.silicon import hardware_of, read_table, readers, tables
 from costmodel.hardware import Hardware
@@ -65,6 +66,8 @@ def places(points: Points) -> Floats:
             (part.rows, described(own_kernels(points.series, part.kernels), bool(points.series.mechanism)).numbers)
         )
     names = sorted({name for _, numbers in rows for name in numbers})
+    if not names:
+        return octaves(points)  # a kernel without a shape of its own, such as an elementwise pass
     found = numpy.zeros((len(points.rows), len(names)))
     for indices, numbers in rows:
         for column, name in enumerate(names):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
+import pandas
 from numpy.typing import NDArray
 
 from costmodel.calibration import PRIOR, Calibration, from_fits, own_calibration, relatives_calibration
@@ -16,7 +17,7 @@ from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import fit_library, priced, thinned
 from costmodel.fitting.measured_table import places
-from costmodel.fitting.series import Floats, Series
+from costmodel.fitting.series import Floats, Part, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables
 from costmodel.fitting.splits import Fold, Split, folds
 from costmodel.hardware import Hardware
@@ -290,7 +291,13 @@ def run_job(job: Job) -> list[Outcome]:
         for one in series:
             if not job.families or one.family in job.families:
                 outcomes += outcomes_of(one, fold, hardware, calibration, job)
-    return outcomes
+    light = {id(outcome.series): outcome.series._replace(build=no_parts) for outcome in outcomes}
+    return [outcome._replace(series=light[id(outcome.series)]) for outcome in outcomes]
+
+
+def no_parts(shapes: pandas.DataFrame) -> list[Part]:
+    """What a scored series runs: it has been priced, and its kernels stay in the process that built them."""
+    return []
 
 
 def needed(series: Sequence[Series], families: Sequence[str]) -> list[Series]:
