@@ -258,3 +258,19 @@ def test_a_kernel_without_a_shape_is_placed_by_its_columns(tmp_path: Path) -> No
     )
     told = run("validate", "--silicon", str(tmp_path), "--refit", "-f", "json", home=tmp_path / "home")
     assert "costmodel+table" in {row["method"] for row in json.loads(told.stdout)["rows"]}
+
+
+def test_a_shipped_calibration_is_read_whole_and_shown() -> None:
+    from costmodel.calibration import calibration_path, libraries
+
+    for device in ("h100-sxm", "a100-sxm", "b200-sxm", "l40s"):
+        assert libraries(device) == ["sglang", "trtllm", "vllm"]
+        for library in libraries(device):
+            check_calibration(read_calibration(calibration_path(device, library)), forms())
+
+
+def test_show_names_the_nearest_library(tmp_path: Path) -> None:
+    assert "did you mean 'vllm'" in run("show", "h100-sxm/vlm", home=tmp_path, code=2).stderr
+    out = run("show", "a100-sxm/vllm", home=tmp_path).stdout
+    assert "tensor_efficiency" in out
+    assert "prior" in out

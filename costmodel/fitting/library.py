@@ -215,7 +215,8 @@ def model_error(
         without.append(base.spread)
         shares.append(numpy.sqrt(numpy.maximum(unit.spread**2 - base.spread**2, 1e-12)))
     gap, rest, share = numpy.concatenate(gaps), numpy.concatenate(without), numpy.concatenate(shares)
-    # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉ (split conformal).
+    # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉: split conformal
+    # prediction, Lei et al., JASA 113(523), 2018, section 2.2.
     wanted = min(1.0, math.ceil(0.8 * (len(gap) + 1)) / len(gap))
     low, high = 0.0, LARGEST_SPREAD
     for _ in range(40):

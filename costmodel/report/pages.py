@@ -23,7 +23,7 @@ def pages(name: str) -> list[Page]:
     Raises BadInput when nothing has this name.
     """
     device, slash, library = name.partition("/")
-    if slash and library in libraries(device):
+    if slash and library.isidentifier() and libraries(device):
         from costmodel.report.calibration_page import calibration_page
 
         return [calibration_page(name)]
