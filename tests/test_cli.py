@@ -370,7 +370,7 @@ def test_a_mechanism_of_ones_own_is_loaded_from_its_file(tmp_path: Path) -> None
     (tmp_path / "mine.py").write_text(own, encoding="utf-8")
     model = (REPOSITORY / "architectures" / "llama-3.1-8b.yaml").read_text(encoding="utf-8")
     (tmp_path / "model.yaml").write_text(model.replace("kind: gqa", "kind: mine"), encoding="utf-8")
-    question = ("predict", "--arch", str(tmp_path / "model.yaml"), "--hw", "h100-sxm", "-c", "8k")
+    question = ("predict", "--arch", str(tmp_path / "model.yaml"), "--hw", "h100-sxm", "-c", "8k", "--library", "prior")
     assert "unknown mechanism 'mine'" in run(*question, code=2).stderr
     try:
         (found,) = rows(*question, "--mechanism", str(tmp_path / "mine.py"))

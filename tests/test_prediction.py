@@ -104,7 +104,7 @@ def test_energy_lies_between_idle_and_limit() -> None:
 
 def test_narrow_weights_reach_the_engine_or_are_refused() -> None:
     faster = predict("llama-3.1-70b", "h100-sxm", 8192, weights="fp8").row
-    assert faster.time_s < 0.6 * predict("llama-3.1-70b", "h100-sxm", 8192).row.time_s
+    assert faster.time_s < 0.65 * predict("llama-3.1-70b", "h100-sxm", 8192).row.time_s
     with pytest.raises(Impossible, match=r"fp8 on a100-sxm: no engine with fp8.*--activations bf16"):
         predict("llama-3.1-8b", "a100-sxm", 8192, weights="fp8")
     widened = predict("llama-3.1-8b", "a100-sxm", 8192, weights="fp8", activations="bf16").row
