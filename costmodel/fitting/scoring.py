@@ -328,7 +328,10 @@ def outcomes_of(series: Series, fold: Fold, hardware: Hardware, calibration: Cal
         found.append(Outcome(series, MODEL, rows, said.seconds, numpy.abs(gaps) <= Z80 * said.spread))
         if WITH_TABLE in job.methods and len(seen.rows) >= FEWEST_SEEN:
             trunk = priced(seen, hardware, calibration, intervals=False).seconds
-            residual, left = interpolated(places(seen), numpy.log(seen.seconds / trunk)).at(places(asked))
+            # Placed together: a kernel that only some points launch is a column for all of them.
+            where = places(Points(series, numpy.concatenate([seen.rows, rows])))
+            field = interpolated(where[: len(seen.rows)], numpy.log(seen.seconds / trunk))
+            residual, left = field.at(where[len(seen.rows) :])
             inside = numpy.abs(gaps + residual) <= Z80 * left
             found.append(Outcome(series, WITH_TABLE, rows, said.seconds * numpy.exp(residual), inside))
     for name, baseline in BASELINES.items():
