@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from costmodel.calibration import PRIOR, Calibration, from_fits, own_calibration, relatives_calibration
 from costmodel.errors import unknown
 from costmodel.fitting.baselines import BASELINES
-from costmodel.fitting.goals import Pair, aim
+from costmodel.fitting.goals import GOALS, Pair, aim
 from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import fit_library, priced, thinned
@@ -24,6 +24,7 @@ from costmodel.hardware import Hardware
 from costmodel.timing import Z80
 
 MODEL, WITH_TABLE = "costmodel", "costmodel+table"
+FAMILIES = (*(family for goal in GOALS for family in goal.families), "elementwise")
 METHODS = (MODEL, WITH_TABLE, *BASELINES)
 MOST_SCORED = 2000
 """Points of one series that are scored, evenly over its order; `shapes` scores every point it puts aside."""
@@ -243,6 +244,9 @@ def jobs(
     for name in libraries:
         if name not in have:
             raise unknown(f"library in {directory}", name, have)
+    for name in families:
+        if name not in FAMILIES:
+            raise unknown("family", name, FAMILIES)
     found = []
     for system in wanted:
         own = [file for file in files if file.system.replace("_", "-") == system]
@@ -305,10 +309,6 @@ def needed(series: Sequence[Series], families: Sequence[str]) -> list[Series]:
     if not families:
         return list(series)
     modules = any(one.mechanism for one in series if one.family in families)
-    known = {one.family for one in series}
-    for name in families:
-        if name not in known:
-            raise unknown("family in these tables", name, known)
     return [one for one in series if one.family in families or (modules and not one.mechanism)]
 
 
