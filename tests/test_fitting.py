@@ -290,3 +290,9 @@ def test_a_wrong_table_of_measurements_is_refused(write: Callable[[str], Path], 
 def test_a_prior_is_what_an_empty_calibration_says() -> None:
     (part,) = build(synthetic(1, 0.0).shapes)
     assert from_fits([]).fit(part.kernels[0]) == prior_fit(FORM) == PRIOR.fit(part.kernels[0])
+
+
+def test_tables_with_other_columns_are_planned_together() -> None:
+    one = synthetic(30, 0.0)
+    other = one._replace(shapes=one.shapes.assign(step=1.0))
+    assert len(plan([one, other], HARDWARE, 6, lambda series: series.used)) == 6

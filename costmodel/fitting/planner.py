@@ -46,7 +46,10 @@ def plan(
     if not pools:
         return []
     slopes = sensitivities(pools, hardware, start)
-    places = numpy.concatenate([octaves(points) for points in pools])
+    each = [octaves(points) for points in pools]
+    widest = max(part.shape[1] for part in each)
+    # Tables of one kernel may describe its shapes by more or fewer columns; what is not told counts as zero.
+    places = numpy.concatenate([numpy.pad(part, ((0, 0), (0, widest - part.shape[1]))) for part in each])
     chosen = spread_design(slopes, places, count)
     owners = numpy.concatenate([numpy.full(len(points.rows), index) for index, points in enumerate(pools)])
     rows = numpy.concatenate([points.rows for points in pools])
