@@ -31,10 +31,10 @@ MOST_SCORED = 2000
 MOST_SEEN = 20_000
 """Points of one series that a table or a learner sees; a fit needs far fewer."""
 FEWEST_SEEN = 5
+"""Seen points below which a method that learns from them has no answer."""
 VERY_LONG = 131_072
 SPARSE = ("dsa", "csa", "hca", "msa", "indexer", "top-k", "sparse")
 """Families whose tables reach prefixes of a million tokens."""
-"""Seen points below which a method that learns from them has no answer."""
 
 
 class Outcome(NamedTuple):
