@@ -7,6 +7,7 @@ finished lies beside the output, one line for each kernel, and is taken only whe
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,11 +147,9 @@ def _one_kernel(
 def _row(own: Sequence[Series], hardware: Hardware, choose: Choose, calibration: Calibration) -> dict[str, Any]:
     """One line of the report: the points of an instance, and the errors on those put aside."""
     first = own[0]
-    flags: dict[str, int] = {}
+    flags = dict(sum((one.left_out for one in own), Counter[str]()))
     gaps, inside = [], []
     for one in own:
-        for reason in one.flags[one.flags != ""]:
-            flags[str(reason)] = flags.get(str(reason), 0) + 1
         aside = shapes_split(one)[1]
         if len(aside) and len(choose(one)):
             said = priced(Points(one, aside), hardware, calibration)

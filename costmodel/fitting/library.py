@@ -6,6 +6,7 @@ what they share, so that a few points of its own are enough.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -172,10 +173,7 @@ def described(
 ) -> list[Entry]:
     """The fitted blocks as entries, with a model error that makes the 80 % interval hold 80 % of the points."""
     count = sum(len(points.rows) for points in pools)
-    flagged: dict[str, int] = {}
-    for points in pools:
-        for reason in points.series.flags[points.series.flags != ""]:
-            flagged[str(reason)] = flagged.get(str(reason), 0) + 1
+    flagged = sum((points.series.left_out for points in pools), Counter[str]())
     host_s = next((fitted.values[key]["host_s"] for key in fitted.values if key[0] == "host"), 0.0)
     entries = []
     for one in blocks:

@@ -100,7 +100,7 @@ def scores(outcomes: Iterable[Outcome], split: str) -> list[Score]:
         groups.setdefault(key, []).append(outcome)
     rows = []
     for (system, library, version, family, kernel, mechanism, phase, method), same in sorted(groups.items()):
-        flagged = sum(int((outcome.series.flags != "").sum()) for outcome in _once(same))
+        flagged = sum(outcome.series.left_out.total() for outcome in _once(same))
         gaps = numpy.concatenate([outcome.gaps for outcome in same])
         rows.append(
             Score(
@@ -156,7 +156,7 @@ def _summary(title: str, family: str, outcomes: Sequence[Outcome], split: Split,
         "family": title,
         "split": split.text,
         "n": len(errors[main][0]),
-        "flagged": 0 if least else sum(int((one.series.flags != "").sum()) for one in _once(mine)),
+        "flagged": 0 if least else sum(one.series.left_out.total() for one in _once(mine)),
         "reached": reached,
         "floor": floor,
         "stretch": stretch,

@@ -1,5 +1,6 @@
 """A series: measurements of one kernel or module of one library on one device, as kernels with measured seconds."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,6 +73,11 @@ class Series(NamedTuple):
     def used(self) -> Indices:
         """The points without a flag."""
         return numpy.flatnonzero(self.flags == "")
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """How many points each reason leaves out."""
+        return Counter(str(reason) for reason in self.flags if reason)
 
     def parts(self, rows: Indices) -> Sequence[Part]:
         """The kernels of some points; the rows of a part count within `rows`."""
