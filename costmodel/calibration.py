@@ -253,7 +253,7 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None) -
     problems.unknown_keys(entry, ENTRY, where)
     declared = {parameter.name: parameter for parameter in form.parameters}
     given = problems.mapping(entry.get("parameters"), f"{where}.parameters")
-    problems.unknown_keys(given, declared, f"{where}.parameters")
+    problems.unknown_keys(given, [*declared, *form.elsewhere], f"{where}.parameters")
     values = {name: parameter.prior for name, parameter in declared.items()}
     for name, value in given.items():
         if name in declared:
@@ -287,7 +287,7 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None) -
         key=(form.family, str(entry.get("instance") or ""), str(entry.get("module") or "")),
         values=values,
         columns=tuple(
-            {names[row]: factor[row][column] * widen for row in range(column, len(names))}
+            {names[row]: factor[row][column] * widen for row in range(column, len(names)) if names[row] in declared}
             for column in range(len(names))
         ),
         bounds={name: (parameter.low, parameter.high) for name, parameter in declared.items()},

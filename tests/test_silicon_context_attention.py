@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import pandas
 import pytest
 
+from costmodel.calibration import TRANSFER_SPREAD, read_entry
+from costmodel.errors import BadInput
 from costmodel.fitting.silicon import Table
 from costmodel.fitting.silicon.context_attention import read_context, read_encoder
 from costmodel.hardware import Hardware, load_hardware
-from costmodel.kernels.attention import DIFFUSION, PREFILL, WINDOW, Attention, attention
+from costmodel.kernels.attention import DIFFUSION, PREFILL, SKIPPING, WINDOW, Attention, attention
 from costmodel.kernels.attention_walk import device_tiles, walk, walk_of_a_head
 from costmodel.kernels.base import Form
 
@@ -78,6 +80,26 @@ def test_only_kernels_known_to_mask_are_fitted_with_a_share_of_what_lies_outside
         for one in read_context(table("context_attention", rows, "sglang"))
     }
     assert names["triton"] - names["fa3"] == {"masked"}
+
+
+def test_a_kernel_that_skips_takes_the_parameters_of_a_relative_that_masks_without_its_share() -> None:
+    """As when a device that no fit has seen starts from the calibration of another."""
+    entry = """
+parameters: {launch_s: 1.0e-5, masked: 0.5}
+covariance: |
+  0.04
+  0.03 0.09
+model_spread: 0.1
+flops: [1.0, 2.0]
+hbm_bytes: [1.0, 2.0]
+"""
+    fit = read_entry("calibration", entry, SKIPPING, slower=1.0)
+    assert (fit.values["launch_s"], "masked" in fit.values) == (1e-5, False)
+    deviation = sum(column.get("launch_s", 0.0) ** 2 for column in fit.columns) ** 0.5
+    assert deviation == pytest.approx(0.2 * TRANSFER_SPREAD)
+    assert not any("masked" in column for column in fit.columns)
+    with pytest.raises(BadInput, match="masked"):
+        read_entry("calibration", entry, PREFILL)
 
 
 def test_encoders_have_no_mask_and_a_key_head_per_query_head() -> None:

@@ -289,7 +289,7 @@ WINDOW = PREFILL._replace(
     summary="fused attention inside a sliding window",
     parameters=(*PARAMETERS, MASKED),
 )
-SKIPPING = WINDOW._replace(parameters=PARAMETERS)
+SKIPPING = WINDOW._replace(parameters=PARAMETERS, elsewhere=(MASKED.name,))
 """For fits of kernels that skip what lies outside the window: nothing short may be read as a share of what is long."""
 MASKING = WINDOW._replace(parameters=(*PARAMETERS, MASKED._replace(prior=0.6, spread=0.5, low=0.01)))
 """For fits of kernels that walk what lies outside the window and mask it."""

@@ -121,6 +121,8 @@ class Form(NamedTuple):
     """Standard deviation of ln(measured/predicted) left when the parameters are right."""
     starts: tuple[Mapping[str, float], ...] = ()
     """Values besides the priors from which a fit tries, where kernels of different design share the form."""
+    elsewhere: tuple[str, ...] = ()
+    """Parameters that only other kernels of the family have: a relative's calibration may hold them all the same."""
 
     def priors(self) -> dict[str, float]:
         """The expected values of the parameters."""
