@@ -20,9 +20,9 @@ from costmodel.errors import BadInput, unknown
 from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import MOST_FITTED, Choose, fit_kernel, in_order, priced
-from costmodel.fitting.planner import Planned, plan
+from costmodel.fitting.planner import Planned, plan_library, planned_choice
 from costmodel.fitting.scoring import statistics
-from costmodel.fitting.series import Series
+from costmodel.fitting.series import Indices, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, readers, tables
 from costmodel.fitting.splits import shapes_split
 from costmodel.hardware import Hardware
@@ -91,7 +91,10 @@ def calibrate(
     until the whole is done. progress is told the kernel at work, and how many of how many are done.
     """
     planned: list[Planned] = []
-    choose = _chooser(source, points, start, planned)
+    choose: Choose = _all_but_aside
+    if points is not None:
+        planned = plan_library(source.series, source.hardware, points, _all_but_aside, start)
+        choose = planned_choice(planned)
     groups = in_order(source.series)
     finished = _finished(partial)
     documents: list[dict[str, Any]] = []
@@ -114,20 +117,8 @@ def calibrate(
     return Calibrated(calibration_text(header, documents), tuple(rows), tuple(planned), resumed)
 
 
-def _chooser(source: Source, points: int | None, start: Calibration, planned: list[Planned]) -> Choose:
-    """All points but those put aside, or a few of them that the planner takes."""
-    if points is None:
-        return lambda one: shapes_split(one)[0]
-    groups: dict[tuple[str, ...], list[Series]] = {}
-    for one in source.series:
-        groups.setdefault((one.family, one.source, one.instance, one.module), []).append(one)
-    rows: dict[int, list[int]] = {}
-    for same in groups.values():
-        found = plan(same, source.hardware, points, lambda one: shapes_split(one)[0], start)
-        planned += found
-        for point in found:
-            rows.setdefault(id(point.series), []).append(point.row)
-    return lambda one: numpy.array(sorted(rows.get(id(one), [])), dtype=numpy.intp)
+def _all_but_aside(series: Series) -> Indices:
+    return shapes_split(series)[0]
 
 
 def _one_kernel(

@@ -10,7 +10,7 @@ Source: Krause, Singh, Guestrin, "Near-optimal sensor placements in Gaussian pro
 choice; the criterion is the I-optimal one of Chaloner, Verdinelli, Statistical Science 10(3), 1995, section 2.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy
@@ -18,7 +18,7 @@ import numpy
 from costmodel.calibration import PRIOR, Calibration
 from costmodel.fitting.least_squares import STEP, Block, Points, Timer, block, own_key
 from costmodel.fitting.library import Choose, own_kernels, thinned
-from costmodel.fitting.series import Floats, Indices, Series
+from costmodel.fitting.series import Floats, Series
 from costmodel.hardware import Hardware
 from costmodel.timing import expected
 
@@ -118,15 +118,19 @@ def bound_of(series: Series, row: int, hardware: Hardware, calibration: Calibrat
     return max(limits, key=lambda name: float(numpy.max(limits[name])))
 
 
-def planned_choice(
+def plan_library(
     series: Sequence[Series], hardware: Hardware, count: int, allowed: Choose, start: Calibration = PRIOR
-) -> Callable[[Series], Indices]:
-    """A choice of `count` points for each kernel instance of a library."""
+) -> list[Planned]:
+    """Up to `count` points of each kernel instance of a library."""
     groups: dict[tuple[str, str, str, str], list[Series]] = {}
     for one in series:
         groups.setdefault((one.family, one.source, one.instance, one.module), []).append(one)
-    rows: dict[int, list[int]] = {id(one): [] for one in series}
-    for same in groups.values():
-        for point in plan(same, hardware, count, allowed, start):
-            rows[id(point.series)].append(point.row)
-    return lambda one: numpy.array(sorted(rows[id(one)]), dtype=numpy.intp)
+    return [point for same in groups.values() for point in plan(same, hardware, count, allowed, start)]
+
+
+def planned_choice(planned: Sequence[Planned]) -> Choose:
+    """The planned points of each series."""
+    rows: dict[int, list[int]] = {}
+    for point in planned:
+        rows.setdefault(id(point.series), []).append(point.row)
+    return lambda one: numpy.array(sorted(rows.get(id(one), [])), dtype=numpy.intp)

@@ -118,9 +118,9 @@ def folds(split: Split, series: Sequence[Series], hardware: Hardware, start: Cal
     if split.kind == "unseen-group":
         return _leaving_out("group", series)
     if split.points:
-        from costmodel.fitting.planner import planned_choice
+        from costmodel.fitting.planner import plan_library, planned_choice
 
-        chosen = planned_choice(series, hardware, split.points, lambda one: one.used, start)
+        chosen = planned_choice(plan_library(series, hardware, split.points, lambda one: one.used, start))
         return [Fold(chosen, lambda one: numpy.setdiff1d(one.used, chosen(one)))]
     return [Fold(lambda one: NOTHING, lambda one: one.used)]
 
@@ -129,10 +129,10 @@ NOTHING: Indices = numpy.array([], dtype=numpy.intp)
 
 
 def _extrapolating(series: Sequence[Series], hardware: Hardware, start: Calibration) -> Fold:
-    from costmodel.fitting.planner import planned_choice
+    from costmodel.fitting.planner import plan_library, planned_choice
 
     anchored = [one for one in series if one.family.startswith(ANCHORED)]
-    anchors = planned_choice(anchored, hardware, ANCHORS, lambda one: extrapolate_split(one)[1], start)
+    anchors = planned_choice(plan_library(anchored, hardware, ANCHORS, lambda one: extrapolate_split(one)[1], start))
 
     def fitted(one: Series) -> Indices:
         short = extrapolate_split(one)[0]
