@@ -17,7 +17,7 @@ LANES = (("avx512f", 16), ("avx2", 8), ("asimd", 4), ("neon", 4))
 """Instruction set → fp32 lanes of one register."""
 
 
-def _cpuinfo() -> dict[str, str]:
+def cpuinfo() -> dict[str, str]:
     """The first processor's entries of /proc/cpuinfo, empty where there is none."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -30,7 +30,7 @@ def _cpuinfo() -> dict[str, str]:
     return entries
 
 
-def _clock_hz(info: dict[str, str]) -> tuple[float, str]:
+def clock_hz(info: dict[str, str]) -> tuple[float, str]:
     """The highest clock that the system states, with where it says so."""
     try:
         khz = int(Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").read_text(encoding="ascii"))
@@ -55,15 +55,21 @@ def _copy_bandwidth() -> float:
     return 2 * COPY_BYTES / best
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Bytes of physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_host() -> dict[str, Any]:
     """The mapping of a profile for this machine, in the form of a profile's YAML file."""
-    info = _cpuinfo()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    clock, clock_source = _clock_hz(info)
+    info = cpuinfo()
+    cores = usable_cores()
+    clock, clock_source = clock_hz(info)
     flags = set((info.get("flags") or info.get("features") or "").split())
     lanes = next((lanes for flag, lanes in LANES if flag in flags), 4)
     peak = f"{cores * clock * lanes * 2 * 2!r} FLOP/s"
@@ -82,7 +88,7 @@ def read_host() -> dict[str, Any]:
             "special": "unknown",
         },
         "memory": {
-            "hbm": {"capacity": f"{_memory_bytes()} B", "bandwidth": f"{_copy_bandwidth()!r} B/s"},
+            "hbm": {"capacity": f"{memory_bytes()} B", "bandwidth": f"{_copy_bandwidth()!r} B/s"},
             "l2": {"capacity": "unknown", "bandwidth": "unknown"},
             "shared_per_unit": "unknown",
         },
