@@ -16,22 +16,19 @@ import numpy
 import yaml
 
 from costmodel.calibration import PRIOR, Calibration, Fit, from_fits, read_entry
-from costmodel.errors import BadInput, unknown
+from costmodel.errors import BadInput
 from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import MOST_FITTED, Choose, fit_kernel, in_order, priced
 from costmodel.fitting.planner import Planned, plan_library, planned_choice
 from costmodel.fitting.scoring import statistics
 from costmodel.fitting.series import Indices, Series
-from costmodel.fitting.silicon import TableFile, hardware_of, read_table, readers, tables
+from costmodel.fitting.silicon import NCCL, TableFile, hardware_of, read_table, readers, tables_of
 from costmodel.fitting.splits import shapes_split
 from costmodel.hardware import Hardware
 from costmodel.kernels import forms
 from costmodel.loading import write_atomically
 from costmodel.timing import Z80
-
-NCCL = "nccl"
-"""The folder of tables that belong to every library."""
 
 
 class Source(NamedTuple):
@@ -54,16 +51,8 @@ class Calibrated(NamedTuple):
 
 def silicon_sources(directory: Path, system: str, libraries: Sequence[str]) -> list[Source]:
     """The tables of a system, by library. Raises BadInput for a system or library that is not there."""
-    files = tables(directory)
-    there = sorted({file.system.replace("_", "-") for file in files})
-    if system not in there:
-        raise unknown(f"system in {directory}", system, there)
-    own = [file for file in files if file.system.replace("_", "-") == system]
-    have = sorted({file.library for file in own} - {NCCL})
-    for name in libraries:
-        if name not in have:
-            raise unknown(f"library of {system} in {directory}", name, have)
-    return [_source(own, library) for library in (libraries or have)]
+    own = tables_of(directory, [system], libraries)
+    return [_source(own, library) for library in (libraries or sorted({file.library for file in own} - {NCCL}))]
 
 
 def _source(files: Sequence[TableFile], library: str) -> Source:

@@ -20,9 +20,18 @@ OTHERS_PER_CLOCK = 2048
 FP32_PER_CLOCK = 256
 
 
+def device_name(system: str) -> str:
+    """This project's name of a system, which is the folder's with `-` for `_`.
+
+    >>> device_name("h100_sxm")
+    'h100-sxm'
+    """
+    return system.replace("_", "-")
+
+
 def system_hardware(system: str, sheet: Path) -> Hardware:
-    """The profile named like the system (`_` read as `-`), else what the device sheet says."""
-    name = system.replace("_", "-")
+    """The profile named like the system, else what the device sheet says."""
+    name = device_name(system)
     return load_hardware(name) if name in available("hardware_profiles") else hardware_of_sheet(name, sheet)
 
 

@@ -102,7 +102,7 @@ class MeasuredTable:
         files = [
             file
             for file in tables(directory)
-            if file.system.replace("_", "-") == hardware.name and file.library == (library or file.library)
+            if file.device == hardware.name and file.library == (library or file.library)
         ]
         found = [one for file in files if file.name in known for one in read_table(file, hardware_of(file))]
         for same in in_order(found):

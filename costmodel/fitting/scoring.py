@@ -18,7 +18,7 @@ from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import fit_library, priced, thinned
 from costmodel.fitting.measured_table import places
 from costmodel.fitting.series import Floats, Part, Series
-from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables
+from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
 from costmodel.fitting.splits import Fold, Split, folds
 from costmodel.hardware import Hardware
 from costmodel.timing import Z80
@@ -234,22 +234,14 @@ def jobs(
     refit: bool = False,
 ) -> list[Job]:
     """One job for each system and library below a directory. Raises BadInput for names that are not there."""
-    files = tables(directory)
-    there = sorted({file.system.replace("_", "-") for file in files})
-    wanted = [split.system] if split.system else list(systems) or there
-    for name in wanted:
-        if name not in there:
-            raise unknown(f"system in {directory}", name, there)
-    have = sorted({file.library for file in files if file.library != "nccl"})
-    for name in libraries:
-        if name not in have:
-            raise unknown(f"library in {directory}", name, have)
+    wanted = [split.system] if split.system else list(systems)
+    files = tables_of(directory, wanted, libraries)
     for name in families:
         if name not in FAMILIES:
             raise unknown("family", name, FAMILIES)
     found = []
-    for system in wanted:
-        own = [file for file in files if file.system.replace("_", "-") == system]
+    for system in wanted or sorted({file.device for file in files}):
+        own = [file for file in files if file.device == system]
         for library in sorted({file.library for file in own}):
             if library in libraries or not libraries:
                 chosen = tuple(file for file in own if file.library == library)

@@ -124,12 +124,13 @@ def calibrate_and_print(form: str, inputs: Inputs) -> None:
 
 def _system(hw: str) -> str:
     """The name of a system folder's device: what was given, or the profile that a prefix means."""
+    from costmodel.fitting.device_sheet import device_name
     from costmodel.hardware import load_hardware
 
     try:
         return load_hardware(hw).name
     except BadInput:
-        return hw.replace("_", "-")
+        return device_name(hw)
 
 
 def _output(out: str | None, hardware: str, library: str, count: int, user: Path) -> Path:

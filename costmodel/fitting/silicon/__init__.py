@@ -19,11 +19,13 @@ import numpy
 import pandas
 
 from costmodel.errors import BadInput, unknown
-from costmodel.fitting.device_sheet import system_hardware
+from costmodel.fitting.device_sheet import device_name, system_hardware
 from costmodel.fitting.series import Build, Floats, Series
 from costmodel.hardware import Hardware
 
 LIBRARIES = ("vllm", "sglang", "trtllm")
+NCCL = "nccl"
+"""The folder of tables that belong to every library."""
 FLAG = "flag"
 """Column with the reason why a reader leaves a row out."""
 
@@ -62,6 +64,11 @@ class TableFile(NamedTuple):
     name: str
     path: Path
 
+    @property
+    def device(self) -> str:
+        """The device that it was measured on, by this project's name."""
+        return device_name(self.system)
+
 
 def data_root(directory: Path) -> Path:
     """The folder with one folder per system, from the root of a checkout, `systems/`, or `systems/data` itself."""
@@ -80,6 +87,24 @@ def tables(directory: Path) -> list[TableFile]:
         for path in sorted(root.glob("*/*/*/*/*_perf.parquet"))
         for system, op, library, version in [path.relative_to(root).parts[:4]]
     ]
+
+
+def tables_of(directory: Path, devices: Sequence[str], libraries: Sequence[str]) -> list[TableFile]:
+    """Every table of some devices (of all, where none is named), of any library.
+
+    Raises BadInput for a device that has no tables, and for a library that none of these devices has tables of.
+    """
+    files = tables(directory)
+    there = {file.device for file in files}
+    for name in devices:
+        if name not in there:
+            raise unknown(f"system in {directory}", name, there)
+    own = [file for file in files if file.device in devices or not devices]
+    have = {file.library for file in own} - {NCCL}
+    for name in libraries:
+        if name not in have:
+            raise unknown(f"library of {', '.join(devices) or 'any system'} in {directory}", name, have)
+    return own
 
 
 def hardware_of(file: TableFile) -> Hardware:
@@ -143,7 +168,7 @@ def series(
     frame["_tokens"] = rows[tokens] if isinstance(tokens, str) else tokens
     points = frame.groupby(list(shape), sort=True).agg({"_seconds": "median", "_tokens": "first", FLAG: "max"})
     yield Series(
-        system=table.system.replace("_", "-"),
+        system=device_name(table.system),
         library=table.library,
         version=table.version,
         family=family,
