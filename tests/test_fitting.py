@@ -1,7 +1,9 @@
 """The fit on synthetic measurements with known truth: what it recovers, and how honest its intervals are."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy
 import pandas
@@ -17,7 +19,7 @@ from costmodel.fitting.planner import plan
 from costmodel.fitting.series import Part, Series, arrays, whole
 from costmodel.fitting.splits import extrapolate_split, held_out, shapes_split
 from costmodel.hardware import load_hardware
-from costmodel.kernels import forms
+from costmodel.kernels import base, forms, gemm
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, no_backward
 from costmodel.timing import Z80
 
@@ -220,6 +222,25 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path: Path) -> 
     assert again.text == calibrate(source, header).text
     other = calibrate(source._replace(series=(one._replace(seconds=one.seconds * 2),)), header, partial=partial)
     assert other.resumed == 0
+
+
+@pytest.mark.parametrize("changed", [gemm, base])
+def test_a_kernel_is_not_taken_from_an_interrupted_run_whose_time_form_was_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: ModuleType
+) -> None:
+    """The parameters may be the same and the times none the less: what counts is the text of the file."""
+    source = Source(HARDWARE, "own", (synthetic(60, 0.05),))
+    header = Header("h100-sxm/own", "h100-sxm", "own", "1", "synthetic", date="2026-01-01")
+    partial, sources = tmp_path / "own.partial", inspect.getsource
+    calibrate(source, header, partial=partial)
+    assert calibrate(source, header, partial=partial).resumed == 1
+
+    def edited(module: ModuleType) -> str:
+        return sources(module) + ("# another form\n" if module is changed else "")
+
+    monkeypatch.setattr(inspect, "getsource", edited)
+    assert calibrate(source, header, partial=partial).resumed == 0
+    assert calibrate(source, header, partial=partial).resumed == 1
 
 
 def test_flagged_points_are_neither_fitted_nor_scored_but_counted() -> None:

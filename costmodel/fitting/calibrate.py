@@ -2,11 +2,15 @@
 
 Shipped calibrations and users' own are made by the same function. 20 % of all shapes are put aside by a fixed hash and
 serve only to tell how right the fit is; the rest is fitted. A run that is interrupted goes on where it stopped: what is
-finished lies beside the output, one line for each kernel, and is taken only where the points are still the same.
+finished lies beside the output, one line for each kernel, and is taken only where the points and the time forms are
+still the same.
 """
 
 import hashlib
+import importlib
+import inspect
 import json
+import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy
 import yaml
 
+from costmodel import kernels
 from costmodel.calibration import PRIOR, Calibration, Fit, from_fits, read_entry
 from costmodel.errors import BadInput
 from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
@@ -85,14 +90,14 @@ def calibrate(
         planned = plan_library(source.series, source.hardware, points, _all_but_aside, start)
         choose = planned_choice(planned)
     groups = in_order(source.series)
-    finished = _finished(partial)
+    finished, code = _finished(partial), _code_of_forms()
     documents: list[dict[str, Any]] = []
     fits: list[Fit] = []
     rows: list[dict[str, Any]] = []
     resumed = 0
     for index, same in enumerate(groups):
         progress(f"{same[0].family} {same[0].kernel}", index, len(groups))
-        digest = _digest(same, choose, documents, seed)
+        digest = _digest(same, choose, documents, seed, code)
         kept = finished.get(digest)
         if kept is not None:
             mine, told, resumed = kept["documents"], kept["rows"], resumed + 1
@@ -164,14 +169,21 @@ def _held_out(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"n": row["held_out"], **{name: row[name] for name in ("median_ape", "mean_ape", "p90_ape", "coverage80")}}
 
 
-def _digest(same: Sequence[Series], choose: Choose, before: Sequence[Mapping[str, Any]], seed: int) -> str:
-    """What the fit of a kernel depends on: its points, its form, and the kernels that its modules stand on."""
-    state = hashlib.sha256(f"{seed} {same[0].name} {same[0].source}".encode())
+def _code_of_forms() -> str:
+    """A hash of what times are computed by: the source of every file of kernels, with its parameters and time form."""
+    state = hashlib.sha256()
+    for module_info in sorted(pkgutil.iter_modules(kernels.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"{kernels.__name__}.{module_info.name}")
+        state.update(inspect.getsource(module).encode())
+    return state.hexdigest()
+
+
+def _digest(same: Sequence[Series], choose: Choose, before: Sequence[Mapping[str, Any]], seed: int, code: str) -> str:
+    """What the fit of a kernel depends on: its points, the time forms, and the kernels that its modules stand on."""
+    state = hashlib.sha256(f"{seed} {same[0].name} {same[0].source} {code}".encode())
     for one in same:
         rows = choose(one)
         state.update(one.instance.encode() + one.shapes.iloc[rows].to_numpy().tobytes() + one.seconds[rows].tobytes())
-    for form in forms().values():
-        state.update(repr((form.family, form.parameters)).encode())
     if same[0].mechanism:
         state.update(json.dumps(before, sort_keys=True).encode())
     return state.hexdigest()[:24]
