@@ -175,11 +175,12 @@ def described(
     count = sum(len(points.rows) for points in pools)
     flagged = sum((points.series.left_out for points in pools), Counter[str]())
     host_s = next((fitted.values[key]["host_s"] for key in fitted.values if key[0] == "host"), 0.0)
+    kernels = [kernel for points in pools for kernel in own_kernels(points)]
     entries = []
     for one in blocks:
         names = tuple(parameter.name for parameter in one.parameters)
         covariance = fitted.covariance[one.key]
-        flops, hbm_bytes = _ranges(pools, one.key[0])
+        flops, hbm_bytes = _ranges(kernel for kernel in kernels if kernel.family == one.key[0])
         found = Fit(
             key=one.key,
             values=fitted.values[one.key],
@@ -266,14 +267,12 @@ def columns_of(covariance: Floats, names: Sequence[str]) -> tuple[dict[str, floa
     return tuple({name: float(steps[row, column]) for row, name in enumerate(names)} for column in range(len(names)))
 
 
-def _ranges(pools: Sequence[Points], family: str) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Smallest and largest FLOPs and bytes of a family's kernels among the points."""
+def _ranges(kernels: Iterable[Kernel]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Smallest and largest FLOPs and bytes of some kernels."""
     flops, hbm_bytes = [], []
-    for points in pools:
-        for kernel in own_kernels(points):
-            if kernel.family == family:
-                flops += [numpy.min(kernel.ideal.flops), numpy.max(kernel.ideal.flops)]
-                hbm_bytes += [numpy.min(kernel.ideal.hbm_bytes), numpy.max(kernel.ideal.hbm_bytes)]
+    for kernel in kernels:
+        flops += [numpy.min(kernel.ideal.flops), numpy.max(kernel.ideal.flops)]
+        hbm_bytes += [numpy.min(kernel.ideal.hbm_bytes), numpy.max(kernel.ideal.hbm_bytes)]
     if not flops:
         # None of the points runs it: wherever it is priced, that is outside what was measured.
         return (0.0, 0.0), (0.0, 0.0)

@@ -16,7 +16,7 @@ from costmodel.calibration import Calibration
 from costmodel.fitting.interpolation import Field, interpolated
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import in_order, priced
-from costmodel.fitting.planner import octaves
+from costmodel.fitting.planner import octave, octaves
 from costmodel.fitting.series import Floats, Series, spread_out
 from costmodel.fitting.silicon import hardware_of, read_table, readers, tables
 from costmodel.hardware import Hardware
@@ -51,7 +51,7 @@ def described(kernels: Sequence[Kernel], qualified: bool) -> Described:
     return Described((*words, *((name, "number") for name in sorted(numbers))), numbers)
 
 
-def own_kernels(series: Series, kernels: Sequence[Kernel]) -> list[Kernel]:
+def telling(series: Series, kernels: Sequence[Kernel]) -> list[Kernel]:
     """The kernels that tell one point of a series from another: its family's, or all products of a module as well."""
     families = (series.family, *series.tuned, *(("gemm",) if series.mechanism else ()))
     found = [kernel for kernel in kernels if kernel.family in families and kernel.shape is not None]
@@ -62,9 +62,7 @@ def places(points: Points) -> Floats:
     """Where points lie: log2 of the numbers of their shapes, a column for each in the order of their names."""
     rows: list[tuple[Any, Mapping[str, Any]]] = []
     for part in points.series.parts(points.rows):
-        rows.append(
-            (part.rows, described(own_kernels(points.series, part.kernels), bool(points.series.mechanism)).numbers)
-        )
+        rows.append((part.rows, described(telling(points.series, part.kernels), bool(points.series.mechanism)).numbers))
     names = sorted({name for _, numbers in rows for name in numbers})
     if not names:
         return octaves(points)  # a kernel without a shape of its own, such as an elementwise pass
@@ -73,15 +71,6 @@ def places(points: Points) -> Floats:
         for column, name in enumerate(names):
             found[indices, column] = octave(spread_out(numbers.get(name, 0), len(indices)))
     return found
-
-
-def octave(value: Any) -> Any:
-    """log2 of a size, zero staying zero.
-
-    >>> float(octave(7.0)), float(octave(0))
-    (3.0, 0.0)
-    """
-    return numpy.log2(1.0 + numpy.maximum(value, 0.0))
 
 
 class Measured(NamedTuple):
@@ -135,7 +124,7 @@ class MeasuredTable:
             yield (module, "", ""), indices
 
     def _correction(self, key: tuple[str, str, str], kernels: Sequence[Kernel]) -> Correction | None:
-        own = own_kernels(self.series[key][0], kernels)
+        own = telling(self.series[key][0], kernels)
         if not own:
             return None
         asked = described(own, bool(self.series[key][0].mechanism))
@@ -157,7 +146,7 @@ class MeasuredTable:
             points = Points(one, one.used)
             trunk = priced(points, self.hardware, self.calibration, intervals=False).seconds
             for part in one.parts(points.rows):
-                told = described(own_kernels(one, part.kernels), bool(one.mechanism))
+                told = described(telling(one, part.kernels), bool(one.mechanism))
                 if told.words != words:
                     continue
                 names = tuple(sorted(told.numbers))

@@ -11,7 +11,7 @@ choice; the criterion is the I-optimal one of Chaloner, Verdinelli, Statistical 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -79,7 +79,16 @@ def sensitivities(pools: Sequence[Points], hardware: Hardware, start: Calibratio
 def octaves(points: Points) -> Floats:
     """Where points lie: log2 of their shape columns."""
     shapes = points.series.shapes.iloc[points.rows].to_numpy(dtype=numpy.float64)
-    return numpy.log2(1.0 + numpy.maximum(shapes, 0.0))
+    return octave(shapes)
+
+
+def octave(value: Any) -> Any:
+    """log2 of a size, or of an array of them, zero staying zero.
+
+    >>> float(octave(7.0)), float(octave(0))
+    (3.0, 0.0)
+    """
+    return numpy.log2(1.0 + numpy.maximum(value, 0.0))
 
 
 def spread_design(slopes: Floats, places: Floats, count: int) -> list[int]:

@@ -114,7 +114,7 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
     sweep = [(1, m, 2048, 7168) for m in (2, 24, 96, 512, 3072)] if effort == "full" else []
     found: list[Planned] = []
     for dtype in ("bf16", "fp8"):
-        if dtype != "fp8" or facts.capability >= (8, 9):
+        if dtype != "fp8" or (facts.capability or (0, 0)) >= (8, 9):
             tables = (shapes({"dtype": dtype}, COLUMNS, *rows) for rows in (fit, held_out, sweep))
             found += planned(*tables)
     return found
