@@ -1,0 +1,220 @@
+"""Timing calls: when to stop, graph or single calls, cold or warm, the split by kernels, and the canary."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+import torch
+
+from costmodel.errors import BadInput
+from validation.canary import Canary, Reading, canary
+from validation.device import DeviceFacts, facts
+from validation.kernel_split import agrees, kernels_of_trace, split
+from validation.stopwatch import MOST_COPIES, copies_for, enough, measure, on_device
+
+GPU = DeviceFacts(
+    "cuda:0", "cuda", "X", "NVIDIA", (9, 0), 132, 1.98e9, 80 * 2**30, 3.35e12, 50 * 2**20, None, "", "", {}, "", ""
+)
+
+
+@dataclass
+class FakeDevice:
+    """A device whose calls last as long as they say; `launch_s` is what each costs when no graph holds it."""
+
+    launch_s: float = 0.0
+    capturable: bool = True
+    now: float = 0.0
+    flushed: int = 0
+    ran: list[str] = field(default_factory=list)
+
+    def call(self, name: str, *durations: float) -> Callable[[], None]:
+        lasting = itertools.cycle(durations)
+
+        def run() -> None:
+            self.ran.append(name)
+            self.now += next(lasting)
+
+        return run
+
+    def seconds(self, run: Callable[[], object], lead_s: float = 0.0) -> float:
+        before, calls = self.now, len(self.ran)
+        run()
+        launched = 0 if lead_s else len(self.ran) - calls
+        return self.now - before + launched * self.launch_s
+
+    def capture(self, run: Callable[[], object]) -> Callable[[], object]:
+        if not self.capturable:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        return run
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+def test_short_calls_are_timed_in_a_graph_without_their_launches() -> None:
+    device = FakeDevice(launch_s=30e-6)
+    timing = on_device([device.call("a", 100e-6)], "warm", device, budget_s=0.3, warm_up_s=0.0)
+    assert timing.median_s == pytest.approx(100e-6)
+    assert timing.method == "graph of 16 calls over 1 sets of inputs"  # 2 ms of 130 µs, the estimate with launches
+    assert device.flushed == 0
+
+
+def test_a_cold_graph_goes_round_through_all_sets_equally_often() -> None:
+    device = FakeDevice()
+    calls = [device.call(name, 1e-6) for name in "abc"]
+    timing = on_device(calls, "cold", device, budget_s=0.3, warm_up_s=0.0)
+    assert timing.method == "graph of 66 calls over 3 sets of inputs"
+    assert device.ran[-66:] == ["a", "b", "c"] * 22
+    assert timing.mode == "cold"
+
+
+def test_long_calls_are_timed_one_by_one_and_flushed_when_cold() -> None:
+    for mode, flushed in (("cold", True), ("warm", False)):
+        device = FakeDevice()
+        timing = on_device([device.call("a", 3e-3)], mode, device, budget_s=0.3, warm_up_s=0.0)
+        assert timing.median_s == pytest.approx(3e-3)
+        assert timing.n == 5
+        assert device.flushed == (5 if flushed else 0)
+        assert timing.method.startswith("single calls")
+
+
+def test_what_cannot_be_captured_is_timed_one_by_one_and_says_so() -> None:
+    device = FakeDevice(capturable=False)
+    timing = on_device([device.call("a", 50e-6)], "cold", device, budget_s=0.3, warm_up_s=0.0)
+    assert timing.median_s == pytest.approx(50e-6)
+    assert timing.method.endswith("cache flushed (no graph: operation not permitted when stream is capturing)")
+
+
+def test_a_noisy_call_is_sampled_until_its_time_is_up() -> None:
+    device = FakeDevice()
+    timing = on_device([device.call("a", 3e-3, 4e-3, 5e-3)], "warm", device, budget_s=0.1, warm_up_s=0.0)
+    assert (timing.p10_s, timing.median_s, timing.p90_s) == pytest.approx((3e-3, 4e-3, 5e-3))
+    assert timing.n == 25  # 0.1 s of 4 ms
+
+
+def test_sampling_stops_by_precision_by_budget_or_by_count() -> None:
+    noisy = [1.0e-3, 1.1e-3]
+    assert not enough(noisy * 3, 6e-3, 0.3)  # 0.05/1.05 over √6 is 1.9 %
+    assert enough([1.0e-3, 1.02e-3] * 2 + [1.01e-3], 5e-3, 0.3)  # 0.01/1.01 over √5 is 0.44 %
+    assert enough(noisy * 3, 0.31, 0.3)
+    assert enough(noisy * 100, 0.2, 0.3)
+    assert enough([0.94, 0.95, 0.93], 2.8, 0.3)
+    assert not enough([0.94, 0.95], 1.9, 0.3)
+
+
+def test_copies_exceed_the_cache_four_times_within_the_memory() -> None:
+    assert copies_for(20 * 2**20, GPU) == 10  # 200 MiB of 20
+    assert copies_for(2**30, GPU) == 1
+    assert copies_for(64, GPU) == MOST_COPIES
+    assert copies_for(20 * 2**20, GPU._replace(memory_bytes=240 * 2**20)) == 3
+    cpu = facts("cpu")._replace(l2_bytes=2**30)
+    assert copies_for(2**20, cpu) == 256
+
+
+def test_cpu_time_is_that_of_the_work_and_not_of_waiting() -> None:
+    def work_and_wait() -> None:
+        start = time.thread_time()
+        while time.thread_time() - start < 2e-3:
+            pass
+        time.sleep(0.01)
+
+    timing = measure([work_and_wait], "cpu", "warm", budget_s=0.02)
+    assert 2e-3 <= timing.median_s < 4e-3
+    assert "one thread" in timing.method
+
+
+def test_measuring_restores_the_threads_of_torch_also_after_an_error() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            measure([lambda: 1 // 0], "cpu", "warm")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_larger_products_take_longer() -> None:
+    small, large = (
+        measure([partial(torch.mm, *torch.randn(2, n, n))], "cpu", "warm", budget_s=0.05).median_s for n in (128, 512)
+    )
+    assert 10 < large / small < 250  # 64 times the work
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(BadInput, match="warm"):
+        measure([lambda: None], "cpu", "warmer")
+
+
+def kernel_event(name: str, ts: float, dur: float, grid: tuple[int, int, int] = (132, 1, 1)) -> dict[str, object]:
+    """An event as torch 2.x writes it on CUDA."""
+    args = {"device": 0, "grid": list(grid), "block": [128, 1, 1], "registers per thread": 168, "shared memory": 49152}
+    return {"ph": "X", "cat": "kernel", "name": name, "ts": ts, "dur": dur, "args": args}
+
+
+def test_a_trace_is_read_into_kernels_per_call() -> None:
+    events = [
+        {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": 0.0, "dur": 9.0},
+        {"ph": "X", "cat": "gpu_user_annotation", "name": "step", "ts": 0.0, "dur": 99.0},
+        kernel_event("combine", 12.0, 2.0),
+        kernel_event("split_kv", 1.0, 10.0, (8, 4, 1)),
+        kernel_event("split_kv", 21.0, 12.0, (8, 4, 1)),
+        {"ph": "X", "cat": "gpu_memset", "name": "Memset (Device)", "ts": 33.5, "dur": 0.5, "args": {"bytes": 4}},
+        kernel_event("combine", 34.0, 2.0),
+    ]
+    first, second, third = kernels_of_trace(events, calls=2)
+    assert (first.name, first.launches, first.grid) == ("split_kv", 1.0, (8, 4, 1))
+    assert (first.registers, first.shared_bytes, first.block) == (168, 49152, (128, 1, 1))
+    assert [kernel.seconds for kernel in (first, second, third)] == pytest.approx([11e-6, 2e-6, 0.25e-6])
+    assert agrees((first, second, third), 14e-6)
+    assert not agrees((first, second, third), 20e-6)
+
+
+def test_a_call_on_the_cpu_is_split_into_its_operators() -> None:
+    a = torch.randn(256, 256)
+    kernels = split(lambda: torch.softmax(a @ a, -1), "cpu")
+    launches = {kernel.name: kernel.launches for kernel in kernels}
+    assert launches["aten::mm"] == launches["aten::_softmax"] == 1
+    assert kernels[0].seconds > 1e-5
+
+
+def test_the_canary_sings_every_thirty_seconds_and_flags_the_rows_around_a_drift() -> None:
+    clock = iter(float(second) for second in range(0, 10_000, 10))
+    taken = iter([(1.0, 2.0), (1.01, 2.0), (1.0, 2.1), (1.0, 2.0)])
+    bird = Canary(lambda: next(taken), limit=0.03, now=lambda: next(clock))
+    while len(bird.readings) < 4:
+        bird.tick()
+    times = [reading.at_s for reading in bird.readings]
+    assert all(later - earlier >= 30 for earlier, later in itertools.pairwise(times))
+    assert bird.flagged([times[0] + 1, times[1] + 1, times[2] + 1, times[3] + 1]) == (False, True, True, False)
+    assert bird.drift == 0.0
+
+
+def test_a_run_that_goes_on_is_compared_with_its_earlier_readings() -> None:
+    before = [Reading(0.0, 1.0, 1.0), Reading(30.0, 1.0, 1.0)]
+    bird = Canary(lambda: (1.0, 1.2), limit=0.03, readings=before, now=lambda: 90.0)
+    assert bird.tick() == Reading(90.0, 1.0, 1.2)
+    assert bird.tick() is None
+    assert bird.drift == pytest.approx(0.2)
+    assert bird.flagged([10.0, 40.0]) == (False, True)
+
+
+def test_the_canary_of_a_cpu_reads_real_seconds() -> None:
+    reading = canary(facts("cpu")).tick()
+    assert reading is not None
+    assert 1e-4 < reading.gemm_s < 1
+    assert 1e-4 < reading.copy_s < 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_is_timed_by_a_graph_and_its_kernels_explain_the_time() -> None:
+    a, b = torch.randn(2, 2048, 2048, device="cuda", dtype=torch.bfloat16)
+    timing = measure([lambda: a @ b], "cuda:0", "warm")
+    assert timing.method.startswith("graph")
+    assert agrees(split(lambda: a @ b, "cuda:0"), timing.median_s)
+    waiting = measure([lambda: (a @ b).sum().item()], "cuda:0", "cold")
+    assert "no graph" in waiting.method
+    assert waiting.median_s > timing.median_s

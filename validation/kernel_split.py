@@ -1,0 +1,112 @@
+"""Which kernels a call launches, and how long each runs: by torch's profiler, once per measured point."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+"""Categories of a trace that are device time."""
+PROFILED_CALLS = 5
+AGREEMENT = 0.05
+BETWEEN_KERNELS_S = 1.5e-6
+"""What a graph leaves between two kernels, at most."""
+
+
+class KernelSeconds(NamedTuple):
+    """One kernel of a call: seconds of all its launches, how many, and what a launch takes up (0 where not stated).
+
+    grid, block: blocks, and threads of each. registers: per thread. shared_bytes: per block. On a CPU a kernel is one
+    of torch's operators, without those it calls.
+    """
+
+    name: str
+    seconds: float
+    launches: float
+    grid: tuple[int, ...] = ()
+    block: tuple[int, ...] = ()
+    registers: int = 0
+    shared_bytes: int = 0
+
+
+def split(call: Callable[[], object], device: str) -> tuple[KernelSeconds, ...]:
+    """The kernels of one call in the order of their first launch, with the median of five calls.
+
+    Not a measurement of the call: the profiler delays the host. Raises RuntimeError when the device records nothing.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    if device == "cpu":
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            for _ in range(PROFILED_CALLS):
+                call()
+        return operators(recorded.key_averages(), PROFILED_CALLS)
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            for _ in range(PROFILED_CALLS):
+                call()
+            torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(path))
+        trace = json.loads(path.read_text(encoding="utf-8"))
+    found = kernels_of_trace(trace["traceEvents"], PROFILED_CALLS)
+    if not found:
+        raise RuntimeError("the profiler recorded no kernel; the driver may reserve its counters for administrators")
+    return found
+
+
+def kernels_of_trace(events: Iterable[Mapping[str, Any]], calls: int) -> tuple[KernelSeconds, ...]:
+    """The kernels in the events of a Chrome trace, which times in microseconds. calls: how many it holds."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    on_device = (event for event in events if event.get("cat") in ON_DEVICE and event.get("ph") == "X")
+    for event in sorted(on_device, key=lambda event: float(event["ts"])):
+        stated = event.get("args", {})
+        grid, block = tuple(stated.get("grid", ())), tuple(stated.get("block", ()))
+        groups.setdefault((event["name"], grid, block), []).append(event)
+    return tuple(
+        KernelSeconds(
+            name=str(name),
+            seconds=_per_call([float(event["dur"]) * 1e-6 for event in same], calls),
+            launches=len(same) / calls,
+            grid=grid,
+            block=block,
+            registers=int(same[0].get("args", {}).get("registers per thread", 0)),
+            shared_bytes=int(same[0].get("args", {}).get("shared memory", 0)),
+        )
+        for (name, grid, block), same in groups.items()
+    )
+
+
+def _per_call(seconds: Sequence[float], calls: int) -> float:
+    """The median over calls of their sums; the mean where calls launch a kernel unequally often.
+
+    >>> _per_call([1.0, 2.0, 1.0, 8.0, 2.0, 3.0], 3), _per_call([1.0, 2.0], 4)
+    (5.0, 0.75)
+    """
+    each, rest = divmod(len(seconds), calls)
+    if rest:
+        return sum(seconds) / calls
+    return median(sum(seconds[call * each : (call + 1) * each]) for call in range(calls))
+
+
+def operators(averages: Iterable[Any], calls: int) -> tuple[KernelSeconds, ...]:
+    """The operators of a profile on the CPU, longest first."""
+    found = (KernelSeconds(each.key, each.self_cpu_time_total * 1e-6 / calls, each.count / calls) for each in averages)
+    return tuple(sorted(found, key=lambda kernel: -kernel.seconds))
+
+
+def agrees(kernels: Sequence[KernelSeconds], whole_s: float) -> bool:
+    """Whether the kernels together take as long as the call that was measured, to 5 % or 1.5 µs for each launch.
+
+    >>> agrees([KernelSeconds("a", 8e-6, 1), KernelSeconds("b", 20e-6, 2)], 30e-6)
+    True
+    """
+    launches = sum(kernel.launches for kernel in kernels)
+    allowed = max(AGREEMENT * whole_s, launches * BETWEEN_KERNELS_S)
+    return abs(sum(kernel.seconds for kernel in kernels) - whole_s) <= allowed

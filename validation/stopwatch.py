@@ -1,0 +1,223 @@
+"""How long a call takes: device time by CUDA graphs and events, or the CPU time of one thread.
+
+Short calls are captured into one graph and replayed between two events, so that the host's launches cost nothing; long
+ones are timed one by one, queued behind a spinning kernel. Cold means that a call finds its inputs in main memory: the
+graph goes round through copies of them that together exceed the last cache (`copies_for`), or the cache is flushed
+before a single call. Warm means the same inputs again and again. Outputs reuse memory in both. Clocks are never set.
+
+Source: the practice of triton.testing.do_bench, flashinfer.testing.bench_gpu_time and NVBench.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import ceil, sqrt
+from typing import NamedTuple, Protocol
+
+import numpy
+
+from costmodel.errors import unknown
+from validation.cuda_clock import CudaClock, Run
+from validation.device import DeviceFacts, facts
+
+MODES = ("cold", "warm")
+LONG_S = 2e-3
+"""Calls from here on are timed one by one; a replayed graph lasts at least this long."""
+CALLS_IN_GRAPH = (4, 64)
+"""Fewest and most calls of a graph, beyond the copies that it goes round through."""
+MOST_COPIES = 512
+CACHES_OF_COPIES = 4
+"""Copies of the inputs together are this many times the last cache."""
+COPIES_ON_CPU_BYTES = 256 * 2**20
+"""A virtual machine's share of a server's last cache is far less than its size, and random numbers take time."""
+UNKNOWN_CACHE_BYTES = 64 * 2**20
+FEWEST, MOST = 5, 200
+FEWEST_OF_LONG, VERY_LONG_S = 3, 0.1
+PRECISION = 0.005
+LEAD_S = 50e-6
+CPU_SAMPLE_S = 1e-3
+
+
+class Timing(NamedTuple):
+    """Seconds of one call: median and tenths of n samples; whether its inputs were cold or warm; how it was timed."""
+
+    median_s: float
+    p10_s: float
+    p90_s: float
+    n: int
+    mode: str
+    method: str
+
+
+class Clock(Protocol):
+    """What `CudaClock` offers, described there."""
+
+    def seconds(self, run: Run, lead_s: float = 0.0) -> float:
+        """Device seconds of a run."""
+
+    def capture(self, run: Run) -> Run:
+        """A graph of a run."""
+
+    def flush(self) -> None:
+        """Empty the cache of what a call left there."""
+
+
+def measure(calls: Sequence[Run], device: str, mode: str, *, budget_s: float = 0.3, warm_up_s: float = 0.1) -> Timing:
+    """The time of one call on a device.
+
+    calls: the same operator over `copies_for` sets of inputs in cold mode, over one set in warm mode; the first run of
+    each compiles and tunes, and is not timed. budget_s: sampling stops after this much time at the latest. Raises what
+    a call raises, among it torch's OutOfMemoryError, and BadInput for an unknown mode.
+    """
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if device == "cpu":
+        return _on_cpu(calls, mode, budget_s)
+    return on_device(calls, mode, CudaClock(device, facts(device).l2_bytes), budget_s, warm_up_s)
+
+
+def copies_for(footprint_bytes: int, device: DeviceFacts) -> int:
+    """How many sets of inputs a cold measurement goes round through.
+
+    footprint_bytes: what one call reads and writes. The sets together take four times the last cache, but at most a
+    quarter of the memory (256 MiB on a CPU), and are at most 512: a call that touches less than a hundredth of the
+    cache is never quite cold.
+    """
+    cache = device.l2_bytes or UNKNOWN_CACHE_BYTES
+    allowed = COPIES_ON_CPU_BYTES if device.kind == "cpu" else device.memory_bytes // 4
+    footprint = max(footprint_bytes, 1)
+    return max(1, min(ceil(CACHES_OF_COPIES * cache / footprint), allowed // footprint, MOST_COPIES))
+
+
+def on_device(calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, warm_up_s: float) -> Timing:
+    """Device time of one call, by a graph where that is possible and useful."""
+    for call in calls:
+        call()
+    estimate, host_s = _warmed_up(calls, clock, warm_up_s)
+    refused = ""
+    # A call that the host launches more slowly than the device runs it needs a graph however long it is.
+    if estimate < LONG_S or host_s > estimate / 2:
+        count = calls_in_graph(estimate, len(calls))
+        around = list(itertools.islice(itertools.cycle(calls), count))
+        try:
+            replay = clock.capture(lambda: _run_all(around))
+        except RuntimeError as error:
+            refused = (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
+        else:
+            for _ in range(2):
+                replay()
+            samples = sampled(lambda: clock.seconds(replay, LEAD_S) / count, count, budget_s)
+            return _timing(samples, mode, f"graph of {count} calls over {len(calls)} sets of inputs")
+    each = itertools.cycle(calls)
+
+    def one() -> float:
+        if mode == "cold":
+            clock.flush()
+        return clock.seconds(next(each), LEAD_S + 1.5 * host_s)
+
+    method = f"single calls over {len(calls)} sets of inputs{', cache flushed' if mode == 'cold' else ''}"
+    return _timing(sampled(one, 1, budget_s), mode, method + (f" (no graph: {refused})" if refused else ""))
+
+
+def calls_in_graph(estimate_s: float, copies: int) -> int:
+    """Calls of one graph: 2 ms worth of them, and each set of inputs equally often.
+
+    >>> calls_in_graph(100e-6, 1), calls_in_graph(1e-6, 1), calls_in_graph(1e-3, 3), calls_in_graph(5e-3, 1)
+    (20, 64, 6, 1)
+    """
+    if estimate_s >= LONG_S:
+        return copies
+    fewest, most = CALLS_IN_GRAPH
+    wanted = min(max(ceil(LONG_S / estimate_s), fewest), most)
+    return ceil(wanted / copies) * copies
+
+
+def _warmed_up(calls: Sequence[Run], clock: Clock, warm_up_s: float) -> tuple[float, float]:
+    """Seconds of a call, and of launching it, after the device has been busy long enough to raise its clock."""
+    begun = time.perf_counter()
+    count = 1
+    while True:
+        seconds, host_s = _timed(list(itertools.islice(itertools.cycle(calls), count)), clock)
+        if time.perf_counter() - begun >= warm_up_s:
+            return max(seconds / count, 1e-9), host_s / count
+        if seconds < LONG_S:
+            count = min(2 * count, CALLS_IN_GRAPH[1])
+
+
+def _timed(calls: Sequence[Run], clock: Clock) -> tuple[float, float]:
+    """Seconds of these calls together, on the device and of the host that launches them."""
+    launched: list[float] = []
+    seconds = clock.seconds(lambda: launched.append(_run_all(calls)))
+    return seconds, launched[0]
+
+
+def _run_all(calls: Sequence[Run]) -> float:
+    """Run them; the host's seconds for it."""
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    return time.perf_counter() - start
+
+
+def sampled(take: Callable[[], float], calls: int, budget_s: float) -> list[float]:
+    """Samples until their median is known well enough. take: seconds of one call, the mean over `calls` of them."""
+    samples: list[float] = []
+    spent = 0.0
+    while not enough(samples, spent, budget_s):
+        samples.append(take())
+        spent += samples[-1] * calls
+    return samples
+
+
+def enough(samples: Sequence[float], spent_s: float, budget_s: float) -> bool:
+    """Whether to stop: the median is known to 0.5 %, or the time is up, or there are 200.
+
+    The spread of a median is taken as the median absolute deviation over √n. At least five samples, three of calls
+    that last a tenth of a second.
+
+    >>> enough([1.0e-3, 1.0e-3, 1.0e-3, 1.0e-3], 4e-3, 0.3), enough([1.0e-3] * 5, 5e-3, 0.3)
+    (False, True)
+    """
+    n = len(samples)
+    if n < FEWEST_OF_LONG:
+        return False
+    median = float(numpy.median(samples))
+    if n < (FEWEST_OF_LONG if median > VERY_LONG_S else FEWEST):
+        return False
+    spread = float(numpy.median(numpy.abs(numpy.asarray(samples) - median)))
+    return n >= MOST or spent_s >= budget_s or spread < PRECISION * median * sqrt(n)
+
+
+def _timing(samples: Sequence[float], mode: str, method: str) -> Timing:
+    p10, median, p90 = (float(value) for value in numpy.percentile(samples, (10, 50, 90)))
+    return Timing(median, p10, p90, len(samples), mode, method)
+
+
+def _on_cpu(calls: Sequence[Run], mode: str, budget_s: float) -> Timing:
+    """CPU time of one call in one thread, which other programs on the machine disturb far less than wall-clock time."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for call in calls:
+            call()
+        each = itertools.cycle(calls)
+        estimate = _thread_seconds(each, 1)
+        count = min(max(ceil(CPU_SAMPLE_S / max(estimate, 1e-9)), 1), 1000)
+        samples = sampled(lambda: _thread_seconds(each, count) / count, count, budget_s)
+    finally:
+        torch.set_num_threads(threads)
+    load = "unknown"
+    with suppress(OSError, AttributeError):
+        load = f"{os.getloadavg()[0]:.1f}"
+    return _timing(samples, mode, f"CPU time of one thread, {count} calls per sample, load {load}")
+
+
+def _thread_seconds(each: "itertools.cycle[Run]", count: int) -> float:
+    start = time.thread_time()
+    for _ in range(count):
+        next(each)()
+    return time.thread_time() - start
