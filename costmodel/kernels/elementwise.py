@@ -13,8 +13,11 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
 PARAMETERS = (
     Parameter("launch_s", 2.0e-6, 0.4, 0.5e-6, 3e-5, "s", "time from the end of the last kernel to useful work"),
     Parameter("memory_efficiency", 0.80, 0.12, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("l2_share", 0.7, 0.4, 0.1, 2.0, "1", "part of L2 in which replayed bytes are found again"),
+    Parameter("l2_over_hbm", 2.5, 0.4, 1.0, 10.0, "1", "L2 bandwidth over HBM's"),
     Parameter("vector_efficiency", 0.5, 0.4, 0.02, 1.0, "1", "share of the fp32 FLOP/s reached"),
     Parameter("special_efficiency", 0.5, 0.4, 0.02, 1.0, "1", "share of the special-function rate reached"),
+    Parameter("overlap", 4.0, 0.4, 1.0, 8.0, "1", "exponent of the p-norm"),
 )
 
 FORM = Form(
