@@ -205,14 +205,20 @@ def model_error(
 ) -> float:
     """The common model error of some entries with which the interval holds 80 % of the residuals."""
     fits = [entry.fit for entry in entries]
+    # What a model error adds to the spread does not depend on how well the parameters are known.
+    firm = [fit._replace(columns=()) for fit in fits]
+    around = from_fits((fit._replace(columns=()) for fit in known.read_.values()), library=known.library)
     gaps, without, shares = [], [], []
     for points in pools:
         few = points._replace(rows=thinned(points.rows, MOST_FITTED // 4))
         base = predicted(few, hardware, fits, known)
-        unit = predicted(few, hardware, [fit._replace(model_spread=1.0) for fit in fits], known)
+        none, unit = (
+            predicted(few, hardware, [fit._replace(model_spread=error) for fit in firm], around).spread
+            for error in (0.0, 1.0)
+        )
         gaps.append(numpy.abs(numpy.log(few.seconds / base.seconds)) * optimism)
         without.append(base.spread)
-        shares.append(numpy.sqrt(numpy.maximum(unit.spread**2 - base.spread**2, 1e-12)))
+        shares.append(numpy.sqrt(numpy.maximum(unit**2 - none**2, 1e-12)))
     gap, rest, share = numpy.concatenate(gaps), numpy.concatenate(without), numpy.concatenate(shares)
     # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉: split conformal
     # prediction, Lei et al., JASA 113(523), 2018, section 2.2.
