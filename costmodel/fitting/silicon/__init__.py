@@ -22,6 +22,7 @@ from costmodel.errors import BadInput, unknown
 from costmodel.fitting.device_sheet import device_name, system_hardware
 from costmodel.fitting.series import Build, Floats, Series
 from costmodel.hardware import Hardware
+from costmodel.step import Phase
 
 LIBRARIES = ("vllm", "sglang", "trtllm")
 NCCL = "nccl"
@@ -196,6 +197,31 @@ def flag_plateau(rows: pandas.DataFrame, plateau_s: float, reason: str = "host p
     flag(rows, rows["latency"] * 1e-3 <= plateau_s, reason)
 
 
+def flag_outdone(
+    rows: pandas.DataFrame,
+    factor: float,
+    more: Sequence[str],
+    less: Sequence[str] = (),
+    within: Sequence[str] = (),
+    reason: str = "slower than a larger one",
+) -> None:
+    """Mark rows more than `factor` times slower than one with as much work or more: what they took is not the work's.
+
+    Such a row agrees in the columns `within`, and has at least as much in each of `more` and at most as much in each of
+    `less`.
+    """
+    outdone = pandas.Series(False, index=rows.index)
+    for _, same in rows.groupby([rows[name] for name in within] or numpy.zeros(len(rows)), sort=False):
+        latency = same["latency"].to_numpy()
+        larger = numpy.ones((len(same), len(same)), dtype=bool)
+        for name in more:
+            larger &= numpy.less_equal.outer(same[name].to_numpy(), same[name].to_numpy())
+        for name in less:
+            larger &= numpy.greater_equal.outer(same[name].to_numpy(), same[name].to_numpy())
+        outdone[same.index] = latency > factor * numpy.where(larger, latency, numpy.inf).min(axis=1)
+    flag(rows, outdone, reason)
+
+
 def flag_spikes(rows: pandas.DataFrame, along: str, within: Sequence[str], factor: float = 3.0) -> None:
     """Mark isolated spikes: rows more than `factor` times slower than both neighbours along a sweep."""
     ordered = rows.sort_values([*within, along])
@@ -204,6 +230,14 @@ def flag_spikes(rows: pandas.DataFrame, along: str, within: Sequence[str], facto
     before, after = same.shift(1), same.shift(-1)
     spikes = (latency > factor * before) & (latency > factor * after)
     flag(rows, spikes.reindex(rows.index), "isolated spike")
+
+
+def by_phase(table: Table, rows: pandas.DataFrame, phase: Phase) -> Iterator[tuple[Phase, pandas.DataFrame]]:
+    """Rows of a module by the phase whose kernels they ran, with their context: vLLM decodes chunks of one token."""
+    rows = rows.assign(tokens=rows["isl"] + rows["step"])
+    decoding = (rows["isl"] == 1) & (table.library == "vllm") | (phase == "decode")
+    yield "decode", rows[decoding]
+    yield "prefill", rows[~decoding]
 
 
 def dtype_names(kind: Mapping[str, str], text: str) -> str:

@@ -12,7 +12,7 @@ import numpy
 import pandas
 
 from costmodel.fitting.series import Floats, Part, Series, by_columns
-from costmodel.fitting.silicon import Read, Table, dtype_names, flag, require, series
+from costmodel.fitting.silicon import Read, Table, dtype_names, flag, flag_outdone, require, series
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.sparse_attention import SparseAttention, sparse_attention
 from costmodel.kernels.top_k import top_k
@@ -118,15 +118,6 @@ def flag_host(rows: pandas.DataFrame, classes: list["pandas.Series[Any]"]) -> No
     flag(rows, rows["latency"] <= HOST_FACTOR * floor, "host plateau")
 
 
-def flag_disturbed(rows: pandas.DataFrame) -> None:
-    """Mark rows of an eager benchmark that are slower than a row with at least as much of everything."""
-    for _, same in rows.groupby("num_heads"):
-        sizes, times = same[["batch_size", "new_tokens", "length"]].to_numpy(), same["latency"].to_numpy()
-        larger = [times[(sizes >= size).all(axis=1)].min() for size in sizes]
-        slower = pandas.Series(times > DISTURBED * numpy.asarray(larger), index=same.index)
-        flag(rows, slower.reindex(rows.index, fill_value=False), "slower than a larger one")
-
-
 def flag_uncaptured(rows: pandas.DataFrame) -> None:
     """Mark the batches from the first one on that leaps: graphs are captured up to some batch, and not beyond."""
     medians = rows[rows["length"] <= 64].groupby("batch_size")["latency"].median()
@@ -172,7 +163,7 @@ def _reader(phase: Phase) -> Read:
                 # Where the host's work grows with the batch, each batch has a floor of its own.
                 wide = rows["batch_size"].where(sglang & (rows["length"] >= WIDE_TABLES), 0)
                 flag_host(rows, [wide])
-                flag_disturbed(rows)
+                flag_outdone(rows, DISTURBED, ("batch_size", "new_tokens", "length"), within=("num_heads",))
             if decoding and sglang:
                 flag_uncaptured(rows)
             dense = "dense" in str(source)

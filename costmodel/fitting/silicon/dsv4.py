@@ -14,11 +14,11 @@ import pandas
 from costmodel.algebra import maximum, minimum, where
 from costmodel.architecture import Architecture
 from costmodel.fitting.series import Floats, Part, Series, by_columns
-from costmodel.fitting.silicon import Read, Table, dtype_names, require, series
+from costmodel.fitting.silicon import Read, Table, by_phase, dtype_names, require, series
 from costmodel.kernels.base import Grid, Kernel, replayed
 from costmodel.kernels.elementwise import elementwise
 from costmodel.model_file import load_architecture
-from costmodel.step import Precision, Step
+from costmodel.step import Phase, Precision, Step
 
 MODELS = ("deepseek-v4-flash", "deepseek-v4-pro")
 WEIGHTS = {"bfloat16": "bf16", "fp8_block": "fp8_block"}
@@ -71,11 +71,11 @@ def ties(library: str, step: Step, k: int) -> tuple[Kernel, ...]:
     return (kernel._replace(instance="ties", grid=grid, launches=minimum(rows, 1)),)
 
 
-def _build(library: str, mixer: str, phase: str, formats: Precision) -> Any:
+def _build(library: str, mixer: str, phase: Phase, formats: Precision) -> Any:
     models = {model.D: model for model in map(load_architecture, MODELS)}
 
     def run(fixed: Mapping[str, Any], s: Mapping[str, Floats]) -> tuple[Kernel, ...]:
-        step = Step(B=s["batch_size"], S=s["isl"], P=s["step"], phase=phase)  # type: ignore[arg-type]
+        step = Step(B=s["batch_size"], S=s["isl"], P=s["step"], phase=phase)
         model = models[int(fixed["d_model"])]
         extra = ties(library, step, model.mixers[mixer].dims.k) if mixer == "csa" else ()
         return replayed((*kernels(model, mixer, s["num_heads"], step, formats), *extra))
@@ -86,19 +86,17 @@ def _build(library: str, mixer: str, phase: str, formats: Precision) -> Any:
     return build
 
 
-def _reader(mixer: str, phase: str) -> Read:
+def _reader(mixer: str, phase: Phase) -> Read:
     def read(table: Table) -> Iterator[Series]:
         require(table, COLUMNS)
         flash, pro = (load_architecture(name).D for name in MODELS)
         frame = table.frame.assign(d_model=table.frame["model"].str.contains("Pro").map({True: pro, False: flash}))
-        single = (frame["isl"] == 1) & (table.library == "vllm")
         for (weights, source), rows in frame.groupby(["gemm_type", "kernel_source"]):
             formats = precision(dtype_names(WEIGHTS, str(weights)))
-            decoding = rows["isl"].notna() if phase == "decode" else single[rows.index]
-            for run, some in (("decode", rows[decoding]), ("prefill", rows[~decoding])):
+            for run, some in by_phase(table, rows, phase):
                 yield from series(
                     table,
-                    some.assign(tokens=some["isl"] + some["step"]),
+                    some,
                     SHAPE,
                     _build(table.library, mixer, run, formats),
                     family=f"{mixer}-{run}",

@@ -12,7 +12,7 @@ from typing import Any
 import pandas
 
 from costmodel.fitting.series import Part, Series, arrays, by_columns, whole
-from costmodel.fitting.silicon import Table, dtype_names, flag, flag_plateau, flag_spikes, require, series
+from costmodel.fitting.silicon import Table, dtype_names, flag_outdone, flag_plateau, flag_spikes, require, series
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import mla
@@ -119,7 +119,7 @@ def read(table: Table, phase: Phase, module: bool) -> Iterator[Series]:
         rows = rows.copy()
         if eager:
             flag_plateau(rows, NEAR_FASTEST * rows["latency"].min() * 1e-3 if served else PLATEAU_S)
-            flag_unordered(rows)
+            flag_outdone(rows, UNORDERED, ("batch_size", "length", "num_heads"))
         elif decoding:
             flag_spikes(rows, "cached", ("batch_size", "num_heads"))
         told = str(computed) if table.frame["mla_dtype"].nunique() > 1 else ""
@@ -172,16 +172,6 @@ def builder(
         return whole(shapes, replayed(run(geometry(s["num_heads"], form), step_of(s, phase), precision)))
 
     return build
-
-
-def flag_unordered(rows: pandas.DataFrame) -> None:
-    """Mark disturbed rows of an eager benchmark: slower than a row that has at least as much of everything."""
-    sizes, times = rows[["batch_size", "length", "num_heads"]].to_numpy(), rows["latency"].to_numpy()
-    slower = [
-        bool(((sizes >= size).all(axis=1) & (times * UNORDERED < time)).any())
-        for size, time in zip(sizes, times, strict=True)
-    ]
-    flag(rows, pandas.Series(slower, index=rows.index), "slower than a larger one")
 
 
 TABLES = {

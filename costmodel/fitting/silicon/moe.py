@@ -19,7 +19,7 @@ import pandas
 from costmodel.dtypes import product_name
 from costmodel.ffns import moe
 from costmodel.fitting.series import Floats, Part, Series, arrays
-from costmodel.fitting.silicon import Table, dtype_names, flag, flag_plateau, flag_spikes, require, series
+from costmodel.fitting.silicon import Table, dtype_names, flag, flag_outdone, flag_plateau, flag_spikes, require, series
 from costmodel.kernels.base import replayed
 from costmodel.step import Precision
 
@@ -129,21 +129,14 @@ def gated(table: Table, shapes: pandas.DataFrame) -> "pandas.Series[bool]":
     return ~without | ((table.library, table.version) in OLD)
 
 
-def flag_outdone(rows: pandas.DataFrame, factor: float = 2.0) -> None:
-    """Mark rows that take `factor` times as long as a row that does at least as much work.
+def flag_badly_tuned(rows: pandas.DataFrame, factor: float = 2.0) -> None:
+    """Mark rows that take `factor` times as long as one with as many tokens or more on as few devices or fewer.
 
-    That is one of the same kernel, routing and experts, with as many tokens or more on as few devices or fewer. Such
-    rows say which tactic an autotuner or a table of configurations has picked, not what the kernel can do.
+    Such rows say which tactic an autotuner or a table of configurations has picked, not what the kernel can do.
     """
-    same = ["kernel_source", "moe_dtype", "distribution", "hidden_size", "inter_size", "topk", "num_experts"]
-    outdone = pandas.Series(False, index=rows.index)
-    for _, group in rows.groupby(same, sort=False):
-        latency = group["latency"].to_numpy()
-        more = numpy.greater_equal.outer(group["num_tokens"].to_numpy(), group["num_tokens"].to_numpy()).T
-        for name in ("moe_tp_size", "moe_ep_size"):
-            more &= numpy.less_equal.outer(group[name].to_numpy(), group[name].to_numpy()).T
-        outdone[group.index] = latency > factor * numpy.where(more, latency[None, :], numpy.inf).min(axis=1)
-    flag(rows, outdone, "slower than twice a row with more work")
+    same = ("kernel_source", "moe_dtype", "distribution", "hidden_size", "inter_size", "topk", "num_experts")
+    devices, reason = ("moe_tp_size", "moe_ep_size"), "slower than twice a row with more work"
+    flag_outdone(rows, factor, ("num_tokens",), devices, same, reason)
 
 
 def rank_parts(table: Table, precision: Precision, s: Mapping[str, Floats], routing: moe.Routing) -> list[Part]:
@@ -173,7 +166,7 @@ def read_moe(table: Table) -> Iterator[Series]:
     """One series per kernel, dtype and distribution of loads; all distributions share the kernel's instance."""
     require(table, ("moe_dtype", "distribution", "kernel_source", "latency", *SHAPE))
     flag_spikes(table.frame, "num_tokens", ["kernel_source", "moe_dtype", "distribution", *SHAPE[1:]])
-    flag_outdone(table.frame)
+    flag_badly_tuned(table.frame)
     for (source, dtype, distribution), rows in table.frame.groupby(["kernel_source", "moe_dtype", "distribution"]):
         precision = precision_of(str(dtype))
         alpha = exponent(str(distribution))

@@ -12,10 +12,10 @@ import pandas
 
 from costmodel.architecture import Architecture
 from costmodel.fitting.series import Floats, Part, Series, by_columns
-from costmodel.fitting.silicon import Read, Table, dtype_names, flag, require, series
+from costmodel.fitting.silicon import Read, Table, by_phase, dtype_names, flag, require, series
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.model_file import load_architecture
-from costmodel.step import Precision, Step
+from costmodel.step import Phase, Precision, Step
 
 MODEL = "minimax-m3"
 WEIGHTS = {"bfloat16": "bf16", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
@@ -46,11 +46,11 @@ def kernels(
     return tuple(block.module.kernels(local, architecture.D, step, formats))
 
 
-def _build(phase: str, formats: Precision) -> Any:
+def _build(phase: Phase, formats: Precision) -> Any:
     architecture = load_architecture(MODEL)
 
     def run(fixed: Mapping[str, Any], s: Mapping[str, Floats]) -> tuple[Kernel, ...]:
-        step = Step(B=s["batch_size"], S=s["isl"], P=s["step"], phase=phase)  # type: ignore[arg-type]
+        step = Step(B=s["batch_size"], S=s["isl"], P=s["step"], phase=phase)
         return replayed(kernels(architecture, s["num_heads"], bool(fixed["single"]), step, formats))
 
     def build(shapes: pandas.DataFrame) -> list[Part]:
@@ -70,20 +70,18 @@ def flag_defects(table: Table, rows: pandas.DataFrame, phase: str) -> None:
             flag(rows, rows["latency"] <= PLATEAU * single.median(), "host plateau")
 
 
-def _reader(phase: str) -> Read:
+def _reader(phase: Phase) -> Read:
     def read(table: Table) -> Iterator[Series]:
         require(table, COLUMNS)
         frame = table.frame.copy()
         flag_defects(table, frame, phase)
-        single = (frame["isl"] == 1) & (table.library == "vllm")
         for (weights, kv, source), rows in frame.groupby(["gemm_type", "kv_cache_dtype", "kernel_source"]):
             cache = dtype_names(KV, str(kv))
             formats = precision(dtype_names(WEIGHTS, str(weights)), cache)
-            decoding = rows["isl"].notna() if phase == "decode" else single[rows.index]
-            for run, some in (("decode", rows[decoding]), ("prefill", rows[~decoding])):
+            for run, some in by_phase(table, rows, phase):
                 yield from series(
                     table,
-                    some.assign(tokens=some["isl"] + some["step"]),
+                    some,
                     SHAPE,
                     _build(run, formats),
                     family=f"msa-{run}",

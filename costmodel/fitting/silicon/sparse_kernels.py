@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pandas
 
 from costmodel.algebra import floor_div, maximum, minimum
-from costmodel.fitting.series import Part, Series, arrays, whole
+from costmodel.fitting.series import Build, Part, Series, arrays, whole
 from costmodel.fitting.silicon import Table, flag, require, series
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.indexer import Indexer, indexer
@@ -35,6 +35,22 @@ def framed(table: Table) -> pandas.DataFrame:
     return table.frame.assign(context=table.frame["isl"] + table.frame["step"])
 
 
+def by_source(table: Table, family: str, instance: str, build: Build) -> Iterator[Series]:
+    """One series per name of the kernel."""
+    for source, rows in framed(table).groupby("kernel_source"):
+        yield from series(
+            table,
+            rows,
+            SHAPE,
+            build,
+            family=family,
+            kernel=str(source),
+            instance=instance,
+            phase="",
+            tokens="context",
+        )
+
+
 def read_ragged_logits(table: Table) -> Iterator[Series]:
     """GLM-5's scores over the concatenated keys of all sequences."""
 
@@ -43,18 +59,7 @@ def read_ragged_logits(table: Table) -> Iterator[Series]:
         x = Indexer(B=s["batch_size"], S=s["isl"], P=s["step"], H=GLM_HEADS, d=128, k=GLM_TOP_K, packed=True)
         return whole(shapes, replayed([indexer("indexer", x)]))
 
-    for source, rows in framed(table).groupby("kernel_source"):
-        yield from series(
-            table,
-            rows,
-            SHAPE,
-            build,
-            family="indexer",
-            kernel=str(source),
-            instance=f"h{GLM_HEADS}-d128-fp8",
-            phase="",
-            tokens="context",
-        )
+    return by_source(table, "indexer", f"h{GLM_HEADS}-d128-fp8", build)
 
 
 def read_paged_logits(table: Table) -> Iterator[Series]:
@@ -65,18 +70,7 @@ def read_paged_logits(table: Table) -> Iterator[Series]:
         x = Indexer(B=s["batch_size"], S=s["isl"], P=s["step"], H=V4_HEADS, d=128, k=512, ratio=4, decoding=True)
         return whole(shapes, replayed([indexer("indexer", x)]))
 
-    for source, rows in framed(table).groupby("kernel_source"):
-        yield from series(
-            table,
-            rows,
-            SHAPE,
-            build,
-            family="indexer",
-            kernel=str(source),
-            instance=f"h{V4_HEADS}-d128-fp8",
-            phase="",
-            tokens="context",
-        )
+    return by_source(table, "indexer", f"h{V4_HEADS}-d128-fp8", build)
 
 
 def selection(shapes: pandas.DataFrame, k: int, ratio: int, ties: bool) -> Kernel:
@@ -145,18 +139,7 @@ def read_latent(table: Table) -> Iterator[Series]:
         )
         return whole(shapes, replayed([sparse_attention("attention", x)]))
 
-    for source, rows in framed(table).groupby("kernel_source"):
-        yield from series(
-            table,
-            rows,
-            SHAPE,
-            build,
-            family="sparse-attention",
-            kernel=str(source),
-            instance=f"hd{LATENT}-bf16",
-            phase="",
-            tokens="context",
-        )
+    return by_source(table, "sparse-attention", f"hd{LATENT}-bf16", build)
 
 
 def compressed_kernel(shapes: pandas.DataFrame, decoding: bool) -> Kernel:
