@@ -54,7 +54,7 @@ def attend(shape: Shape, inputs: Inputs, first: list[int], last: list[int]) -> O
 
     rows = [gqa.attend(q, k, v, first, last) for q, k, v in zip(inputs["q"], inputs["k"], inputs["v"], strict=True)]
     out = torch.stack(rows)  # [B, S, H·dv]
-    return (out.unflatten(-1, (number(shape, "heads"), -1)).transpose(1, 2),)
+    return (out.reshape(*out.shape[:2], number(shape, "heads"), -1).transpose(1, 2),)
 
 
 def sdpa(q: Any, k: Any, v: Any, **options: Any) -> Any:
