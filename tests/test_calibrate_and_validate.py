@@ -1,5 +1,6 @@
 """`calibrate` and `validate` from end to end, on tables that a known kernel wrote."""
 
+import io
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from costmodel.kernels import forms
 from costmodel.kernels.base import replayed
 from costmodel.kernels.gemm import FORM, Gemm, gemm
 from costmodel.prediction import predict
+from costmodel.report.progress import Progress
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRUTH = {**FORM.priors(), "tensor_efficiency": 0.7, "memory_efficiency": 0.6}
@@ -226,6 +228,29 @@ def test_spikes_stand_out_from_both_neighbours() -> None:
     rows = pandas.DataFrame({"m": [1, 2, 3, 4], "latency": [1.0, 9.0, 1.1, 5.0], FLAG: ""})
     flag_spikes(rows, "m", [])
     assert list(rows[FLAG]) == ["", "isolated spike", "", ""]
+
+
+@pytest.mark.parametrize("encoding,bar", [("utf-8", "█" * 6 + "░" * 18), ("ascii", "#" * 6 + "-" * 18)])
+def test_progress_is_shown_on_a_slow_terminal_and_wiped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, bar: str
+) -> None:
+    raw = io.BytesIO()
+    screen = io.TextIOWrapper(raw, encoding=encoding)
+    monkeypatch.setattr(sys, "stderr", screen)
+    Progress(4).step()
+    assert raw.getvalue() == b""
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    progress = Progress(4)
+    progress.step()
+    progress.start -= 2
+    progress.at("gemm cublas", 1, 4)
+    shown = raw.getvalue().decode(encoding)
+    assert shown.rstrip() == f"\r{bar} 1/4 gemm cublas"
+    progress.close()
+    screen.flush()
+    wiped = raw.getvalue().decode(encoding)[len(shown) :]
+    assert wiped.strip() == ""
+    assert len(wiped) - 2 >= len(shown) - 1
 
 
 def test_every_reader_names_its_tables_once() -> None:

@@ -1,6 +1,5 @@
 """`calibrate` and `validate` from plain inputs to what is printed."""
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,32 +10,9 @@ from typing import Any
 from costmodel.errors import BadInput
 from costmodel.report.columns import Column, Row, shows
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
-
-PROGRESS_AFTER_S = 1.0
-BAR = 24
+from costmodel.report.progress import Progress
 
 Inputs = Mapping[str, Any]
-
-
-class Bar:
-    """A progress bar on stderr, from the second second on, where stderr is a terminal."""
-
-    def __init__(self) -> None:
-        self.start, self.shown = time.monotonic(), False
-
-    def at(self, name: str, done: int, total: int) -> None:
-        """Show that `done` of `total` parts are done and the named one is at work."""
-        if time.monotonic() - self.start < PROGRESS_AFTER_S or not sys.stderr.isatty():
-            return
-        full = BAR * done // max(total, 1)
-        sys.stderr.write(f"\r{'█' * full}{'░' * (BAR - full)} {done}/{total} {name[:44]:44s}")
-        sys.stderr.flush()
-        self.shown = True
-
-    def close(self) -> None:
-        """Wipe the line."""
-        if self.shown:
-            sys.stderr.write("\r" + " " * (BAR + 60) + "\r")
 
 
 def _ape(key: str) -> Column:
@@ -99,13 +75,13 @@ def calibrate_and_print(form: str, inputs: Inputs) -> None:
             seed=inputs["seed"],
             command=_command(inputs, source.library),
         )
-        bar = Bar()
+        progress = Progress()
         partial = path.with_suffix(".partial")
         begun = time.monotonic()
         calibrated = calibrate(
-            source, header, points=inputs["points"], seed=inputs["seed"], partial=partial, progress=bar.at
+            source, header, points=inputs["points"], seed=inputs["seed"], partial=partial, progress=progress.at
         )
-        bar.close()
+        progress.close()
         save(calibrated, path, partial)
         rows += [{"hw": source.hardware.name, "library": source.library, **row} for row in calibrated.rows]
         if form == "table":
@@ -207,10 +183,12 @@ def validate_and_print(form: str, inputs: Inputs) -> None:
     systems = [_system(name) for name in inputs["hw"]]
     directory = Path(inputs["silicon"])
     wanted = scoring.jobs(directory, systems, inputs["library"], inputs["family"], split, methods, inputs["refit"])
-    bar = Bar()
-    bar.at("reading", 0, len(wanted))
-    outcomes = scoring.run(wanted, inputs["jobs"], lambda name, left: bar.at(name, len(wanted) - left, len(wanted)))
-    bar.close()
+    progress = Progress()
+    progress.at("reading", 0, len(wanted))
+    outcomes = scoring.run(
+        wanted, inputs["jobs"], lambda name, left: progress.at(name, len(wanted) - left, len(wanted))
+    )
+    progress.close()
     if not outcomes:
         raise BadInput(f"{directory}: no point to score for split {split.text}")
     rows = [score._asdict() for score in scoring.scores(outcomes, split.text)]

@@ -12,7 +12,7 @@ from costmodel.report.layout import clean, markdown_table, text_table, wrapped
 
 FORMATS = ("table", "json", "csv", "markdown")
 SCHEMA = 1
-_PLAIN = str.maketrans("µ…·×–─²�≈Θ→", "u-*x--2?~O>")
+_PLAIN = str.maketrans("µ…·×–─²�≈Θ→█░", "u-*x--2?~O>#-")
 
 
 def checked_format(name: str) -> str:
@@ -22,14 +22,14 @@ def checked_format(name: str) -> str:
     return name
 
 
-def emit(text: str, stream: TextIO | None = None) -> None:
-    """Write text and a newline, with plainer signs where the stream's encoding lacks the right ones."""
+def emit(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
+    """Write text and its end, with plainer signs where the stream's encoding lacks the right ones."""
     out = sys.stdout if stream is None else stream
     try:
-        out.write(text + "\n")
+        out.write(text + end)
     except UnicodeEncodeError:
         encoding = out.encoding or "ascii"
-        out.write(text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        out.write(text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding) + end)
 
 
 def note(text: str) -> None:

@@ -1,7 +1,5 @@
 """`predict` and `compare` from plain inputs to what is printed."""
 
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,34 +7,13 @@ from costmodel.errors import BadInput
 from costmodel.prediction import loaded, predict
 from costmodel.report.output import note
 from costmodel.report.predictions import formats_text, notes_on, print_comparison, print_generations, print_predictions
-
-PROGRESS_AFTER_S = 1.0
+from costmodel.report.progress import Progress
 
 Inputs = Mapping[str, Any]
 
 
 def _options(inputs: Inputs) -> dict[str, Any]:
     return {name: inputs[name] for name in ("batch", "new_tokens", "weights", "kv", "activations", "library")}
-
-
-class Progress:
-    """Says on stderr how far a long run is, from its second second on."""
-
-    def __init__(self, parts: int) -> None:
-        self.parts, self.done, self.start, self.shown = parts, 0, time.monotonic(), False
-
-    def step(self) -> None:
-        """One more part is done."""
-        self.done += 1
-        if self.done < self.parts and time.monotonic() - self.start > PROGRESS_AFTER_S and sys.stderr.isatty():
-            sys.stderr.write(f"\r{self.done} of {self.parts} done")
-            sys.stderr.flush()
-            self.shown = True
-
-    def close(self) -> None:
-        """Wipe the line."""
-        if self.shown:
-            sys.stderr.write("\r" + " " * 40 + "\r")
 
 
 def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | None) -> None:
