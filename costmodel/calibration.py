@@ -203,7 +203,12 @@ def from_fits(fits: Iterable[Fit], id: str | None = None, library: str = "", har
 
 def read_calibration(path: Path, slower: float | None = None) -> Calibration:
     """A calibration file: its header, and its entries as text. Raises BadInput with every problem found."""
-    header, *texts = read_text(path).split(SEPARATOR)
+    return parse_calibration(read_text(path), path, slower)
+
+
+def parse_calibration(text: str, path: Path, slower: float | None = None) -> Calibration:
+    """The calibration that a file's text holds."""
+    header, *texts = text.split(SEPARATOR)
     raw = parse_mapping(header, path)
     problems = Problems(str(path))
     problems.unknown_keys(raw, HEADER)

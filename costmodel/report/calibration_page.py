@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from costmodel.calibration import Calibration, Fit, calibration_path, check_calibration, read_calibration
+from costmodel.calibration import SEPARATOR, Calibration, Fit, calibration_path, check_calibration, parse_calibration
 from costmodel.kernels import forms
 from costmodel.kernels.base import Parameter
 from costmodel.loading import parse_mapping, read_text
@@ -17,9 +17,10 @@ def calibration_page(name: str) -> Page:
     """A calibration, named `device/library`: one row for each parameter of each kernel."""
     device, _, library = name.partition("/")
     path = calibration_path(device, library)
-    calibration = read_calibration(path)
+    text = read_text(path)
+    calibration = parse_calibration(text, path)
     check_calibration(calibration, forms())
-    header = parse_mapping(read_text(path).split("\n---\n")[0], path)
+    header = parse_mapping(text.split(SEPARATOR)[0], path)
     rows = [row for family in calibration.entries for row in _family_rows(calibration, family)]
     remarks = [f"{key}: {header[key]}" for key in ("source", "notice", "date", "version", "command") if header.get(key)]
     columns = (

@@ -69,17 +69,23 @@ def crossings(first: Curve, second: Curve) -> Iterator[Crossing]:
             yield Crossing(math.exp(x0 + part * (x1 - x0)), math.exp(y))
 
 
+def prepared_matplotlib() -> Any:
+    """matplotlib, to draw into files. Raises BadInput without it."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise BadInput("--plot needs matplotlib; install it with: pip install 'costmodel[plot]'") from None
+    matplotlib.use("Agg")
+    return matplotlib
+
+
 def draw(path: str, rows: Sequence[Row]) -> None:
     """Write the figure to a .png or .svg file, whole or not at all.
 
     Raises BadInput for another ending, a path that cannot be written, or without matplotlib.
     """
     form = plot_format(path)
-    try:
-        import matplotlib
-    except ImportError:
-        raise BadInput("--plot needs matplotlib; install it with: pip install 'costmodel[plot]'") from None
-    matplotlib.use("Agg")
+    matplotlib = prepared_matplotlib()
     # The same question gives the same file, byte for byte.
     settings: dict[Any, Any] = {
         "svg.hashsalt": "costmodel",

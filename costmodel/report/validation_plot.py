@@ -5,20 +5,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from costmodel.errors import BadInput
 from costmodel.loading import write_atomically
-from costmodel.report.plot import COLOURS
+from costmodel.report.plot import COLOURS, prepared_matplotlib
 
 MOST_DOTS = 4000
 
 
 def draw_validation(folder: Path, outcomes: Sequence[Any], split: str) -> Iterator[Path]:
     """Write one .png per family into a folder, and give their paths. Raises BadInput without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise BadInput("--plot needs matplotlib: pip install costmodel[plot]") from None
-    matplotlib.use("Agg")
+    prepared_matplotlib()
     import numpy
     from matplotlib import pyplot
 
