@@ -17,7 +17,8 @@ kernels(d, D, step, precision)  the forward kernels of one layer, projections in
 cache(d, precision)  `Cache`: what a sequence keeps between steps
 check(d)             a list of texts on what is inconsistent (dims that do not divide)
 
-optionally UNVERIFIED: texts on what no source or measurement confirms yet;
+optionally CLAIM: `Claim`, what its authors say of its growth, with the source, for the reality check;
+UNVERIFIED: texts on what no source or measurement confirms yet;
 optionally REFINES (kind, field): a block of that kind that has that field is this mechanism; own_projections(d, D):
 of shared weights (`copies` in an architecture file), the projections that every layer has for itself;
 
@@ -47,6 +48,15 @@ class Order(NamedTuple):
     decode_flops: int
     decode_bytes: int
     cache: int
+
+
+class Claim(NamedTuple):
+    """What its authors, or those who use it, say that the attention work grows with, or how much less it is: in
+    prefill and for one decode step, in their terms. Nothing is computed from it."""
+
+    prefill: str
+    decode: str
+    source: str
 
 
 class Cache(NamedTuple):

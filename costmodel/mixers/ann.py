@@ -32,7 +32,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.sparse_attention import SparseAttention, sparse_attention
 from costmodel.kernels.top_k import Selection, top_k
 from costmodel.layers.projection import Projection
-from costmodel.mixers import Cache, Order, gqa
+from costmodel.mixers import Cache, Claim, Order, gqa
 from costmodel.mixers.moba import everywhere, without_gradient
 from costmodel.step import Precision, Step
 
@@ -47,6 +47,7 @@ SOURCES = (
     "arXiv:2409.10516 (RetrievalAttention)",
 )
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim("sublinear", "sublinear", "https://www.lesswrong.com/posts/kpSXeMcthtHgnwMx3, discussion")
 UNVERIFIED = (
     "every kernel: the index, its build and its probes are a proposal, counted as an inverted file with balanced lists",
 )

@@ -22,7 +22,7 @@ from costmodel.kernels.attention import Attention, attention
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.layers.projection import Projection
-from costmodel.mixers import Cache, Order, gqa
+from costmodel.mixers import Cache, Claim, Order, gqa
 from costmodel.step import Precision, Step
 
 NAME = "chunked"
@@ -31,6 +31,7 @@ TITLE = "Chunked attention"
 SUMMARY = "softmax attention inside fixed chunks of c tokens"
 SOURCES = ("transformers, models/llama4/modeling_llama4.py", "vllm-project/vllm, chunked local attention")
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L·c)", "O(c)", "transformers, models/llama4/modeling_llama4.py (`attention_chunk_size`)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from costmodel.kernels.indexer import DTYPES, Indexer, indexer, key_bytes
 from costmodel.kernels.top_k import Selection, top_k
 from costmodel.layers.compressor import Compressor, compress
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order, dsv4_window, hca
+from costmodel.mixers import Cache, Claim, Order, dsv4_window, hca
 from costmodel.step import Precision, Step
 
 NAME = "csa"
@@ -38,6 +38,11 @@ SOURCES = (
     "huggingface/transformers, models/deepseek_v4/modeling_deepseek_v4.py",
 )
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim(
+    "27 % of V3.2 at 1M",
+    "27 % of V3.2 at 1M",
+    "DeepSeek-V4 technical report, as quoted elsewhere (V4-Pro, FLOPs of one token)",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.short_conv import ShortConv, short_conv
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.mixers import gated_delta_product as product
 from costmodel.step import Precision, Step
 
@@ -34,6 +34,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/delta_rule (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2406.06484, section 3")
 
 
 @dataclass(frozen=True, slots=True)

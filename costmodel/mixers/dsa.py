@@ -26,7 +26,7 @@ from costmodel.kernels.indexer import DTYPES, Indexer, indexer, key_bytes, pair_
 from costmodel.kernels.sparse_attention import SparseAttention, sparse_attention
 from costmodel.kernels.top_k import Selection, top_k
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order, mla
+from costmodel.mixers import Cache, Claim, Order, mla
 from costmodel.step import Precision, Step
 
 NAME = "dsa"
@@ -39,6 +39,11 @@ SOURCES = (
     "deepseek-ai/DeepSeek-V3.2-Exp, inference/model.py",
 )
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim(
+    "O(L·k)",
+    "O(k)",
+    "arXiv:2512.02556, section 2.1 (the main attention; the indexer is said to stay quadratic)",
+)
 UNVERIFIED = (
     "short prompts: below top_k tokens some engines switch to a dense kernel, which runs here only with form: expanded",
 )

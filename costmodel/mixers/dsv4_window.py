@@ -24,7 +24,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.gemm import Gemm, gemm
 from costmodel.kernels.sparse_attention import HEADS
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "dsv4_window"
@@ -37,6 +37,7 @@ SOURCES = (
     "deepseek-ai/FlashMLA, tests (fp8 layout of the cache)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L·w)", "O(w)", "DeepSeek-V4 technical report, section 2.3")
 
 
 @dataclass(frozen=True, slots=True)

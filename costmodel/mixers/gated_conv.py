@@ -19,7 +19,7 @@ from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "gated_conv"
@@ -28,6 +28,7 @@ TITLE = "Gated short convolution"
 SUMMARY = "a convolution over a few tokens between two gates"
 SOURCES = ("arXiv:2511.23404, section 2", "transformers, models/lfm2/modeling_lfm2.py")
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2511.23404, section 2")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "gated_delta_product"
@@ -37,6 +37,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/gated_delta_product (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2502.10297, section 3")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.pairs import chunked
 from costmodel.step import Precision, Step
 
@@ -38,6 +38,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/gla/chunk.py and fla/ops/common/chunk_h.py (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2312.06635, section 4")
 
 OPERATIONS = 5
 """Per state element and token: decay 1, write 2, read 2."""

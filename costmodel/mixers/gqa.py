@@ -22,7 +22,7 @@ from costmodel.kernels.base import Kernel
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "gqa"
@@ -35,6 +35,7 @@ SOURCES = (
     "arXiv:2407.08608 (FlashAttention-3 tiles)",
 )
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim("O(L²)", "O(L)", "arXiv:1706.03762, table 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.fft_conv import FILTER_BYTES, Convolution, direct_convolution, fft_convolution
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "hyena"
@@ -35,6 +35,7 @@ SOURCES = (
     "HazyResearch/safari, src/models/sequence/hyena.py",
 )
 ORDER = Order(prefill_flops=1, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim("O(L log L)", "not stated", "arXiv:2302.10866, section 3")
 UNVERIFIED = ("transforms on matrix engines (FlashFFTConv), which are not modelled",)
 
 INNER = 2

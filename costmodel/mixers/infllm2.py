@@ -28,7 +28,7 @@ from costmodel.kernels.block_sparse import block_sparse
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.top_k import Selection
 from costmodel.layers.projection import Projection
-from costmodel.mixers import Cache, Order, gqa
+from costmodel.mixers import Cache, Claim, Order, gqa
 from costmodel.mixers.moba import everywhere, pool, selected, without_gradient
 from costmodel.step import Precision, Step
 
@@ -42,6 +42,7 @@ SOURCES = (
     "openbmb/MiniCPM4-8B, modeling_minicpm.py",
 )
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim("< 5 % of the tokens", "< 5 % of the tokens", "openbmb/MiniCPM4-8B, model card (at 128K)")
 
 COARSER = 4
 """Width and stride of the pooled keys for the normaliser, over those for the scores."""

@@ -21,7 +21,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order, gdn
+from costmodel.mixers import Cache, Claim, Order, gdn
 from costmodel.step import Precision, Step
 
 NAME = "jet"
@@ -33,6 +33,7 @@ SOURCES = (
     "NVlabs/Jet-Nemotron, jetai/modeling/hf/jet_block.py (layer), dynamic_conv.py (taps)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2508.15884, section 2")
 
 
 @dataclass(frozen=True, slots=True)

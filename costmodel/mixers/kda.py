@@ -26,7 +26,7 @@ from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "kda"
@@ -38,6 +38,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/kda (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2510.26692, section 3")
 
 OPERATIONS = 7
 """Per state element and token: decay 1, kᵀM 2, rank-1 write 2, qᵀM 2."""

@@ -20,7 +20,7 @@ from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order, retnet
+from costmodel.mixers import Cache, Claim, Order, retnet
 from costmodel.step import Precision, Step
 
 NAME = "lightning"
@@ -33,6 +33,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/lightning_attn (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2401.04658, section 3")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from costmodel.kernels.level_scan import Levels
 from costmodel.kernels.short_conv import ShortConv, short_conv
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order, gdn, mamba2
+from costmodel.mixers import Cache, Claim, Order, gdn, mamba2
 from costmodel.step import Precision, Step
 
 NAME = "log_linear"
@@ -42,6 +42,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/log_linear_attn/chunk.py and fla/layers/log_linear_mamba2.py",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L log L)", "O(log L)", "arXiv:2506.04761, section 3")
 UNVERIFIED = ("the pipeline of the Gated DeltaNet base, for which no public kernel exists",)
 
 

@@ -23,7 +23,7 @@ from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.selective_scan import PIECE, ChannelScan, selective_scan
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "mamba1"
@@ -35,6 +35,7 @@ SOURCES = (
     "state-spaces/mamba, csrc/selective_scan (prefill), mamba_ssm/ops/triton/selective_state_update.py (decode)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2312.00752, section 3")
 
 OPERATIONS = 5
 """Per state element and token: decay 1, write 2, read 2."""

@@ -24,7 +24,7 @@ from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "mamba2"
@@ -36,6 +36,7 @@ SOURCES = (
     "state-spaces/mamba, mamba_ssm/ops/triton/ssd_combined.py (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2405.21060, section 6")
 UNVERIFIED = ("prefill times: with the priors about half of public measurements",)
 
 OPERATIONS = 5

@@ -26,7 +26,7 @@ from costmodel.kernels.chunk_scan import Scan, chunk_kernel, sizes
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "mamba3"
@@ -38,6 +38,7 @@ SOURCES = (
     "state-spaces/mamba, mamba_ssm/modules/mamba3.py, mamba_ssm/ops/{triton,tilelang,cute}/mamba3 (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2603.15569, section 3")
 UNVERIFIED = ("prefill times: with the priors about 30 % below the published ones, and too little extra for MIMO",)
 
 PER_RANK = 6

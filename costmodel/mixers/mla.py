@@ -25,7 +25,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.mla_decode import mla_decode
 from costmodel.kernels.mla_prefill import mla_prefill
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "mla"
@@ -38,6 +38,7 @@ SOURCES = (
     "deepseek-ai/FlashMLA, README (fp8 layout of the cache)",
 )
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim("O(L²)", "O(L)", "arXiv:2405.04434, section 2.1 (claims a smaller cache, not another order)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from costmodel.kernels.block_sparse import BlockSparse, block_sparse, own_tile
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.top_k import Selection
 from costmodel.layers.projection import Projection
-from costmodel.mixers import Cache, Order, gqa
+from costmodel.mixers import Cache, Claim, Order, gqa
 from costmodel.step import Precision, Step
 
 NAME = "moba"
@@ -40,6 +40,7 @@ SOURCES = (
     "arXiv:2511.11571 (FlashMoBA)",
 )
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim("sub-quadratic", "O(L)", "arXiv:2502.13189, section 3 (generation attends to everything)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

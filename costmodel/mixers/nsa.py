@@ -28,7 +28,7 @@ from costmodel.kernels.block_sparse import BlockSparse, block_sparse
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order, gqa
+from costmodel.mixers import Cache, Claim, Order, gqa
 from costmodel.mixers.moba import everywhere, pool, selected
 from costmodel.step import Precision, Step
 
@@ -38,6 +38,7 @@ TITLE = "Native sparse attention (NSA)"
 SUMMARY = "compressed, selected and window attention under gates"
 SOURCES = ("arXiv:2502.11089, section 3", "fla-org/native-sparse-attention, ops/parallel.py")
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim("9.0× faster at 64K", "11.6× faster at 64K", "arXiv:2502.11089, section 5")
 UNVERIFIED = ("the compression network, whose widths the paper does not state: mean pooling is counted",)
 
 STEP = 64

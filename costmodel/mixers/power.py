@@ -25,7 +25,7 @@ from costmodel.kernels.base import Grid, Kernel
 from costmodel.kernels.chunk_scan import Scan, chunk_kernel
 from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.pairs import chunked, executed_chunked
 from costmodel.step import Precision, Step
 
@@ -38,6 +38,7 @@ SOURCES = (
     "m-a-n-i-f-e-s-t/retention, retention/power_retention_maker.py",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2507.04239, section 2")
 
 BLOCK = 16
 """Products xᵢxⱼ are computed in blocks of 16 × 16, those on the diagonal whole."""

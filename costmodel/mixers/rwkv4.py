@@ -21,7 +21,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.selective_scan import ChannelScan, selective_scan
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "rwkv4"
@@ -33,6 +33,7 @@ SOURCES = (
     "BlinkDL/RWKV-LM, RWKV-v4neo (parameters, cuda/wkv_cuda.cu)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2305.13048, section 3")
 
 STATE = 3
 """Numbers per channel, in fp32."""

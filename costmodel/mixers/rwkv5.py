@@ -24,7 +24,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.mixers.gla import channel_decay
 from costmodel.step import Precision, Step
 
@@ -38,6 +38,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/rwkv6/chunk.py (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2404.05892, section 4")
 UNVERIFIED = ("prefill by the official serial kernel: the chunked kernel of RWKV-6 in fla is counted",)
 
 OPERATIONS = 5

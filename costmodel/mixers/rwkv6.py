@@ -20,7 +20,7 @@ from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order, rwkv5
+from costmodel.mixers import Cache, Claim, Order, rwkv5
 from costmodel.step import Precision, Step
 
 NAME = "rwkv6"
@@ -33,6 +33,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/rwkv6/chunk.py (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2404.05892, section 4")
 
 MIXES = 5
 """Inputs that are mixed with the last token: r, w, k, v, g."""

@@ -24,7 +24,7 @@ from costmodel.kernels.chunk_scan import SLICE, Scan, chunk_kernel, sizes
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "rwkv7"
@@ -37,6 +37,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/generalized_delta_rule/dplr (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2503.14456, section 4")
 
 OPERATIONS = 9
 """Per state element and token: decay 1, aᵀM 2, write along b 2, write of k·vᵀ 2, read 2."""

@@ -19,7 +19,7 @@ from costmodel.dims import dim, flag
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order, gqa
+from costmodel.mixers import Cache, Claim, Order, gqa
 from costmodel.step import Precision, Step
 
 NAME = "shared_kv"
@@ -28,6 +28,7 @@ TITLE = "Attention over another layer's cache"
 SUMMARY = "softmax attention whose keys and values an earlier layer has cached"
 SOURCES = ("arXiv:2405.12981, section 2", "transformers, models/gemma4/modeling_gemma4.py")
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=0)
+CLAIM = Claim("O(L²)", "O(L)", "arXiv:2405.12981, section 2 (claims a smaller cache, not another order)")
 
 
 @dataclass(frozen=True, slots=True)

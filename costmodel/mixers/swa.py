@@ -19,7 +19,7 @@ from costmodel.algebra import Quantity
 from costmodel.dims import dim, flag
 from costmodel.kernels.base import Kernel
 from costmodel.layers.projection import Projection
-from costmodel.mixers import Cache, Order, gqa
+from costmodel.mixers import Cache, Claim, Order, gqa
 from costmodel.step import Precision, Step
 
 NAME = "swa"
@@ -29,6 +29,7 @@ TITLE = "Sliding-window attention"
 SUMMARY = "softmax attention over the last w tokens, rolling cache"
 SOURCES = ("arXiv:2004.05150, section 3.1", "arXiv:2310.06825, section 2")
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L·w)", "O(w)", "arXiv:2004.05150, section 3.1")
 
 
 @dataclass(frozen=True, slots=True)

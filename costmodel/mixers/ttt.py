@@ -26,7 +26,7 @@ from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.norm import gated_norm
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order
+from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
 
 NAME = "ttt"
@@ -39,6 +39,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/ttt/chunk.py (kernels)",
 )
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
+CLAIM = Claim("O(L)", "O(1)", "arXiv:2407.04620, section 2")
 
 OPERATIONS = 8
 """Per element of W and token: k·W 2, gradient kᵀ·g 2, W minus the scaled gradient 2, q·W 2."""

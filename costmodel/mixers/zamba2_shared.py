@@ -20,7 +20,7 @@ from costmodel.ffns import mlp
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.projection import Projection, projection
-from costmodel.mixers import Cache, Order, gqa
+from costmodel.mixers import Cache, Claim, Order, gqa
 from costmodel.step import Precision, Step
 
 NAME = "zamba2_shared"
@@ -29,6 +29,7 @@ TITLE = "Shared transformer block (Zamba2)"
 SUMMARY = "attention and feed-forward that several layers share, with an adapter per call"
 SOURCES = ("arXiv:2411.15242, section 2", "transformers, models/zamba2/modeling_zamba2.py")
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
+CLAIM = Claim("O(L²)", "O(L)", "arXiv:2411.15242, section 2")
 
 
 @dataclass(frozen=True, slots=True)
