@@ -1,0 +1,292 @@
+"""Seconds of one engine iteration: tabulated once from the kernels' formulas, then looked up in plain Python.
+
+An iteration holds decoding sequences, chunks of prompts, or both. Its kernels are of three kinds, which are found by
+comparing the lists of decode and prefill steps:
+
+- token-wise: the same work for n sequences of one token as for one sequence of n (products with weights, experts,
+  norms, collectives). A mixed iteration runs them once, on the sum of the tokens, so weights are read once;
+- row-wise: the output head, which runs on every decoded token and on one position of every chunk;
+- sequence-wise: attention, scans, convolutions. Decode and prefill have their own kernels, whose times add up.
+
+So T(n sequences at context L, m chunks of c tokens after p cached ones) =
+tokens(n·S + m·c) + rows(n·S + m) + decode(n, L) + prefill(m, c, p) + host, and every term is a table of its own.
+Attention's times stand at the batch's mean context, which is exact for work that is linear in it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy
+from numpy.typing import NDArray
+
+from costmodel.algebra import Quantity
+from costmodel.kernels.base import Kernel
+from costmodel.step import Step
+
+KernelSource = Callable[[Step], Sequence[Kernel]]
+"""The kernels of a step, such as those of a model on one device, or of one rank of a parallel layout."""
+
+Pricing = Callable[[Sequence[Kernel]], Quantity]
+"""Seconds of kernels, element by element where the step was made of arrays."""
+
+EXACT = 1024
+"""Token counts up to which every one has an entry."""
+
+TILE = 128
+"""Above that, products jump where a tile of rows is full."""
+
+MEMORY = 1 << 16
+"""Results that are kept, so that a lookup of the same iteration costs nothing."""
+
+Array = NDArray[numpy.float64]
+
+
+class HostTime(NamedTuple):
+    """What an engine's host adds, in seconds: to every iteration (and for every layer of it), and to every request
+    before it can be scheduled (its front end: HTTP, tokenizer, queue between processes)."""
+
+    step_s: float = 0.0
+    layer_s: float = 0.0
+    front_end_s: float = 0.0
+
+
+class Line:
+    """A function of one variable, linear between nodes and beyond the last two."""
+
+    __slots__ = ("nodes", "values")
+
+    def __init__(self, nodes: Sequence[float], values: Sequence[float]) -> None:
+        self.nodes, self.values = list(nodes), list(values)
+
+    def at(self, x: float) -> float:
+        """The value at x."""
+        j, share = cell(self.nodes, x)
+        return self.values[j] + share * (self.values[j + 1] - self.values[j])
+
+
+def cell(nodes: Sequence[float], x: float) -> tuple[int, float]:
+    """The cell that x lies in, and how far in it, from 0 to 1 (outside of the nodes: of the outermost cells).
+
+    >>> cell([1, 2, 4], 3), cell([1, 2, 4], 6)
+    ((1, 0.5), (1, 2.0))
+    """
+    j = min(max(bisect_right(nodes, x) - 1, 0), len(nodes) - 2)
+    return j, (x - nodes[j]) / (nodes[j + 1] - nodes[j])
+
+
+class StepTimes:
+    """Seconds of an engine's iterations, by lookup.
+
+    new_tokens: tokens that a decoding sequence processes in an iteration, 1 or, where drafts are verified, one more
+    than the drafts. contexts: the nodes between which the time of a decode iteration is linear in the context.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_tokens: int,
+        host_s: float,
+        front_end_s: float,
+        tokens: tuple[Line, Line],
+        rows: Line,
+        decode: tuple[list[float], list[float], list[list[float]]],
+        prefill: tuple[list[float], list[float], list[float], list[list[list[float]]]],
+    ) -> None:
+        self.new_tokens, self.host_s, self.front_end_s = new_tokens, host_s, front_end_s
+        self.decode_tokens, self.prefill_tokens = tokens
+        self.rows = rows
+        self.batches, self.contexts, self.decode_table = decode
+        self.chunks, self.lengths, self.prefixes, self.prefill_table = prefill
+        self._decode_rows: dict[int, list[float]] = {}
+        self._prefill_known: dict[tuple[float, float, float], float] = {}
+
+    def decode_row(self, sequences: int) -> list[float]:
+        """Seconds of an iteration in which so many sequences decode, at every node of `contexts`."""
+        row = self._decode_rows.get(sequences)
+        if row is None:
+            j, share = cell(self.batches, sequences)
+            low, high = self.decode_table[j], self.decode_table[j + 1]
+            rest = self._shared_s(sequences)
+            row = [a + share * (b - a) + rest for a, b in zip(low, high, strict=True)]
+            self._decode_rows[sequences] = row
+        return row
+
+    def _shared_s(self, sequences: int) -> float:
+        tokens = sequences * self.new_tokens
+        return self.decode_tokens.at(tokens) + self.rows.at(tokens) + self.host_s
+
+    def decode_s(self, sequences: int, context: float) -> float:
+        """Seconds in which so many sequences decode; context: tokens in each after the step, on average."""
+        row = self.decode_row(sequences)
+        j, share = cell(self.contexts, context)
+        return row[j] + share * (row[j + 1] - row[j])
+
+    def step_s(self, sequences: int, context: float, chunks: int, length: float, prefix: float) -> float:
+        """Seconds of an iteration of decoding sequences and of chunks of prompts.
+
+        length: new tokens of a chunk, prefix: tokens before it that are cached, both on average over the chunks.
+        """
+        if not chunks:
+            return self.decode_s(sequences, context)
+        decoded = sequences * self.new_tokens
+        seconds = self.prefill_tokens.at(decoded + chunks * length) + self.rows.at(decoded + chunks) + self.host_s
+        if sequences:
+            seconds += self.decode_s(sequences, context) - self._shared_s(sequences)
+        return seconds + self._prefill_s(chunks, length, prefix)
+
+    def prefill_s(self, tokens: int, prefix: int = 0) -> float:
+        """Seconds of an iteration with one chunk and nothing else."""
+        return self.step_s(0, 0.0, 1, tokens, prefix)
+
+    def _prefill_s(self, chunks: int, length: float, prefix: float) -> float:
+        key = (chunks, length, prefix)
+        found = self._prefill_known.get(key)
+        if found is None:
+            i, a = cell(self.chunks, chunks)
+            j, b = cell(self.lengths, length)
+            k, c = cell(self.prefixes, prefix)
+            found = 0.0
+            for plane, of_plane in ((self.prefill_table[i], 1.0 - a), (self.prefill_table[i + 1], a)):
+                for line, of_line in ((plane[j], 1.0 - b), (plane[j + 1], b)):
+                    found += of_plane * of_line * (line[k] + c * (line[k + 1] - line[k]))
+            if len(self._prefill_known) >= MEMORY:
+                self._prefill_known.clear()
+            self._prefill_known[key] = found
+        return found
+
+
+def mean_chunk(chunks: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """(length, prefix) of the chunk that stands for several: as many tokens and (query, key) pairs in all.
+
+    >>> mean_chunk([(100, 0), (100, 0)]), mean_chunk([(64, 512)])
+    ((100.0, 0.0), (64.0, 512.0))
+    """
+    tokens = sum(length for length, _ in chunks)
+    pairs = sum(length * (prefix + length / 2) for length, prefix in chunks)
+    length = tokens / len(chunks)
+    return length, pairs / tokens - length / 2
+
+
+def kinds(kernels: KernelSource) -> dict[tuple[str, str, int], str]:
+    """Which kernels are token-wise ("token") and which row-wise ("row"); all others are sequence-wise.
+
+    The key is (group, name, how many of that name came before).
+    """
+    found: dict[tuple[str, str, int], str] = {}
+    for index, n in enumerate((4, 208)):
+        decode = _named(kernels(Step(B=n, S=1, P=96, phase="decode")))
+        others = {
+            "token": (
+                _named(kernels(Step(B=1, S=n, P=0, phase="prefill"))),
+                _named(kernels(Step(B=1, S=n, P=4096, phase="prefill"))),
+                _named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
+            ),
+            "row": (
+                _named(kernels(Step(B=n, S=9, P=4096, phase="prefill"))),
+                _named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
+            ),
+        }
+        for key, kernel in decode.items():
+            kind = next((kind for kind, lists in others.items() if all(_same(kernel, at.get(key)) for at in lists)), "")
+            if index and found.get(key) != kind:
+                kind = ""
+            found[key] = kind
+    return {key: kind for key, kind in found.items() if kind}
+
+
+def _named(kernels: Sequence[Kernel]) -> dict[tuple[str, str, int], Kernel]:
+    found: dict[tuple[str, str, int], Kernel] = {}
+    for kernel in kernels:
+        before = 0
+        while (kernel.group, kernel.name, before) in found:
+            before += 1
+        found[kernel.group, kernel.name, before] = kernel
+    return found
+
+
+def _same(one: Kernel, other: Kernel | None) -> bool:
+    return other is not None and (one.ideal, one.executed, one.count) == (other.ideal, other.executed, other.count)
+
+
+def tabulate(
+    kernels: KernelSource,
+    seconds: Pricing,
+    *,
+    most_sequences: int,
+    most_context: int,
+    most_tokens: int,
+    new_tokens: int = 1,
+    draft: KernelSource | None = None,
+    host_s: float = 0.0,
+    front_end_s: float = 0.0,
+) -> StepTimes:
+    """The tables up to so many decoding sequences, tokens in a sequence, and tokens in an iteration.
+
+    draft: the kernels of a draft model, which proposes new_tokens − 1 tokens one after another before each
+    verification. host_s: host time of an iteration, front_end_s: of a request. Beyond the tables, times go on linearly.
+    """
+    kind = kinds(kernels)
+
+    def table(step: Step, wanted: str, shape: tuple[int, ...]) -> Array:
+        chosen = [kernel for key, kernel in _named(kernels(step)).items() if kind.get(key, "") == wanted]
+        return numpy.array(numpy.broadcast_to(seconds(chosen), shape), dtype=numpy.float64)
+
+    T = numpy.array(_token_nodes(max(most_tokens, most_sequences * new_tokens) + most_sequences))
+    n, L = numpy.array(_batch_nodes(most_sequences)), numpy.array(_nodes(1, max(most_context, 2 * new_tokens), 1.1))
+    m = numpy.array(_nodes(1, max(min(most_sequences, most_tokens), 2), 1.5))
+    c, p = numpy.array(_length_nodes(most_tokens)), numpy.array([0.0, *_nodes(32, max(most_context, 64), 1.25)])
+    L = numpy.unique(numpy.maximum(L, float(new_tokens)))
+    S = numpy.float64(new_tokens)
+    decode = table(Step(B=n[:, None], S=S, P=L[None, :] - S, phase="decode"), "", (len(n), len(L)))
+    if draft is not None and new_tokens > 1:
+        one = Step(B=n[:, None], S=numpy.float64(1.0), P=L[None, :] - S, phase="decode")
+        decode = decode + (new_tokens - 1) * numpy.broadcast_to(seconds(draft(one)), decode.shape)
+    one_token, no_prefix = numpy.float64(1.0), numpy.float64(0.0)
+    grid = Step(B=m[:, None, None], S=c[None, :, None], P=p[None, None, :], phase="prefill")
+    as_decode = Step(B=T, S=one_token, P=no_prefix, phase="decode")
+    as_prefill = Step(B=one_token, S=T, P=no_prefix, phase="prefill")
+    return StepTimes(
+        new_tokens=new_tokens,
+        host_s=host_s,
+        front_end_s=front_end_s,
+        tokens=(
+            Line(T.tolist(), table(as_decode, "token", T.shape).tolist()),
+            Line(T.tolist(), table(as_prefill, "token", T.shape).tolist()),
+        ),
+        rows=Line(T.tolist(), table(as_decode, "row", T.shape).tolist()),
+        decode=(n.tolist(), L.tolist(), decode.tolist()),
+        prefill=(
+            m.tolist(),
+            c.tolist(),
+            p.tolist(),
+            table(grid, "", (len(m), len(c), len(p))).tolist(),
+        ),
+    )
+
+
+def _nodes(first: int, last: int, ratio: float) -> list[float]:
+    """Whole numbers that grow by the ratio, at least by 1."""
+    nodes: list[float] = [float(first)]
+    while nodes[-1] < last:
+        nodes.append(float(min(max(int(nodes[-1] * ratio), int(nodes[-1]) + 1), last)))
+    return nodes
+
+
+def _batch_nodes(most: int) -> list[float]:
+    return sorted(
+        {*map(float, range(1, min(max(most, 2), 64) + 1)), *_nodes(min(64, max(most, 2)), max(most, 2), 1.04)}
+    )
+
+
+def _token_nodes(most: int) -> list[float]:
+    """Every number, then the ends of whole tiles and the first row of the next."""
+    jumps: list[Any] = [edge + first for edge in range(EXACT, most + TILE, TILE) for first in (0, 1)]
+    return sorted({*map(float, range(1, EXACT + 1)), *map(float, jumps)})
+
+
+def _length_nodes(most: int) -> list[float]:
+    """Powers of two up to a tile, then whole tiles."""
+    small = [float(2**i) for i in range(8) if 2**i < max(most, 2)]
+    tiles = [x * TILE for x in _nodes(1, max(-(-most // TILE), 1), 1.12)]
+    return sorted({*small, *tiles})
