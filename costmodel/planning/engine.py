@@ -1,0 +1,94 @@
+"""An engine's settings, a request on its way through it, and who watches."""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from costmodel.generation.speculative import tokens_per_verification
+from costmodel.planning.cache import SequenceCache
+from costmodel.planning.step_times import StepTimes
+from costmodel.planning.traffic import Request
+
+if TYPE_CHECKING:
+    from costmodel.planning.scheduler import Replica
+
+
+class Engine(NamedTuple):
+    """An engine's iteration times, its memory for caches, and its settings, by their names in vLLM.
+
+    max_sequences: sequences that decode or are prefilled at a time (max_num_seqs); max_batched_tokens: tokens of an
+    iteration (max_num_batched_tokens); page_tokens: tokens of a page (block_size); mixed: prompts and decoding
+    sequences share iterations; snapshot_tokens: where states are recurrent, a prefix is found only at multiples of
+    this, and every such place of a prompt keeps a copy of the states; acceptance: probability that a draft token is
+    accepted (drafts per step: times.new_tokens − 1).
+    """
+
+    times: StepTimes
+    cache: SequenceCache = SequenceCache()
+    cache_bytes: float = math.inf
+    max_sequences: int = 1024
+    max_batched_tokens: int = 8192
+    page_tokens: int = 16
+    mixed: bool = True
+    snapshot_tokens: int | None = None
+    acceptance: float = 0.0
+
+    @property
+    def pace(self) -> float:
+        """Tokens that a sequence gains in a decode iteration, on average."""
+        return float(tokens_per_verification(self.times.new_tokens - 1, self.acceptance))
+
+    def cached(self, request: Request) -> int:
+        """Tokens of the prompt that need not be computed; at least one always is."""
+        found = min(request.cached_prefix, request.input - 1)
+        return found if self.snapshot_tokens is None else found - found % self.snapshot_tokens
+
+    def reserved_bytes(self, request: Request) -> float:
+        """Bytes that the request holds from its admission to its end, besides pages."""
+        snapshots = 0 if self.snapshot_tokens is None else request.input // self.snapshot_tokens
+        return self.cache.reserved(request.input + request.output) + snapshots * self.cache.state_bytes
+
+
+class Sequence:
+    """A request on its way. target: tokens to prefill, done: those prefilled, left: tokens that it has yet to get."""
+
+    __slots__ = (
+        "cached",
+        "dial",
+        "done",
+        "finish",
+        "first_s",
+        "index",
+        "last_s",
+        "left",
+        "order",
+        "request",
+        "reserved",
+        "sent_s",
+        "slot",
+        "start",
+        "target",
+    )
+
+    def __init__(self, request: Request, index: int, sent_s: float) -> None:
+        self.request, self.index, self.sent_s = request, index, sent_s
+        self.target, self.left = request.input, request.output
+        self.done = self.cached = self.order = self.slot = self.dial = self.start = 0
+        self.finish = -1
+        self.reserved = 0.0
+        self.first_s = self.last_s = -1.0
+
+
+class Watcher(Protocol):
+    """Who wants to know what happens on an engine."""
+
+    def prefilled(self, replica: "Replica", sequence: Sequence, now: float) -> None:
+        """A prompt is done on an engine that only prefills."""
+
+    def first_token(self, sequence: Sequence, now: float) -> None:
+        """The client gets the first token."""
+
+    def completed(self, sequence: Sequence, now: float) -> None:
+        """The client gets the last token."""
+
+    def span(self, replica: "Replica", begin: float, seconds: float, decoding: int, iterations: int, new: int) -> None:
+        """Iterations have passed: so many sequences decoded in each, and so many tokens of prompts were computed."""
