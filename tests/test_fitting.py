@@ -152,6 +152,22 @@ def test_an_instance_with_few_points_leans_on_its_siblings() -> None:
     assert found["fp8"]["memory_efficiency"] == pytest.approx(TRUTH["memory_efficiency"], rel=0.15)
 
 
+def test_a_relative_whose_kernel_was_another_does_no_harm() -> None:
+    """Where its parameters explain the points worse than the generic priors do, the fit starts from those."""
+    other = synthetic(100, 0.02, launch_s=9e-4, tensor_efficiency=0.06, memory_efficiency=0.06)
+    kin = synthetic(100, 0.02)
+    here = synthetic(300, 0.05, seed=3)
+    errors = []
+    for relative in (other, kin):
+        start = calibration_of(fit_library([relative], HARDWARE, lambda one: one.used))
+        entries = fit_library([here], HARDWARE, lambda one: one.used[:6], start)
+        unseen = here.used[6:]
+        said = priced(Points(here, unseen), HARDWARE, calibration_of(entries))
+        errors.append(float(numpy.median(numpy.abs(numpy.log(said.seconds / here.seconds[unseen])))))
+    assert errors[0] < 0.15
+    assert errors[1] < 0.06  # and where its kernel is the same, six points are enough
+
+
 def test_shapes_put_aside_are_a_fifth_and_the_same_for_every_dtype() -> None:
     series = synthetic(5000, 0.0)
     aside = held_out(series)

@@ -71,7 +71,8 @@ class Fitted(NamedTuple):
     """What a fit found: values and covariance of logarithms per block, and the spread of the residuals.
 
     sigma: the scale that the fit ended with. residuals: ln(measured/predicted) of the points, in order.
-    effective: parameters that the data, not the priors, decided.
+    effective: parameters that the data, not the priors, decided. objective: minus the logarithm of the posterior, by
+    which fits that started from different priors compare.
     """
 
     values: dict[Key, dict[str, float]]
@@ -79,6 +80,7 @@ class Fitted(NamedTuple):
     sigma: float
     residuals: Floats
     effective: float
+    objective: float
 
 
 Lookup = Callable[[Kernel], Fit]
@@ -254,4 +256,5 @@ def fit(
         size = len(one.parameters)
         covariance[one.key] = numpy.asarray(posterior[before : before + size, before : before + size], numpy.float64)
         before += size
-    return Fitted(theta(numpy.clip(logs, low, high)), covariance, sigma, residuals, effective)
+    objective = count * math.log(sigma) + 0.5 * cost(logs, sigma)
+    return Fitted(theta(numpy.clip(logs, low, high)), covariance, sigma, residuals, effective, objective)

@@ -107,17 +107,21 @@ def fit_kernel(
     def lookup(kernel: Kernel) -> Fit:
         return known.fit(kernel._replace(module=module))
 
-    def begin(form: Form) -> Mapping[str, float]:
+    def begin(form: Form, relative: Calibration) -> Mapping[str, float]:
         kernel = Kernel("", form, Work(), Work(), module=module)
         inherited = lookup(kernel)
-        return (start.fit(kernel) if inherited.flops is None else inherited).values
+        return (relative.fit(kernel) if inherited.flops is None else inherited).values
 
     forms = {kernel.family: kernel.form for points in pools for kernel in own_kernels(points)}
-    blocks = [block(form, (family, "", module), begin(form)) for family, form in sorted(forms.items())]
     several = [
         Points(points.series, thinned(points.rows, max(FEWEST_FITTED, MOST_FITTED // len(pools)))) for points in pools
     ]
-    together = fit(several, hardware, [*blocks, *hosts(pools)], lookup, pooled_key)
+    # A relative may run another kernel under this name: the generic priors are tried as well.
+    tried = []
+    for relative in (start,) if start is PRIOR else (start, PRIOR):
+        blocks = [block(form, (family, "", module), begin(form, relative)) for family, form in sorted(forms.items())]
+        tried.append((fit(several, hardware, [*blocks, *hosts(pools)], lookup, pooled_key), blocks, relative))
+    together, blocks, start = min(tried, key=lambda found: found[0].objective)
     entries = []
     for instance in dict.fromkeys(points.series.instance for points in pools):
         own = [points for points in pools if points.series.instance == instance]
