@@ -176,7 +176,7 @@ def test_every_token_is_counted_once(changes: dict, split: bool) -> None:
 def test_the_wait_of_one_server_is_that_of_pollaczek_and_khinchine(load: float) -> None:
     service = 0.01
     of = engine(times=constant_times(service), max_sequences=1)
-    requests = drawn(60_000, Lengths.parse("1"), Lengths.parse("1"), rate=load / service, seed=11)
+    requests = drawn(40_000, Lengths.parse("1"), Lengths.parse("1"), rate=load / service, seed=11)
     measures = replay(Deployment(of), requests)
     waited = measures.ttft.mean - service
     # M/D/1: W = ρ·s / (2·(1 − ρ)).

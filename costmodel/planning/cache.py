@@ -20,6 +20,8 @@ class SequenceCache(NamedTuple):
 
     def reserved(self, length: int) -> float:
         """Bytes besides the growing pages that a sequence of this length needs."""
+        if not self.limited:
+            return self.state_bytes
         return self.state_bytes + sum(size * minimum(length, limit) for limit, size in self.limited)
 
     def bytes(self, length: int) -> float:
@@ -90,6 +92,8 @@ class Pages:
         """New pages of all growing sequences in the next so many iterations."""
         first = int(self.dial)
         turned = int(self.dial + iterations * self.pace) - first
+        if turned == 1:
+            return self.slots[first % self.size]
         turns, rest = divmod(turned, self.size)
         pages = turns * self.growing
         for place in range(first, first + rest):

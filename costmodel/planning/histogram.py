@@ -9,6 +9,7 @@ thin themselves out.
 """
 
 import math
+from math import log
 from typing import Any
 
 SMALLEST = 1e-7
@@ -41,7 +42,7 @@ class LogHistogram:
             self.most = value
         self.count += weight
         self.total += value * weight
-        index = int(math.log(value / SMALLEST) * PER_E) + 1 if value > SMALLEST else 0
+        index = int(log(value / SMALLEST) * PER_E) + 1 if value > SMALLEST else 0
         self.counts[index if index < BUCKETS else BUCKETS - 1] += weight
 
     @property
@@ -89,8 +90,7 @@ class Course:
         if begin - self.start >= self.interval:
             self._close(begin)
         self.spent += seconds
-        for index, value in enumerate(values):
-            self.sums[index] += value * seconds
+        self.sums = [total + value * seconds for total, value in zip(self.sums, values, strict=True)]
 
     def _close(self, begin: float) -> None:
         if self.spent:

@@ -71,8 +71,13 @@ def cell(nodes: Sequence[float], x: float) -> tuple[int, float]:
     >>> cell([1, 2, 4], 3), cell([1, 2, 4], 6)
     ((1, 0.5), (1, 2.0))
     """
-    j = min(max(bisect_right(nodes, x) - 1, 0), len(nodes) - 2)
-    return j, (x - nodes[j]) / (nodes[j + 1] - nodes[j])
+    j = bisect_right(nodes, x) - 1
+    if j < 0:
+        j = 0
+    elif j > len(nodes) - 2:
+        j = len(nodes) - 2
+    low = nodes[j]
+    return j, (x - low) / (nodes[j + 1] - low)
 
 
 class StepTimes:
@@ -99,6 +104,7 @@ class StepTimes:
         self.batches, self.contexts, self.decode_table = decode
         self.chunks, self.lengths, self.prefixes, self.prefill_table = prefill
         self._decode_rows: dict[int, list[float]] = {}
+        self._shared: dict[int, float] = {}
         self._prefill_known: dict[tuple[float, float, float], float] = {}
 
     def decode_row(self, sequences: int) -> list[float]:
@@ -113,8 +119,11 @@ class StepTimes:
         return row
 
     def _shared_s(self, sequences: int) -> float:
-        tokens = sequences * self.new_tokens
-        return self.decode_tokens.at(tokens) + self.rows.at(tokens) + self.host_s
+        found = self._shared.get(sequences)
+        if found is None:
+            tokens = sequences * self.new_tokens
+            found = self._shared[sequences] = self.decode_tokens.at(tokens) + self.rows.at(tokens) + self.host_s
+        return found
 
     def decode_s(self, sequences: int, context: float) -> float:
         """Seconds in which so many sequences decode; context: tokens in each after the step, on average."""
@@ -160,8 +169,10 @@ def mean_chunk(chunks: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """(length, prefix) of the chunk that stands for several: as many tokens and (query, key) pairs in all.
 
     >>> mean_chunk([(100, 0), (100, 0)]), mean_chunk([(64, 512)])
-    ((100.0, 0.0), (64.0, 512.0))
+    ((100.0, 0.0), (64, 512))
     """
+    if len(chunks) == 1:
+        return chunks[0]
     tokens = sum(length for length, _ in chunks)
     pairs = sum(length * (prefix + length / 2) for length, prefix in chunks)
     length = tokens / len(chunks)
