@@ -5,7 +5,8 @@ from typing import Any
 
 Run = Callable[[], object]
 """Something to be timed; what it returns is dropped."""
-FLUSH_BYTES = 256 * 2**20
+FLUSH_BYTES = 512 * 2**20
+"""Twice the largest last cache of a GPU (MI300X, 256 MiB, of which torch does not tell)."""
 LONGEST_LEAD_S = 5e-3
 SPIN_HZ = 3.0e9
 """A spinning kernel counts cycles; with more per second than any device has, no wait is shorter than asked for."""
@@ -14,12 +15,11 @@ SPIN_HZ = 3.0e9
 class CudaClock:
     """Device time of one device. Raises what torch raises, among it OutOfMemoryError."""
 
-    def __init__(self, device: str, l2_bytes: int | None = None) -> None:
+    def __init__(self, device: str) -> None:
         import torch
 
         self._torch: Any = torch
         self._device = torch.device(device)
-        self._flush_bytes = max(FLUSH_BYTES, 4 * (l2_bytes or 0))
         self._flushing: tuple[Any, Any] | None = None
 
     def seconds(self, run: Run, lead_s: float = 0.0) -> float:
@@ -67,6 +67,6 @@ class CudaClock:
         torch = self._torch
         if self._flushing is None:
             options = {"dtype": torch.float32, "device": self._device}
-            self._flushing = torch.zeros(self._flush_bytes // 4, **options), torch.zeros((), **options)
+            self._flushing = torch.zeros(FLUSH_BYTES // 4, **options), torch.zeros((), **options)
         buffer, result = self._flushing
         torch.sum(buffer, dim=0, out=result)

@@ -109,6 +109,10 @@ def cuda_facts(index: int, properties: Any, hip: str | None) -> DeviceFacts:
     pins = getattr(properties, "memory_clock_rate", 0) * 1e3 * 2 * getattr(properties, "memory_bus_width", 0) / 8
     units = int(properties.multi_processor_count)
     memory = int(properties.total_memory)
+    profile = profile_of(properties.name, units, memory)
+    # torch tells nothing of a cache behind L2, such as AMD's Infinity Cache; the profile's sources do.
+    behind = load_hardware(profile).memory.l2.capacity if profile else None
+    l2 = max(int(getattr(properties, "L2_cache_size", 0)), int(behind or 0))
     return DeviceFacts(
         device=f"cuda:{index}",
         kind="cuda",
@@ -119,13 +123,13 @@ def cuda_facts(index: int, properties: Any, hip: str | None) -> DeviceFacts:
         clock_hz=clock,
         memory_bytes=memory,
         bandwidth=pins or None,
-        l2_bytes=getattr(properties, "L2_cache_size", None) or None,
+        l2_bytes=l2 or None,
         shared_per_unit=getattr(properties, "shared_memory_per_multiprocessor", None) or None,
         driver=str(limits.get("driver", "")) or _amd_driver(),
         toolkit=f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}",
         packages=installed(),
         date=date.today().isoformat(),
-        profile=profile_of(properties.name, units, memory),
+        profile=profile,
     )
 
 

@@ -20,7 +20,7 @@ import numpy
 
 from costmodel.errors import unknown
 from validation.cuda_clock import CudaClock, Run
-from validation.device import DeviceFacts, facts
+from validation.device import DeviceFacts
 
 MODES = ("cold", "warm")
 LONG_S = 2e-3
@@ -75,7 +75,7 @@ def measure(calls: Sequence[Run], device: str, mode: str, *, budget_s: float = 0
         raise unknown("mode", mode, MODES)
     if device == "cpu":
         return _on_cpu(calls, mode, budget_s)
-    return on_device(calls, mode, CudaClock(device, facts(device).l2_bytes), budget_s, warm_up_s)
+    return on_device(calls, mode, CudaClock(device), budget_s, warm_up_s)
 
 
 def copies_for(footprint_bytes: int, device: DeviceFacts) -> int:
@@ -109,7 +109,7 @@ def on_device(calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, wa
             for _ in range(2):
                 replay()
             samples = sampled(lambda: clock.seconds(replay, LEAD_S) / count, count, budget_s)
-            return _timing(samples, mode, f"graph of {count} calls over {len(calls)} sets of inputs")
+            return timing_of(samples, mode, f"graph of {count} calls over {len(calls)} sets of inputs")
     each = itertools.cycle(calls)
 
     def one() -> float:
@@ -118,7 +118,7 @@ def on_device(calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, wa
         return clock.seconds(next(each), LEAD_S + 1.5 * host_s)
 
     method = f"single calls over {len(calls)} sets of inputs{', cache flushed' if mode == 'cold' else ''}"
-    return _timing(sampled(one, 1, budget_s), mode, method + (f" (no graph: {refused})" if refused else ""))
+    return timing_of(sampled(one, 1, budget_s), mode, method + (f" (no graph: {refused})" if refused else ""))
 
 
 def calls_in_graph(estimate_s: float, copies: int) -> int:
@@ -190,7 +190,8 @@ def enough(samples: Sequence[float], spent_s: float, budget_s: float) -> bool:
     return n >= MOST or spent_s >= budget_s or spread < PRECISION * median * sqrt(n)
 
 
-def _timing(samples: Sequence[float], mode: str, method: str) -> Timing:
+def timing_of(samples: Sequence[float], mode: str, method: str) -> Timing:
+    """The timing of samples of one call."""
     p10, median, p90 = (float(value) for value in numpy.percentile(samples, (10, 50, 90)))
     return Timing(median, p10, p90, len(samples), mode, method)
 
@@ -213,7 +214,7 @@ def _on_cpu(calls: Sequence[Run], mode: str, budget_s: float) -> Timing:
     load = "unknown"
     with suppress(OSError, AttributeError):
         load = f"{os.getloadavg()[0]:.1f}"
-    return _timing(samples, mode, f"CPU time of one thread, {count} calls per sample, load {load}")
+    return timing_of(samples, mode, f"CPU time of one thread, {count} calls per sample, load {load}")
 
 
 def _thread_seconds(each: "itertools.cycle[Run]", count: int) -> float:

@@ -43,6 +43,10 @@ class Maker(NamedTuple):
         """The defaults of those fields that have one."""
         return self.shape._field_defaults
 
+    def is_text(self, field: str) -> bool:
+        """Whether a field holds a name, not a number."""
+        return typing.get_type_hints(self.shape)[field] is str
+
 
 @cache
 def makers() -> dict[str, Maker]:
@@ -113,7 +117,7 @@ def _row(path: Path, line: int, cells: Mapping[Any, str]) -> Row:
             if isinstance(default, bool):
                 given[field] = _number(where, field, text) != 0
             else:
-                given[field] = text if isinstance(default, str) else _number(where, field, text)
+                given[field] = text if maker.is_text(field) else _number(where, field, text)
         elif field not in maker.defaults:
             raise BadInput(f"{where}: {field} is empty; {family} needs it")
     for name, text in cells.items():
