@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 from costmodel.algebra import Quantity
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Form, Kernel
+from costmodel.kernels.processor import for_device
 from costmodel.loading import Problems, available, data_folder, parse_mapping, read_text, user_folder
 
 BASES = ("table", "fitted", "extrapolated", "transferred", "prior")
@@ -167,7 +168,8 @@ class Calibration(NamedTuple):
 
     def _read(self, document: Document, form: Form) -> Fit:
         if document not in self.read_:
-            self.read_[document] = read_entry(self.place, document.text, form, self.slower)
+            known = for_device(form, self.hardware)
+            self.read_[document] = read_entry(self.place, document.text, known, self.slower)
         return self.read_[document]
 
     def fit(self, kernel: Kernel) -> Fit:

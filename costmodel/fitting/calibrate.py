@@ -32,6 +32,7 @@ from costmodel.fitting.silicon import NCCL, TableFile, hardware_of, read_table, 
 from costmodel.fitting.splits import shapes_split
 from costmodel.hardware import Hardware
 from costmodel.kernels import forms
+from costmodel.kernels.processor import for_device
 from costmodel.loading import write_atomically
 from costmodel.timing import Z80
 
@@ -106,7 +107,7 @@ def calibrate(
             if partial is not None:
                 _keep(partial, digest, mine, told)
         documents += mine
-        fits += _read_back(mine)
+        fits += _read_back(mine, source.hardware.name)
         rows += told
     return Calibrated(calibration_text(header, documents), tuple(rows), tuple(planned), resumed)
 
@@ -210,11 +211,12 @@ def _keep(
         file.write(json.dumps({"digest": digest, "documents": list(documents), "rows": list(rows)}) + "\n")
 
 
-def _read_back(documents: Iterable[Mapping[str, Any]]) -> list[Fit]:
+def _read_back(documents: Iterable[Mapping[str, Any]], device: str) -> list[Fit]:
     """The fits as a reader of the file will see them, so that what stands on them is fitted to the same numbers."""
     known = forms()
     return [
-        read_entry("calibration", yaml.safe_dump(dict(document)), known[document["family"]]) for document in documents
+        read_entry("calibration", yaml.safe_dump(dict(document)), for_device(known[document["family"]], device))
+        for document in documents
     ]
 
 

@@ -35,7 +35,8 @@ class Series(NamedTuple):
     into the kernels whose times add up. tokens is the length by which `extrapolate` splits. tuned names further
     families whose parameters inside this module are fitted from the module. eager: launched one by one, so that
     the host's time shows where the device is faster. Columns named head_dim and group (query heads per key head), where
-    there are any, serve the splits that leave one of their values out.
+    there are any, serve the splits that leave one of their values out. aside: which points were measured to judge by
+    and are never fitted; None puts aside what a hash of the shape says.
     """
 
     system: str
@@ -53,6 +54,7 @@ class Series(NamedTuple):
     mechanism: str = ""
     tuned: tuple[str, ...] = ()
     eager: bool = False
+    aside: NDArray[numpy.bool_] | None = None
 
     @property
     def module(self) -> str:

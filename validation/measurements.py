@@ -1,0 +1,294 @@
+"""Measured points as rows of a CSV file, and as series that the time forms are fitted to.
+
+A row is one operator call: which operator and implementation ran what shape on which device, how long it took in which
+state of the caches, how far its output was from the reference, and how the device was doing. Rows of points that failed
+say why. Shapes take a column for each of their names.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+
+from costmodel.errors import BadInput, unknown
+from costmodel.fitting.series import Part, Series
+from costmodel.hardware import Hardware
+from costmodel.kernels.base import Kernel, replayed
+from costmodel.kernels.processor import for_device
+from costmodel.loading import read_text, write_atomically
+from validation.runners import ROLES, Runner, Shape, runners
+from validation.stopwatch import MODES
+
+STATUSES = ("ok", "oom", "error", "timeout", "wrong", "nan", "unsupported")
+"""What became of a point: only an `ok` one has a time."""
+
+TEXTS = ("runner", "family", "mechanism", "phase", "implementation", "mode", "role", "status")
+NUMBERS = ("seconds", "p10_s", "p90_s", "samples", "error", "counted_flops", "claimed_flops")
+STATE = ("sm_clock_hz", "power_w", "temperature_c", "load", "drift", "at_s")
+NOTES = ("throttle", "method", "kernels", "device", "driver", "packages", "date", "detail")
+WORDS = ("dtype",)
+"""Names of shapes that hold text; all others hold whole numbers."""
+DRIFTED = "drift"
+LARGEST = 1e30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One row.
+
+    seconds, p10_s, p90_s: of one call. error: the largest relative distance of an output from the
+    reference in float64 on the small shape. counted_flops, claimed_flops: of the reference on that shape, and of the
+    formulas. drift: of the canary before the point. at_s: seconds since 1970. kernels: what the profiler saw.
+    """
+
+    runner: str
+    implementation: str
+    mode: str
+    role: str
+    shape: Shape
+    status: str = "ok"
+    family: str = ""
+    mechanism: str = ""
+    phase: str = ""
+    seconds: float | None = None
+    p10_s: float | None = None
+    p90_s: float | None = None
+    samples: int | None = None
+    error: float | None = None
+    counted_flops: float | None = None
+    claimed_flops: float | None = None
+    sm_clock_hz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    load: float | None = None
+    drift: float | None = None
+    at_s: float | None = None
+    throttle: str = ""
+    method: str = ""
+    kernels: str = ""
+    device: str = ""
+    driver: str = ""
+    packages: str = ""
+    date: str = ""
+    detail: str = ""
+    place: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What was to be measured: two rows with the same key are the same point."""
+        return (self.runner, self.implementation, self.mode, tuple(sorted(self.shape.items())))
+
+
+BEFORE, AFTER = TEXTS[:6], (*TEXTS[6:], *NUMBERS, *STATE, *NOTES)
+"""Columns before and after those of the shape."""
+
+
+def columns(names: Iterable[str]) -> list[str]:
+    """The columns of a file whose shapes have these names."""
+    return [*BEFORE, *sorted(set(names)), *AFTER]
+
+
+def csv_line(values: Iterable[Any]) -> str:
+    """One line of a CSV file; line breaks inside a value become spaces, so that a row is always one line."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(
+        " ".join(value.split()) if isinstance(value, str) else value for value in values
+    )
+    return buffer.getvalue()
+
+
+def to_line(row: Measurement, header: Sequence[str]) -> str:
+    """A row as a line under a header."""
+    values = {name: getattr(row, name) for name in (*BEFORE, *AFTER)} | dict(row.shape)
+    return csv_line("" if values.get(name) is None else values[name] for name in header)
+
+
+def to_csv(rows: Sequence[Measurement]) -> str:
+    """A whole file."""
+    header = columns(name for row in rows for name in row.shape)
+    return csv_line(header) + "".join(to_line(row, header) for row in rows)
+
+
+def read_measurements(path: Path, *, interrupted: bool = False) -> list[Measurement]:
+    """The rows of a file. Raises BadInput with the line and column of the first cell that is wrong.
+
+    interrupted: a last line without its end, as a killed run leaves it, is taken as not written.
+    """
+    text = read_text(path)
+    if interrupted and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+    lines = list(csv.reader(io.StringIO(text)))
+    if not lines:
+        raise BadInput(f"{path}: is empty; expected a header of columns")
+    header = lines[0]
+    for name in (*BEFORE, *AFTER):
+        if name not in header:
+            raise BadInput(f"{path}, line 1: no column {name!r}; is this a file of measurements?")
+    known = runners()
+    found = []
+    for number, cells in enumerate(lines[1:], start=2):
+        where = f"{path}, line {number}"
+        if len(cells) != len(header):
+            raise BadInput(f"{where}: {len(cells)} cells under {len(header)} columns")
+        found.append(_row(where, dict(zip(header, cells, strict=True)), known))
+    return found
+
+
+def _row(where: str, cells: Mapping[str, str], known: Mapping[str, Runner]) -> Measurement:
+    for name, allowed in (("runner", known), ("mode", MODES), ("role", ROLES), ("status", STATUSES)):
+        if cells[name] not in allowed:
+            raise BadInput(f"{where}: {unknown(name, cells[name], allowed)}")
+    shape: dict[str, int | str] = {}
+    for name, text in cells.items():
+        if name not in BEFORE and name not in AFTER and text:
+            shape[name] = text if name in WORDS else _whole(where, name, text)
+    for name in ("dtype", "batch", "context"):
+        if name not in shape:
+            raise BadInput(f"{where}: {name} is empty; every shape has it")
+    numbers: dict[str, Any] = {name: _number(where, name, cells[name]) for name in (*NUMBERS, *STATE)}
+    if cells["status"] == "ok" and not (numbers["seconds"] or 0.0) > 0:
+        raise BadInput(f"{where}: seconds {cells['seconds'][:40]!r} is not a time, though the status is ok")
+    texts: dict[str, Any] = {name: cells[name] for name in (*TEXTS, *NOTES)}
+    if numbers["samples"] is not None:
+        numbers["samples"] = int(numbers["samples"])
+    return Measurement(shape=shape, place=where, **texts, **numbers)
+
+
+def _whole(where: str, name: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise BadInput(f"{where}: {name} {text[:40]!r} is not a whole number")
+    return int(text)
+
+
+def _number(where: str, name: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise BadInput(f"{where}: {name} {text[:40]!r} is not a number") from None
+    if not math.isfinite(value) or not 0 <= value <= LARGEST:
+        raise BadInput(f"{where}: {name} {text[:40]} is outside 0 to {LARGEST:g}")
+    return value
+
+
+class Journal:
+    """A file of measurements to which every row is added at once. Rows that are there already are kept."""
+
+    def __init__(self, path: Path, names: Iterable[str]) -> None:
+        self.path = path
+        self.rows: list[Measurement] = []
+        if path.exists() and path.stat().st_size:
+            self.rows = read_measurements(path, interrupted=True)
+        self.header = columns([*names, *(name for row in self.rows for name in row.shape)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(to_line(row, self.header) for row in self.rows)
+        write_atomically(path, (csv_line(self.header) + lines).encode())
+
+    def add(self, row: Measurement) -> None:
+        """Write one row, whole, and flush it."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(to_line(row, self.header))
+        self.rows.append(row)
+
+
+def measurements_in(place: Path) -> list[Measurement]:
+    """The rows of a file, or of all measurements*.csv of a folder. Raises BadInput where there are none."""
+    paths = sorted(place.glob("measurements*.csv")) if place.is_dir() else [place]
+    if not paths:
+        raise BadInput(f"{place}: no measurements*.csv in this folder")
+    rows = [row for path in paths for row in read_measurements(path, interrupted=True)]
+    if not rows:
+        raise BadInput(f"{place}: holds no measurements")
+    return rows
+
+
+def series_of(rows: Sequence[Measurement], hardware: Hardware, library: str, drift: float) -> list[Series]:
+    """The measured rows as series: one for each operator, implementation, state of caches and compiled kernel.
+
+    drift: rows before or after which the canary had moved by more are left out.
+    """
+    known = runners()
+    flagged = drifted(rows, drift)
+    groups: dict[tuple[Any, ...], list[Measurement]] = {}
+    for row in rows:
+        if row.status == "ok":
+            words = tuple((name, row.shape[name]) for name in WORDS)
+            instance = known[row.runner].kernels(row.shape)[0].instance
+            names = tuple(sorted(row.shape))
+            groups.setdefault((row.runner, row.implementation, row.mode, instance, words, names), []).append(row)
+    return [
+        _series(known[key[0]], key[2] == "warm", dict(key[4]), key[3], same, flagged, hardware, library)
+        for key, same in groups.items()
+    ]
+
+
+def drifted(rows: Sequence[Measurement], limit: float) -> set[tuple[Any, ...]]:
+    """The keys of rows before or after which the canary had drifted."""
+    timed = sorted(
+        (row for row in rows if row.drift is not None and row.at_s is not None), key=lambda row: row.at_s or 0
+    )
+    found = set()
+    for row, after in zip(timed, [*timed[1:], *timed[-1:]], strict=True):
+        if max(row.drift or 0.0, after.drift or 0.0) > limit:
+            found.add(row.key)
+    return found
+
+
+def _series(
+    runner: Runner,
+    warm: bool,
+    words: Mapping[str, int | str],
+    instance: str,
+    rows: Sequence[Measurement],
+    flagged: set[tuple[Any, ...]],
+    hardware: Hardware,
+    library: str,
+) -> Series:
+    numbers = sorted(name for name in rows[0].shape if name not in words)
+    first: dict[tuple[Any, ...], Measurement] = {}
+    for row in rows:
+        first.setdefault(row.key, row)
+    shapes = pandas.DataFrame([{name: row.shape[name] for name in numbers} for row in first.values()])
+    return Series(
+        system=hardware.name,
+        library=library,
+        version="",
+        family=runner.family,
+        kernel=rows[0].implementation,
+        instance=instance,
+        phase=runner.phase,
+        shapes=shapes.astype(numpy.float64),
+        seconds=numpy.array([row.seconds for row in first.values()], dtype=numpy.float64),
+        flags=numpy.array([DRIFTED if key in flagged else "" for key in first], dtype=str),
+        tokens=shapes["context"].to_numpy(dtype=numpy.float64),
+        build=partial(_built, runner, warm, words, hardware),
+        aside=numpy.array([row.role != "fit" for row in first.values()], dtype=bool),
+    )
+
+
+def _built(
+    runner: Runner, warm: bool, words: Mapping[str, int | str], hardware: Hardware, shapes: pandas.DataFrame
+) -> list[Part]:
+    """One part per point: counts that a mixer's formulas branch on are plain numbers."""
+    return [
+        Part(numpy.array([index]), kernels_of(runner, warm, {**words, **_integers(record)}, hardware))
+        for index, record in enumerate(shapes.to_dict("records"))
+    ]
+
+
+def _integers(record: Mapping[Any, float]) -> dict[str, int]:
+    return {str(name): int(value) for name, value in record.items()}
+
+
+def kernels_of(runner: Runner, warm: bool, shape: Shape, hardware: Hardware) -> tuple[Kernel, ...]:
+    """What the cost model prices for a measured call: its kernels, replayed over the same buffers where they were."""
+    kernels = [kernel._replace(form=for_device(kernel.form, hardware.name)) for kernel in runner.kernels(shape)]
+    return replayed(kernels) if warm else tuple(kernels)
