@@ -2,15 +2,19 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from costmodel.errors import BadInput
+from validation import cuda_clock
 from validation.canary import Canary, Reading, canary
+from validation.cuda_clock import CudaClock
 from validation.device import DeviceFacts, facts
 from validation.kernel_split import agrees, kernels_of_trace, split
 from validation.stopwatch import MOST_COPIES, copies_for, enough, measure, on_device
@@ -58,7 +62,7 @@ def test_short_calls_are_timed_in_a_graph_without_their_launches() -> None:
     device = FakeDevice(launch_s=30e-6)
     timing = on_device([device.call("a", 100e-6)], "warm", device, budget_s=0.3, warm_up_s=0.0)
     assert timing.median_s == pytest.approx(100e-6)
-    assert timing.method == "graph of 16 calls over 1 sets of inputs"  # 2 ms of 130 µs, the estimate with launches
+    assert timing.method == "graph of 16 calls over the same inputs"  # 2 ms of 130 µs, the estimate with launches
     assert device.flushed == 0
 
 
@@ -207,6 +211,110 @@ def test_the_canary_of_a_cpu_reads_real_seconds() -> None:
     assert reading is not None
     assert 1e-4 < reading.gemm_s < 1
     assert 1e-4 < reading.copy_s < 1
+
+
+class FakeCuda:
+    """What `CudaClock` uses of torch.cuda; notes the order of what it is asked."""
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.told: list[str] = []
+        self.refuses = refuses
+        self.now_ms = 0.0
+
+    def Event(self, enable_timing: bool) -> "FakeEvent":
+        assert enable_timing
+        return FakeEvent(self)
+
+    def Stream(self) -> SimpleNamespace:
+        return SimpleNamespace(wait_stream=lambda other: self.told.append("wait"))
+
+    def CUDAGraph(self) -> SimpleNamespace:
+        return SimpleNamespace(replay=lambda: self.told.append("replay"))
+
+    def current_stream(self) -> str:
+        return "current"
+
+    def synchronize(self) -> None:
+        self.told.append("synchronize")
+
+    def _sleep(self, cycles: int) -> None:
+        self.told.append(f"spin {cycles}")
+
+    @contextmanager
+    def device(self, device: object) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def stream(self, stream: object) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def graph(self, graph: object, stream: object) -> Iterator[None]:
+        self.told.append("capture")
+        yield
+        if self.refuses:
+            raise RuntimeError("capture failed")
+
+
+@dataclass
+class FakeEvent:
+    cuda: FakeCuda
+    at_ms: float = 0.0
+
+    def record(self) -> None:
+        self.at_ms = self.cuda.now_ms
+        self.cuda.told.append("record")
+
+    def synchronize(self) -> None:
+        self.cuda.told.append("wait for event")
+
+    def elapsed_time(self, later: "FakeEvent") -> float:
+        return later.at_ms - self.at_ms
+
+
+def clock_of(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> CudaClock:
+    monkeypatch.setattr(torch, "cuda", cuda)
+    return CudaClock("cpu")
+
+
+def test_a_run_stands_between_two_events_behind_a_spinning_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    clock = clock_of(monkeypatch, cuda)
+
+    def run() -> None:
+        cuda.told.append("run")
+        cuda.now_ms += 2.5
+
+    assert clock.seconds(run) == pytest.approx(2.5e-3)
+    assert cuda.told == ["record", "run", "record", "wait for event"]
+    assert clock.seconds(run, lead_s=60.0) == pytest.approx(2.5e-3)
+    assert cuda.told[4] == "spin 15000000"  # 5 ms at most
+
+
+def test_a_graph_is_captured_after_a_run_on_its_stream_and_a_refusal_leaves_the_device_quiet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda()
+    replay = clock_of(monkeypatch, cuda).capture(lambda: cuda.told.append("run"))
+    replay()
+    assert cuda.told == ["wait", "run", "synchronize", "capture", "run", "synchronize", "replay"]
+    refusing = FakeCuda(refuses=True)
+    with pytest.raises(RuntimeError, match="capture failed"):
+        clock_of(monkeypatch, refusing).capture(lambda: None)
+    assert refusing.told[-1] == "synchronize"
+
+
+def test_a_cache_is_not_flushed_where_no_memory_is_left_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    CudaClock("cpu").flush()
+    monkeypatch.undo()
+    monkeypatch.setattr(cuda_clock, "FLUSH_BYTES", 4096)
+    clock = CudaClock("cpu")
+    clock.flush()
+    clock.flush()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -62,11 +62,15 @@ class CudaClock:
     def flush(self) -> None:
         """Fill L2 with lines of a buffer that nothing else uses.
 
-        The buffer is read, not written: changed lines would have to be written back during what is timed next.
+        The buffer is read, not written: changed lines would have to be written back during what is timed next. A call
+        that leaves no memory for the buffer exceeds any cache itself.
         """
         torch = self._torch
         if self._flushing is None:
             options = {"dtype": torch.float32, "device": self._device}
-            self._flushing = torch.zeros(FLUSH_BYTES // 4, **options), torch.zeros((), **options)
+            try:
+                self._flushing = torch.zeros(FLUSH_BYTES // 4, **options), torch.zeros((), **options)
+            except torch.OutOfMemoryError:
+                return
         buffer, result = self._flushing
         torch.sum(buffer, dim=0, out=result)

@@ -109,7 +109,7 @@ def on_device(calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, wa
             for _ in range(2):
                 replay()
             samples = sampled(lambda: clock.seconds(replay, LEAD_S) / count, count, budget_s)
-            return timing_of(samples, mode, f"graph of {count} calls over {len(calls)} sets of inputs")
+            return timing_of(samples, mode, f"graph of {count} calls over {_sets(calls)}")
     each = itertools.cycle(calls)
 
     def one() -> float:
@@ -117,8 +117,12 @@ def on_device(calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, wa
             clock.flush()
         return clock.seconds(next(each), LEAD_S + 1.5 * host_s)
 
-    method = f"single calls over {len(calls)} sets of inputs{', cache flushed' if mode == 'cold' else ''}"
+    method = f"single calls over {_sets(calls)}{', cache flushed' if mode == 'cold' else ''}"
     return timing_of(sampled(one, 1, budget_s), mode, method + (f" (no graph: {refused})" if refused else ""))
+
+
+def _sets(calls: Sequence[Run]) -> str:
+    return f"{len(calls)} sets of inputs" if len(calls) > 1 else "the same inputs"
 
 
 def calls_in_graph(estimate_s: float, copies: int) -> int:
@@ -214,7 +218,9 @@ def _on_cpu(calls: Sequence[Run], mode: str, budget_s: float) -> Timing:
     load = "unknown"
     with suppress(OSError, AttributeError):
         load = f"{os.getloadavg()[0]:.1f}"
-    return timing_of(samples, mode, f"CPU time of one thread, {count} calls per sample, load {load}")
+    return timing_of(
+        samples, mode, f"CPU time of one thread, {count} {'call' if count == 1 else 'calls'} per sample, load {load}"
+    )
 
 
 def _thread_seconds(each: "itertools.cycle[Run]", count: int) -> float:
