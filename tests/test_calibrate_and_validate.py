@@ -16,7 +16,8 @@ from costmodel.calibration import SEPARATOR, check_calibration, read_calibration
 from costmodel.errors import BadInput
 from costmodel.fitting.device_sheet import hardware_of_sheet
 from costmodel.fitting.measured_table import MeasuredTable
-from costmodel.fitting.scoring import METHODS
+from costmodel.fitting.scoring import METHODS, summaries, unscored
+from costmodel.fitting.series import Series
 from costmodel.fitting.silicon import FLAG, data_root, flag_spikes, read_table, readers, tables
 from costmodel.fitting.splits import parse_split
 from costmodel.hardware import load_hardware
@@ -271,6 +272,45 @@ def test_several_libraries_are_judged_in_processes_of_their_own(tmp_path: Path) 
     (other / "gemm_perf.parquet").write_bytes(first.read_bytes())
     told = run("validate", "--silicon", str(root), "--refit", "--jobs", "2", "-f", "json", home=tmp_path / "home")
     assert {row["library"] for row in json.loads(told.stdout)["rows"]} == {"vllm", "sglang"}
+
+
+def test_a_kernel_that_is_flagged_whole_is_told_without_errors(tmp_path: Path) -> None:
+    root = write_tables(tmp_path / "checkout")
+    path = root / "systems" / "data" / "h100_sxm" / "gemm" / "vllm" / "1.0.0" / "gemm_perf.parquet"
+    frame = pandas.read_parquet(path)
+    silent = frame[:30].assign(kernel_source="silent", gemm_dtype="fp8", latency=0.0)
+    narrow = frame[:20].assign(gemm_dtype="fp8_block", latency=0.0)  # an instance of the kernel that is scored
+    pandas.concat([frame, silent, narrow]).to_parquet(path)
+    question = ("validate", "--silicon", str(root), "--refit")
+    told = json.loads(run(*question, "-f", "json", home=tmp_path / "home").stdout)
+    rows = {row["kernel"]: row for row in told["rows"] if row["method"] == "costmodel"}
+    assert (rows["cublas"]["n"] > 0, rows["cublas"]["flagged"]) == (True, 20)
+    assert (rows["silent"]["n"], rows["silent"]["flagged"]) == (0, 30)
+    assert {rows["silent"][key] for key in ("median_ape", "mean_ape", "p90_ape", "bias", "coverage80")} == {None}
+    assert {row["method"] for row in told["rows"] if row["kernel"] == "silent"} == set(METHODS)
+    assert [(row["n"], row["flagged"]) for row in told["families"]] == [(rows["cublas"]["n"], 50)]
+    (line,) = (line for line in run(*question, home=tmp_path / "home").stdout.splitlines() if "silent" in line)
+    assert line.split()[-7:] == ["0", "30", *"–––––"]
+
+
+def test_a_family_without_a_scored_point_meets_no_aim() -> None:
+    shapes = pandas.DataFrame({"m": [1.0, 2.0]})
+    series = Series(
+        "a",
+        "b",
+        "1",
+        "gemm",
+        "c",
+        "bf16",
+        "",
+        shapes,
+        shapes["m"].to_numpy(),
+        numpy.array(["no time", "no time"]),
+        shapes["m"].to_numpy(),
+        lambda shapes: [],
+    )
+    (row,) = summaries(unscored(series, METHODS), parse_split("shapes"))
+    assert (row["n"], row["flagged"], row["reached"], row["met"], row["others"]) == (0, 2, None, "–", {})
 
 
 def test_a_kernel_without_a_shape_is_placed_by_its_columns(tmp_path: Path) -> None:

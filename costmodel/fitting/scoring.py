@@ -1,6 +1,6 @@
 """How right predictions are on points that no fit saw, beside the baselines on the same points."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +53,10 @@ class Outcome(NamedTuple):
 
 
 class Score(NamedTuple):
-    """One row of `validate`; errors in percent, bias the median signed error, coverage80 of the 80 % interval."""
+    """One row of `validate`; errors in percent, bias the median signed error, coverage80 of the 80 % interval.
+
+    n is 0, and the errors are None, for a kernel of which every point is flagged, or which the split does not ask for.
+    """
 
     system: str
     library: str
@@ -66,10 +69,10 @@ class Score(NamedTuple):
     method: str
     n: int
     flagged: int
-    median_ape: float
-    mean_ape: float
-    p90_ape: float
-    bias: float
+    median_ape: float | None
+    mean_ape: float | None
+    p90_ape: float | None
+    bias: float | None
     coverage80: float | None
 
 
@@ -79,7 +82,11 @@ def statistics(gaps: Floats, inside: NDArray[numpy.bool_] | None) -> dict[str, f
     >>> import numpy
     >>> statistics(numpy.log(numpy.array([1.1, 0.9, 1.0])), None)["median_ape"]
     10.0
+    >>> statistics(numpy.array([]), None)["median_ape"] is None
+    True
     """
+    if not len(gaps):
+        return dict.fromkeys(("median_ape", "mean_ape", "p90_ape", "bias", "coverage80"))
     errors = 100.0 * numpy.expm1(gaps)
     apes = numpy.abs(errors)
     return {
@@ -115,7 +122,7 @@ def scores(outcomes: Iterable[Outcome], split: str) -> list[Score]:
                 method,
                 len(gaps),
                 flagged,
-                **statistics(gaps, _together(same)),  # type: ignore[arg-type]
+                **statistics(gaps, _together(same)),
             )
         )
     return rows
@@ -142,14 +149,15 @@ def _summary(title: str, family: str, outcomes: Sequence[Outcome], split: Split,
         long = [outcome.series.tokens[outcome.rows] >= least for outcome in same]
         gaps = numpy.concatenate([outcome.gaps[chosen] for outcome, chosen in zip(same, long, strict=True)])
         inside = _together(same)
-        if len(gaps):
+        if len(gaps) or not least:
             errors[method] = gaps, None if inside is None else inside[numpy.concatenate(long)]
     if not errors:
         return None
     main = MODEL if MODEL in errors else next(iter(errors))
     told = {method: statistics(*error) for method, error in errors.items()}
     floor, stretch = aim(family, split.kind, split.points)
-    reached = told[main]["median_ape"], told[main]["p90_ape"]
+    pairs = {method: _pair(row) for method, row in told.items()}
+    reached = pairs[main]
     # A floor speaks of a family's kernels as a whole, not of its longest contexts alone.
     floor, stretch = (None, None) if least else (floor, stretch)
     return {
@@ -162,16 +170,22 @@ def _summary(title: str, family: str, outcomes: Sequence[Outcome], split: Split,
         "stretch": stretch,
         "met": _met(reached, floor, stretch),
         **{name: told[main][name] for name in ("mean_ape", "bias", "coverage80")},
-        "others": {name: (row["median_ape"], row["p90_ape"]) for name, row in told.items() if name != main},
+        "others": {name: pair for name, pair in pairs.items() if name != main and pair is not None},
     }
 
 
-def _met(reached: tuple[Any, Any], floor: Pair | None, stretch: Pair | None) -> str:
+def _pair(told: Mapping[str, float | None]) -> Pair | None:
+    """Median and 90th percentile of the errors, None where nothing was scored."""
+    median, p90 = told["median_ape"], told["p90_ape"]
+    return None if median is None or p90 is None else (median, p90)
+
+
+def _met(reached: Pair | None, floor: Pair | None, stretch: Pair | None) -> str:
     """What a family reached, in a word."""
     for name, wanted in (("stretch", stretch), ("floor", floor)):
-        if wanted is not None and reached[0] <= wanted[0] and reached[1] <= wanted[1]:
+        if reached is not None and wanted is not None and reached[0] <= wanted[0] and reached[1] <= wanted[1]:
             return name
-    return "–" if floor is None else "missed"
+    return "–" if floor is None or reached is None else "missed"
 
 
 def worst(outcomes: Iterable[Outcome], count: int) -> list[dict[str, Any]]:
@@ -304,13 +318,23 @@ def needed(series: Sequence[Series], families: Sequence[str]) -> list[Series]:
     return [one for one in series if one.family in families or (modules and not one.mechanism)]
 
 
+def unscored(series: Series, methods: Sequence[str]) -> list[Outcome]:
+    """A series of which no point is scored: what is flagged of it is told all the same."""
+    nothing = numpy.zeros(0)
+    told = [name for name in METHODS if name in methods or (name == MODEL and WITH_TABLE in methods)]
+    return [
+        Outcome(series, name, nothing.astype(numpy.intp), nothing, nothing > 0 if name in (MODEL, WITH_TABLE) else None)
+        for name in told
+    ]
+
+
 def outcomes_of(series: Series, fold: Fold, hardware: Hardware, calibration: Calibration, job: Job) -> list[Outcome]:
     """What each method says of the scored points of one series."""
     rows = fold.scored(series)
     if job.split.kind != "shapes":
         rows = thinned(rows, MOST_SCORED)
     if not len(rows):
-        return []
+        return unscored(series, job.methods)
     asked = Points(series, rows)
     seen = Points(series, thinned(fold.fitted(series), MOST_SEEN))
     found = []

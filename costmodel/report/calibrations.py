@@ -189,7 +189,7 @@ def validate_and_print(form: str, inputs: Inputs) -> None:
         wanted, inputs["jobs"], lambda name, left: progress.at(name, len(wanted) - left, len(wanted))
     )
     progress.close()
-    if not outcomes:
+    if not any(len(outcome.rows) for outcome in outcomes):
         raise BadInput(f"{directory}: no point to score for split {split.text}")
     rows = [score._asdict() for score in scoring.scores(outcomes, split.text)]
     summary = scoring.summaries(outcomes, split)

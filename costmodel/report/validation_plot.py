@@ -18,7 +18,7 @@ def draw_validation(folder: Path, outcomes: Sequence[Any], split: str) -> Iterat
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
-    own = [outcome for outcome in outcomes if outcome.method == "costmodel"]
+    own = [outcome for outcome in outcomes if outcome.method == "costmodel" and len(outcome.rows)]
     for family in sorted({outcome.series.family for outcome in own}):
         same = [outcome for outcome in own if outcome.series.family == family]
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
