@@ -10,6 +10,10 @@ MOST_EVENTS = 200_000
 """What a viewer loads within seconds; a longer run is cut off there, and the file says so."""
 
 
+REQUESTS, FIRST_ENGINE = 1, 2
+"""Process numbers of the tracks: 0 would be the idle process."""
+
+
 class Timeline:
     """Events of a run: a track of iterations for each engine, a counter of its sequences, a span for each request."""
 
@@ -25,7 +29,7 @@ class Timeline:
 
     def engine(self, number: int, name: str) -> None:
         """Name the track of an engine."""
-        self._add({"ph": "M", "pid": number, "name": "process_name", "args": {"name": name}}, 0.0)
+        self._add({"ph": "M", "pid": FIRST_ENGINE + number, "name": "process_name", "args": {"name": name}}, 0.0)
 
     def iterations(self, number: int, begin: float, seconds: float, decoding: int, count: int, new: int) -> None:
         """`count` iterations of so many decoding sequences, and so many new tokens of prompts."""
@@ -35,7 +39,7 @@ class Timeline:
         self._add(
             {
                 "ph": "X",
-                "pid": number,
+                "pid": FIRST_ENGINE + number,
                 "tid": 0,
                 "ts": begin * 1e6,
                 "dur": seconds * 1e6,
@@ -48,11 +52,11 @@ class Timeline:
     def counters(self, number: int, now: float, waiting: int, running: int) -> None:
         """Requests that wait and run on an engine."""
         values = {"waiting": waiting, "running": running}
-        self._add({"ph": "C", "pid": number, "ts": now * 1e6, "name": "requests", "args": values}, now)
+        self._add({"ph": "C", "pid": FIRST_ENGINE + number, "ts": now * 1e6, "name": "requests", "args": values}, now)
 
     def request(self, index: int, sent: float, first: float, last: float, counts: tuple[int, int]) -> None:
         """A request: the wait for its first token, then the others."""
-        shared = {"cat": "request", "id": index, "pid": -1, "tid": 0}
+        shared = {"cat": "request", "id": index, "pid": REQUESTS, "tid": 0}
         arguments = {"input": counts[0], "output": counts[1]}
         for name, begin, end in (("first token", sent, first), ("other tokens", first, last)):
             self._add({**shared, "ph": "b", "ts": begin * 1e6, "name": name, "args": arguments}, begin)
@@ -61,5 +65,5 @@ class Timeline:
     def to_json(self) -> str:
         """The file's text."""
         cut = {} if self.cut_s is None else {"cut_off_at_s": self.cut_s}
-        requests = {"ph": "M", "pid": -1, "name": "process_name", "args": {"name": "requests"}}
+        requests = {"ph": "M", "pid": REQUESTS, "name": "process_name", "args": {"name": "requests"}}
         return json.dumps({"traceEvents": [requests, *self.events], "displayTimeUnit": "ms", "otherData": cut})

@@ -1,0 +1,221 @@
+"""`simulate`: the question as plain inputs, the replay, and what is printed of it."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from costmodel.errors import BadInput, Impossible
+from costmodel.loading import write_atomically
+from costmodel.planning.deployment import LONGEST, Settings, one_device
+from costmodel.planning.engine import Engine
+from costmodel.planning.load import Load, per_second, seconds
+from costmodel.planning.measures import Measures, ServiceLevel
+from costmodel.planning.replay import Deployment, replay
+from costmodel.planning.step_times import HostTime
+from costmodel.planning.timeline import Timeline
+from costmodel.prediction import loaded
+from costmodel.report.columns import Column, number_text, percent, shows, value_text
+from costmodel.report.output import emit, note, print_csv, print_json, print_table
+from costmodel.report.progress import Progress
+
+Inputs = Mapping[str, Any]
+
+
+TIMES = {
+    "host_step_s": "--host-step",
+    "host_layer_s": "--host-layer",
+    "front_end_s": "--front-end",
+    "ttft_s": "--ttft",
+    "tpot_s": "--tpot",
+}
+
+
+def simulate_and_print(form: str, asked: Inputs) -> None:
+    """The replay of each architecture on each device; raises Impossible at the end where a load is not sustained.
+
+    asked: the options of the command; times and the rate as texts.
+    """
+    times = {key: seconds(asked[key], option) for key, option in TIMES.items()}
+    inputs = {**asked, **times, "rate": per_second(asked["rate"])}
+    load = Load(inputs)
+    models, devices = loaded(inputs["arch"], inputs["hw"], inputs["set"])
+    if inputs["timeline"] is not None and len(models) * len(devices) > 1:
+        raise BadInput("--timeline: a file holds one run; give one architecture and one device")
+    level = ServiceLevel(inputs["ttft_s"], inputs["tpot_s"])
+    wanted = level if level != ServiceLevel() else None
+    rows, courses = [], []
+    progress = Progress()
+    for device in devices:
+        for model in models:
+            timeline = None if inputs["timeline"] is None else Timeline()
+            deployment = _deployment(model, device, inputs, load.longest)
+            found = replay(
+                deployment,
+                load.requests(),
+                clients=load.clients,
+                warmup=inputs["warmup"],
+                level=wanted,
+                timeline=timeline,
+                seed=inputs["seed"],
+                progress=partial(_show, progress, f"{model.name} on {device.name}", load.count),
+            )
+            rows.append({"arch": model.name, "hw": device.name, **row_of(found, deployment, wanted)})
+            courses.append(found.engines)
+            if timeline is not None:
+                _write(timeline, inputs["timeline"])
+            if model.max_context is not None and load.longest > model.max_context:
+                note(f"note: {model.name}: requests are longer than the context that its publisher states")
+    progress.close()
+    if load.trace is not None and load.trace.skipped:
+        note(f"note: {inputs['trace']}: {load.trace.skipped} bad lines were skipped")
+    _print(form, inputs, rows, courses, str(load), wanted)
+    _judge(rows)
+
+
+def _show(progress: Progress, name: str, count: int, answered: int) -> None:
+    progress.at(name, answered, count)
+
+
+def _deployment(model: Any, device: Any, inputs: Inputs, longest: int) -> Deployment:
+    settings = Settings(
+        **{name: inputs[name] for name in ("max_sequences", "max_batched_tokens", "page_tokens", "mixed")},
+        snapshot_tokens=inputs["snapshot_tokens"],
+        draft_tokens=inputs["draft_tokens"],
+        acceptance=inputs["accepted"],
+        longest=min(max(longest, 1024), 64 * LONGEST),
+    )
+    host = HostTime(inputs["host_step_s"], inputs["host_layer_s"], inputs["front_end_s"])
+    formats = {name: inputs[name] for name in ("weights", "kv", "activations", "library")}
+    engine: Engine = one_device(model, device, settings, host=host, **formats)
+    return Deployment(
+        engine,
+        replicas=inputs["replicas"],
+        routing=inputs["routing"],
+        front_end_s=host.front_end_s,
+        devices=inputs["replicas"],
+    )
+
+
+def row_of(found: Measures, deployment: Deployment, level: ServiceLevel | None) -> dict[str, Any]:
+    """A run as flat values. Latencies are null where the load is not sustained."""
+    window = found.window_s or None
+    busy = [row for course in found.engines for row in course]
+    spent = sum(row["spent_s"] for row in busy) or 1.0
+    row: dict[str, Any] = {
+        "gpus": deployment.devices,
+        "requests": found.measured,
+        "duration_s": found.window_s,
+        "requests_per_s": window and found.measured / window,
+        "input_tokens_per_s": window and found.input_tokens / window,
+        "output_tokens_per_s": window and found.output_tokens / window,
+        "output_tokens_per_s_gpu": window and found.output_tokens / window / deployment.devices,
+        "saturated": found.saturated,
+        "offered_per_s": None if found.closed else found.arrival_rate,
+        "queue_growth_per_s": (found.arrival_rate or 0.0) * found.growth if found.saturated else 0.0,
+    }
+    for name, values in found.latencies().items():
+        row |= {f"{name[:-2]}_{key}_s": value for key, value in values.items()}
+    good = None if level is None or found.saturated else found.good
+    row |= {
+        "good_share": None if good is None or not found.measured else good / found.measured,
+        "goodput_per_s": None if good is None or window is None else good / window,
+        "waiting_mean": sum(entry["waiting"] * entry["spent_s"] for entry in busy) / spent,
+        "running_mean": sum(entry["running"] * entry["spent_s"] for entry in busy) / spent,
+        "cache_share_mean": sum(entry["cache_share"] * entry["spent_s"] for entry in busy) / spent,
+        "cache_capacity_bytes": deployment.engine.cache_bytes,
+        "preemptions": found.preemptions,
+        "recomputed_tokens": found.recomputed,
+        "iterations": found.iterations,
+    }
+    return row
+
+
+def _rate(key: str, title: str) -> Column:
+    return Column(title, lambda row: "–" if row[key] is None else number_text(row[key]))
+
+
+def _latency(key: str) -> Column:
+    return Column(key, lambda row: value_text("time_s", row[key]))
+
+
+RUN = (
+    shows("arch", right=False),
+    shows("hw", right=False),
+    shows("gpus", "GPUs"),
+    _rate("requests_per_s", "requests/s"),
+    shows("output_tokens_per_s", "output\ntokens/s"),
+    shows("output_tokens_per_s_gpu", "tokens/s\nper GPU"),
+    Column("good", lambda row: "–" if row["good_share"] is None else percent(row["good_share"])),
+    _rate("goodput_per_s", "goodput\nrequests/s"),
+    shows("waiting_mean", "waiting"),
+    shows("running_mean", "running"),
+    shows("cache_capacity_bytes", "room for\ncaches"),
+    Column("of it\nused", lambda row: percent(row["cache_share_mean"])),
+    shows("preemptions"),
+)
+LATENCY = (
+    shows("arch", right=False),
+    shows("hw", right=False),
+    shows("latency", right=False),
+    *map(_latency, ("mean", "p50", "p90", "p95", "p99")),
+)
+
+
+def _print(
+    form: str, inputs: Inputs, rows: list[dict[str, Any]], courses: list[Any], load: str, level: ServiceLevel | None
+) -> None:
+    if form == "json":
+        over_time = [
+            {"arch": row["arch"], "hw": row["hw"], "engine": number, **sample}
+            for row, engines in zip(rows, courses, strict=True)
+            for number, samples in enumerate(engines)
+            for sample in samples
+        ]
+        print_json("simulate", inputs, rows, over_time=over_time)
+        return
+    if form == "csv":
+        print_csv(rows)
+        return
+    wanted = [
+        f"{name} {value_text('time_s', value)}"
+        for name, value in zip(("TTFT", "TPOT"), level or (), strict=False)
+        if value
+    ]
+    remark = f"service level: {', '.join(wanted)}" if wanted else ""
+    print_table(form, load, rows, RUN, remark, keys=2)
+    emit("")
+    latencies = [
+        {"arch": row["arch"], "hw": row["hw"], "latency": title, **_percentiles(row, name)}
+        for row in rows
+        for name, title in (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "ITL"), ("e2e", "end to end"))
+    ]
+    print_table(form, "", latencies, LATENCY, keys=3)
+
+
+def _percentiles(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: row[f"{name}_{key}_s"] for key in ("mean", "p50", "p90", "p95", "p99")}
+
+
+def _judge(rows: list[dict[str, Any]]) -> None:
+    """Say which loads are not sustained."""
+    told = []
+    for row in rows:
+        if row["saturated"]:
+            grows = (
+                f"its queue grows by {row['queue_growth_per_s']:.3g}/s"
+                if row["queue_growth_per_s"]
+                else "its queue grew"
+            )
+            told.append(
+                f"{row['arch']} on {row['hw']}: saturated: of {row['offered_per_s'] or 0:.4g} requests/s it serves "
+                f"{row['requests_per_s'] or 0:.4g}/s, and {grows} without bound; latencies depend on how long it lasts"
+            )
+    if told:
+        raise Impossible("\n".join(told))
+
+
+def _write(timeline: Timeline, path: str) -> None:
+    write_atomically(Path(path), timeline.to_json().encode())
+    cut = "" if timeline.cut_s is None else f"; cut off at {timeline.cut_s:.4g} s, after which it would be too long"
+    note(f"note: wrote {path} (opens in ui.perfetto.dev){cut}")
