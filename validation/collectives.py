@@ -166,7 +166,9 @@ def operation(op: str, elements: int, devices: int, dtype: str, device: str) -> 
     if op == "all_gather":
         return lambda: distributed.all_gather_into_tensor(whole, share)
     if op == "reduce_scatter":
-        return lambda: distributed.reduce_scatter_tensor(share, whole)
+        # Newer versions of torch have another name for it.
+        scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
+        return lambda: scatter(share, whole)
     received = torch.empty_like(whole)
     return lambda: distributed.all_to_all_single(received, whole)
 
@@ -208,8 +210,9 @@ def as_csv(rows: Sequence[Timed], backend: str, device: str) -> str:
     stated = facts(device)
     text = io.StringIO()
     hosts = max(1, int(os.environ.get("WORLD_SIZE", "1")) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    software = f"torch {stated.packages.get('torch', 'unknown')} {stated.toolkit}".strip()
-    print(f"# {stated.name}, {hosts} host(s), {backend}, {software}, {stated.driver}, {stated.date}", file=text)
+    software = f"torch {stated.packages.get('torch', 'unknown')}"
+    known = (stated.name, f"{hosts} host(s)", backend, software, stated.toolkit, stated.driver, stated.date)
+    print(f"# {', '.join(filter(None, known))}", file=text)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
