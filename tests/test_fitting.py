@@ -8,8 +8,9 @@ from types import ModuleType
 import numpy
 import pandas
 import pytest
+import yaml
 
-from costmodel.calibration import PRIOR, check_calibration, from_fits, prior_fit, read_calibration
+from costmodel.calibration import PRIOR, SEPARATOR, check_calibration, from_fits, prior_fit, read_calibration
 from costmodel.errors import BadInput
 from costmodel.fitting.calibrate import Source, calibrate, save
 from costmodel.fitting.calibration_file import Header
@@ -257,6 +258,18 @@ def test_a_kernel_is_not_taken_from_an_interrupted_run_whose_time_form_was_anoth
     monkeypatch.setattr(inspect, "getsource", edited)
     assert calibrate(source, header, partial=partial).resumed == 0
     assert calibrate(source, header, partial=partial).resumed == 1
+
+
+def test_every_kernel_of_a_module_bears_the_error_of_its_module() -> None:
+    """A module's series is named otherwise than the kernels inside it."""
+    module = synthetic(100, 0.05)._replace(instance="block", mechanism="mla", phase="prefill")
+    source = Source(HARDWARE, "own", (module,))
+    told = calibrate(source, Header("a", "h100-sxm", "own", "1", "synthetic"))
+    _, own, shared = (yaml.safe_load(text) for text in told.text.split(SEPARATOR))
+    assert (own["instance"], own["module"]) == ("bf16", "mla-prefill")
+    assert own["held_out"]["n"] == told.rows[0]["held_out"] > 0
+    assert own["held_out"]["median_ape"] == told.rows[0]["median_ape"]
+    assert (shared.get("instance"), "held_out" in shared) == (None, False)
 
 
 def test_flagged_points_are_neither_fitted_nor_scored_but_counted() -> None:

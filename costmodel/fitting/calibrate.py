@@ -126,7 +126,9 @@ def _one_kernel(
     for instance in dict.fromkeys(one.instance for one in same):
         own = [one for one in same if one.instance == instance]
         told[instance] = _row(own, hardware, choose, together)
-    documents = [entry_mapping(entry, _held_out(told.get(entry.fit.key[1]))) for entry in entries]
+    documents = [
+        entry_mapping(entry, None if entry.measured is None else _held_out(told[entry.measured])) for entry in entries
+    ]
     return documents, list(told.values())
 
 
@@ -164,8 +166,8 @@ def _row(own: Sequence[Series], hardware: Hardware, choose: Choose, calibration:
     return row
 
 
-def _held_out(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if row is None or not row["held_out"]:
+def _held_out(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not row["held_out"]:
         return None
     return {"n": row["held_out"], **{name: row[name] for name in ("median_ape", "mean_ape", "p90_ape", "coverage80")}}
 

@@ -42,12 +42,17 @@ LARGEST_SPREAD = 3.0
 
 
 class Entry(NamedTuple):
-    """The fit of one kernel instance, with what a calibration file says of it."""
+    """The fit of one kernel instance, with what a calibration file says of it.
+
+    measured: the instance of the series that it was fitted to, which for a kernel inside a module is the module's;
+    None where several share the fit, or one has a fit of its own beside it.
+    """
 
     fit: Fit
     names: tuple[str, ...]
     covariance: Floats
     flagged: Mapping[str, int]
+    measured: str | None = None
 
 
 Choose = Callable[[Series], Indices]
@@ -135,8 +140,12 @@ def fit_kernel(
             # What is tuned inside a module was fitted outside it before.
             relative = start if key[0] == same[0].family else known
             apart.append(block(forms[key[0]], key, _moved(relative, forms[key[0]], key, shared), SIBLING_FIRMNESS))
-        entries += described(own, hardware, apart, fit(own, hardware, [*apart, *hosts(own)], lookup), known)
-    return [*entries, *described(several, hardware, blocks, together, known)]
+        found = described(own, hardware, apart, fit(own, hardware, [*apart, *hosts(own)], lookup), known)
+        entries += [entry._replace(measured=instance) for entry in found]
+    instances = {points.series.instance for points in pools}
+    only = instances.pop() if len(instances) == 1 and not entries else None
+    common = described(several, hardware, blocks, together, known)
+    return [*entries, *(entry._replace(measured=only) for entry in common)]
 
 
 def _moved(start: Calibration, form: Form, key: Key, shared: Mapping[str, float]) -> Mapping[str, float]:
