@@ -1,6 +1,7 @@
 """Timing calls: when to stop, graph or single calls, cold or warm, the split by kernels, and the canary."""
 
 import itertools
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from validation.canary import Canary, Reading, canary
 from validation.cuda_clock import CudaClock
 from validation.device import DeviceFacts, facts
 from validation.kernel_split import agrees, kernels_of_trace, split
-from validation.stopwatch import MOST_COPIES, copies_for, enough, measure, on_device
+from validation.stopwatch import MOST_COPIES, copies_for, enough, keep_freed_memory, measure, on_device
 
 GPU = DeviceFacts(
     "cuda:0", "cuda", "X", "NVIDIA", (9, 0), 132, 1.98e9, 80 * 2**30, 3.35e12, 50 * 2**20, None, "", "", {}, "", ""
@@ -146,6 +147,24 @@ def test_larger_products_take_longer() -> None:
         measure([partial(torch.mm, *torch.randn(2, n, n))], "cpu", "warm", budget_s=0.05).median_s for n in (128, 512)
     )
     assert 10 < large / small < 250  # 64 times the work
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="the C library always returns large memory to the system")
+def test_outputs_do_not_cost_new_pages_in_every_call() -> None:
+    x = torch.zeros(2**24)
+
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    def writes() -> None:
+        x.mul(2.0)
+
+    for _ in range(10):
+        writes()
+    before = faults()
+    for _ in range(10):
+        writes()
+    assert faults() - before < 1000  # 64 MiB are 16,384 pages in every call
 
 
 def test_an_unknown_mode_is_refused() -> None:

@@ -8,11 +8,13 @@ before a single call. Warm means the same inputs again and again. Outputs reuse 
 Source: the practice of triton.testing.do_bench, flashinfer.testing.bench_gpu_time and NVBench.
 """
 
+import ctypes
 import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from math import ceil, sqrt
 from typing import NamedTuple, Protocol
 
@@ -38,6 +40,8 @@ FEWEST_OF_LONG, VERY_LONG_S = 3, 0.1
 PRECISION = 0.005
 LEAD_S = 50e-6
 CPU_SAMPLE_S = 1e-3
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Options of glibc's mallopt (malloc.h)."""
 
 
 class Timing(NamedTuple):
@@ -204,6 +208,7 @@ def _on_cpu(calls: Sequence[Run], mode: str, budget_s: float) -> Timing:
     """CPU time of one call in one thread, which other programs on the machine disturb far less than wall-clock time."""
     import torch
 
+    kept = keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -218,9 +223,23 @@ def _on_cpu(calls: Sequence[Run], mode: str, budget_s: float) -> Timing:
     load = "unknown"
     with suppress(OSError, AttributeError):
         load = f"{os.getloadavg()[0]:.1f}"
-    return timing_of(
-        samples, mode, f"CPU time of one thread, {count} {'call' if count == 1 else 'calls'} per sample, load {load}"
-    )
+    calls_per_sample = "1 call" if count == 1 else f"{count} calls"
+    memory = "freed memory kept" if kept else "freed memory returned"
+    return timing_of(samples, mode, f"CPU time of one thread, {calls_per_sample} per sample, {memory}, load {load}")
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees; False where the C library has no such option.
+
+    glibc returns large tensors to the system and asks for them again, page by page: an output of 64 MB then takes seven
+    times as long as writing it, and whether one of 4 MB is returned is chance. No kernel's work is in that time.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    except (OSError, AttributeError, TypeError):
+        return False
 
 
 def _thread_seconds(each: "itertools.cycle[Run]", count: int) -> float:

@@ -84,10 +84,10 @@ def in_order(series: Iterable[Series]) -> list[list[Series]]:
     for one in series:
         groups.setdefault((one.family, one.source, one.module), []).append(one)
 
-    def rank(same: list[Series]) -> tuple[int, str, int]:
+    def rank(same: list[Series]) -> tuple[int, str, int, int]:
         family = same[0].family
         stage = 0 if family in FIRST else 2 if same[0].mechanism else 1
-        return stage, family, -sum(len(one.used) for one in same)
+        return stage, family, min(one.rank for one in same), -sum(len(one.used) for one in same)
 
     return sorted(groups.values(), key=rank)
 
