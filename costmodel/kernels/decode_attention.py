@@ -99,6 +99,9 @@ def window_blocks(a: Attention) -> tuple[Quantity, Quantity, Quantity]:
 
     That a window may begin inside a block is part of window_s: libraries differ in how they mask it.
     """
+    if a.c is not None:
+        # Engines run a chunk as a sequence of its own: finished chunks have no blocks.
+        return ceil_div(visible_keys(a), BLOCK), 0.0, 0.0
     full = ceil_div(a.P + a.S, BLOCK)
     if a.w is None or a.bidirectional:
         return full, 0.0, 0.0
