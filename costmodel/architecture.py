@@ -84,7 +84,8 @@ class Architecture(NamedTuple):
     """A decoder-only model of width D with V words; `layers` lists (mixer, ffn) names, either may be None.
 
     weights: dtype by role, see `Precision`. Totals that the publisher states are kept beside the computed ones.
-    mtp is no part of the totals or of the kernels of a step.
+    mtp is no part of the totals or of the kernels of a step. embeds, predicts: of a part of a model, such as a stage of
+    a pipeline, whether it begins with the embedding and ends with the final norm and the head.
     """
 
     name: str
@@ -108,6 +109,8 @@ class Architecture(NamedTuple):
     notes: tuple[str, ...] = ()
     hyper_connections: HyperConnections | None = None
     mtp: MultiTokenPrediction | None = None
+    embeds: bool = True
+    predicts: bool = True
 
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many layers use each mixer, and each FFN."""
@@ -139,7 +142,13 @@ class Architecture(NamedTuple):
         mixers, ffns = self.sites()
         parts = sum(self.mixers[name].sets(count) for name, count in mixers.items())
         parts += sum(self.ffns[name].sets(count) for name, count in ffns.items())
-        return parts * (2 if self.sandwich_norm else 1) + 1
+        return parts * (2 if self.sandwich_norm else 1) + int(self.predicts)
+
+    @property
+    def tables(self) -> tuple[int, int]:
+        """How many matrices of V × D it holds as head, and as an embedding beside that; a tied one counts as head."""
+        head = int(self.predicts or (self.tied_embeddings and self.embeds))
+        return head, int(self.embeds and not self.tied_embeddings)
 
     def _weights_of(self, active: bool) -> Quantity:
         mixers, ffns = self.counts()
@@ -158,7 +167,7 @@ class Architecture(NamedTuple):
     @property
     def parameters(self) -> Quantity:
         """All weights; a tied embedding counts once."""
-        return self._weights_of(active=False) + self.V * self.D * (1 if self.tied_embeddings else 2)
+        return self._weights_of(active=False) + self.V * self.D * sum(self.tables)
 
     @property
     def active_parameters(self) -> Quantity:
@@ -176,9 +185,8 @@ class Architecture(NamedTuple):
         for name, count in ffns.items():
             block = self.ffns[name]
             total += block.sets(count) * _ffn_bytes(block, self.D, precision)
-        total += self.V * self.D * element_bytes(precision.weight("head"))
-        if not self.tied_embeddings:
-            total += self.V * self.D * element_bytes(precision.weight("embedding"))
+        for tables, role in zip(self.tables, ("head", "embedding"), strict=True):
+            total += tables * self.V * self.D * element_bytes(precision.weight(role))
         return total
 
     def cache_bytes(self, L: Quantity, precision: Precision) -> Quantity:
@@ -191,7 +199,7 @@ class Architecture(NamedTuple):
 
     def kernels(self, step: Step, precision: Precision) -> list[Kernel]:
         """Every kernel of a step, equal layers as one entry with a count; training adds the backward kernels."""
-        run = [embedding(self.D, step, precision)._replace(group="embedding")]
+        run = [embedding(self.D, step, precision)._replace(group="embedding")] if self.embeds else []
         per_part = 2 if self.sandwich_norm else 1
         phase = "decode" if step.decoding else "prefill"
         parts = zip((self.mixers, self.ffns), self.counts(), self.sites(), strict=True)
@@ -206,8 +214,9 @@ class Architecture(NamedTuple):
                 if count > before:
                     run.append(_sum_of_branches(self.D, step, precision)._replace(group=name, count=count - before))
         run += self._hyper_kernels(step, precision)
-        run.append(norm("final norm", self.D, step, precision)._replace(group="head"))
-        run += [kernel._replace(group="head") for kernel in head(self.D, self.V, step, precision)]
+        if self.predicts:
+            end = [norm("final norm", self.D, step, precision), *head(self.D, self.V, step, precision)]
+            run += [kernel._replace(group="head") for kernel in end]
         if step.phase == "train":
             run += [
                 gradient._replace(group=kernel.group, count=kernel.count, gradient=True)

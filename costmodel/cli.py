@@ -171,6 +171,24 @@ Table = Annotated[
     str | None,
     typer.Option("--table", metavar="DIR", help="Measured tables that correct the times where they were measured."),
 ]
+Layouts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layout",
+        metavar="LAYOUT",
+        help="Parallel layout: tp8, tp4pp2, dp8ep8, tp2cp4, prefill:2xtp4,decode:3xtp8. Repeatable. [default: one GPU]",
+    ),
+]
+Overlap = Annotated[
+    float, typer.Option("--overlap", metavar="SHARE", help="Part of the communication's time that computation hides.")
+]
+Imbalance = Annotated[
+    float, typer.Option("--imbalance", metavar="FACTOR", help="Load of the fullest device of experts over the mean.")
+]
+Microbatches = Annotated[
+    str | None,
+    typer.Option("--microbatches", metavar="COUNT", help="Parts in which a batch passes the pipeline. [default: pp]"),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -265,6 +283,10 @@ def predict(
     library: Library = None,
     caches: Caches = "served",
     table: Table = None,
+    layout: Layouts = None,
+    overlap: Overlap = 0.0,
+    imbalance: Imbalance = 1.0,
+    microbatches: Microbatches = None,
     settings: Settings = None,
     mechanism: Mechanisms = None,
     breakdown: Breakdown = False,
@@ -285,6 +307,9 @@ def predict(
     from costmodel.report.run import predict_and_print
 
     inputs |= {"caches": caches, "table": table}
+    if layout:
+        inputs |= {"layout": layout, "overlap": overlap, "imbalance": imbalance}
+        inputs |= {"microbatches": _count(microbatches, "microbatches")}
     predict_and_print(form, inputs, breakdown, plot)
 
 
@@ -679,50 +704,6 @@ def validate(
         "jobs": jobs or os.cpu_count() or 1,
     }
     validate_and_print(form, inputs)
-
-
-@app.command("reality-check")
-def reality_check(
-    arch: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arch",
-            "-a",
-            metavar="NAME,…",
-            help="Mechanisms and architectures; mechanisms, models or all for every one. [default: mechanisms]",
-        ),
-    ] = None,
-    hw: Annotated[list[str] | None, typer.Option("--hw", metavar="NAME,…", help="Devices. [default: h100-sxm]")] = None,
-    context: Annotated[
-        list[str] | None,
-        typer.Option("--context", "-c", metavar="COUNTS", help="Tokens after the step. [default: 128k,1M,10M]"),
-    ] = None,
-    phase: Annotated[
-        list[str] | None,
-        typer.Option("--phase", "-p", metavar="PHASE,…", help="prefill, decode, or all. [default: prefill]"),
-    ] = None,
-    batch: Batch = "1",
-    weights: Weights = None,
-    kv: Kv = None,
-    activations: Activations = None,
-    library: Library = None,
-    settings: Settings = None,
-    mechanism: Mechanisms = None,
-    form: Format = "table",
-) -> None:
-    """What each mechanism and model claims, how it grows as implemented, and what that buys over full attention.
-
-    costmodel reality-check --arch kimi-linear-48b-a3b,dsa --hw h200-sxm --phase all
-    """
-    from costmodel.report.output import checked_format
-
-    checked_format(form)
-    formats = {"weights": weights, "kv": kv, "activations": activations, "library": library}
-    models, devices, lengths = arch or ["mechanisms"], hw or ["h100-sxm"], context or ["128k,1M,10M"]
-    inputs = _inputs(models, devices, lengths, phase or ["prefill"], batch, None, settings, **formats)
-    from costmodel.report.reality import reality_and_print
-
-    reality_and_print(form, inputs)
 
 
 @app.command("list")

@@ -11,6 +11,7 @@ from costmodel.dtypes import CHOICES, KV_CHOICES, WEIGHT_ONLY, element_bytes
 from costmodel.energy import energy_joules
 from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.hardware import Hardware, load_hardware
+from costmodel.kernels.base import Kernel
 from costmodel.memory import memory_use
 from costmodel.model_file import load_architecture
 from costmodel.settings import split_settings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
     from costmodel.fitting.measured_table import MeasuredTable
+    from costmodel.parallel.placement import Options
 
 MAX_BATCH = 10**9
 CACHES = ("served", "benchmarked")
@@ -51,6 +53,10 @@ class StepPrediction(NamedTuple):
     time_low_s … time_high_s is the 80 % interval; roofline_s assumes perfect overlap inside each kernel at the
     datasheet's peaks, serial_s no overlap at all. flops and hbm_bytes are the ideal work, executed_* what
     the kernels do. cache_bytes is of all sequences of the batch. tokens_per_s counts new tokens.
+
+    Under a layout of several devices, FLOPs, bytes and energy are sums over all of them; memory_per_gpu_bytes is what
+    the fullest device needs, and replicated_* the part of the sums that a single device would not hold. interval_s is
+    the time between the starts of two steps that follow one another, less than time_s in a full pipeline.
     """
 
     arch: str
@@ -81,6 +87,12 @@ class StepPrediction(NamedTuple):
     fits: bool
     energy_j: float | None
     calibration: str | None
+    layout: str = "tp1"
+    gpus: int = 1
+    interval_s: float = 0.0
+    memory_per_gpu_bytes: float = 0.0
+    replicated_weight_bytes: float = 0.0
+    replicated_cache_bytes: float = 0.0
     breakdown: tuple[KernelRow, ...] = ()
 
     def to_dict(self, breakdown: bool = False) -> dict[str, Any]:
@@ -210,11 +222,36 @@ def predict_step(
     caches: "served", every kernel finds its operands in HBM, or "benchmarked", what it used last time is still in L2.
     table: measurements that correct the times.
     """
-    kernels = architecture.kernels(step, precision)
-    if caches == "benchmarked":
-        kernels = [kernel._replace(circulating=kernel.executed.hbm_bytes) for kernel in kernels]
+    kernels = served(architecture.kernels(step, precision), caches)
     time = time_step(kernels, hardware, calibration, table.corrections(kernels) if table else None)
     memory = memory_use(architecture, kernels, step, precision)
+    return summary(architecture, hardware, step, calibration, kernels, time)._replace(
+        cache_bytes=float(memory.cache),
+        weight_bytes=float(memory.weights),
+        activation_bytes=float(memory.activations),
+        memory_bytes=float(memory.total),
+        memory_per_gpu_bytes=float(memory.total),
+        fits=bool(memory.total <= hardware.memory.hbm.capacity),
+        breakdown=breakdown_of(time),
+    )
+
+
+def served(kernels: list[Kernel], caches: str) -> list[Kernel]:
+    """The kernels with the state in which they find L2."""
+    if caches == "benchmarked":
+        return [kernel._replace(circulating=kernel.executed.hbm_bytes) for kernel in kernels]
+    return kernels
+
+
+def summary(
+    architecture: Architecture,
+    hardware: Hardware,
+    step: Step,
+    calibration: Calibration,
+    kernels: Sequence[Kernel],
+    time: StepTime,
+) -> StepPrediction:
+    """The row of kernels and their time on one device, without its memory and breakdown."""
     flops = float(sum(kernel.ideal.flops * kernel.count for kernel in kernels))
     hbm_bytes = float(sum(kernel.ideal.hbm_bytes * kernel.count for kernel in kernels))
     return StepPrediction(
@@ -238,19 +275,20 @@ def predict_step(
         executed_hbm_bytes=float(sum(kernel.executed.hbm_bytes * kernel.count for kernel in kernels)),
         intensity=flops / hbm_bytes,
         tokens_per_s=step.tokens / time.time_s,
-        cache_bytes=float(memory.cache),
-        weight_bytes=float(memory.weights),
-        activation_bytes=float(memory.activations),
-        memory_bytes=float(memory.total),
+        cache_bytes=0.0,
+        weight_bytes=0.0,
+        activation_bytes=0.0,
+        memory_bytes=0.0,
         memory_capacity_bytes=hardware.memory.hbm.capacity,
-        fits=bool(memory.total <= hardware.memory.hbm.capacity),
+        fits=True,
         energy_j=energy_joules(hardware, time.time_s, time.roofline_s),
         calibration=calibration.id,
-        breakdown=_breakdown(time),
+        interval_s=time.time_s,
     )
 
 
-def _breakdown(time: StepTime) -> tuple[KernelRow, ...]:
+def breakdown_of(time: StepTime) -> tuple[KernelRow, ...]:
+    """The rows of the kernels that a step needs."""
     return tuple(
         KernelRow(
             kernel=entry.kernel.name,
@@ -285,13 +323,16 @@ def predict(
     library: str | None = None,
     caches: str = "served",
     table: str | Path | None = None,
+    layout: str | Sequence[str] = (),
+    options: "Options | None" = None,
     settings: Sequence[str] = (),
 ) -> Prediction:
     """Time, memory and energy of steps; every argument that takes one value also takes several.
 
     architecture and hardware: names, unique prefixes, paths, or loaded objects. context: tokens in the
     sequence after the step. phase: prefill, decode, train or all. caches: "served" (cold) or "benchmarked" (L2-hot).
-    table: a directory of measured tables that correct the times. settings: texts as for `--set`.
+    table: a directory of measured tables that correct the times. layout: parallel layouts such as "tp8" or
+    "prefill:2xtp4,decode:3xtp8" (none: one device), options how they run. settings: texts as for `--set`.
 
     Raises BadInput for what cannot be understood and Impossible for what has no answer.
 
@@ -302,17 +343,53 @@ def predict(
         raise unknown("state of caches", caches, CACHES)
     architectures, devices = loaded(architecture, hardware, settings)
     phases = phases_of(phase, new_tokens)
+    layouts = _layouts(layout)
     rows = []
     for device in devices:
         calibration = find_calibration(device, library)
         measured = _measured_table(table, device, calibration)
         for model in architectures:
             precision = make_precision(model, device, weights, kv, activations)
-            for chosen, block in phases:
-                for length in several(context):
-                    step = make_step(model, chosen, length, batch, block)
-                    rows.append(predict_step(model, device, step, precision, calibration, caches, measured))
+            for spread in layouts:
+                for chosen, block in phases:
+                    for length in several(context):
+                        step = make_step(model, chosen, length, batch, block)
+                        if spread is None:
+                            row = predict_step(model, device, step, precision, calibration, caches, measured)
+                        else:
+                            row = _predict_layout(
+                                model, spread, device, step, precision, calibration, caches, measured, options
+                            )
+                        rows.append(row)
     return Prediction(tuple(rows))
+
+
+def _layouts(texts: str | Sequence[str]) -> list[Any]:
+    """The layouts that texts mean; None for one device, whose code needs no other room."""
+    if not texts:
+        return [None]
+    from costmodel.parallel.layout import parse_layout
+
+    return [parse_layout(text) for text in ([texts] if isinstance(texts, str) else texts)]
+
+
+def _predict_layout(
+    architecture: Architecture,
+    layout: Any,
+    hardware: Hardware,
+    step: Step,
+    precision: Precision,
+    calibration: Calibration,
+    caches: str,
+    table: "MeasuredTable | None",
+    options: "Options | None",
+) -> StepPrediction:
+    from costmodel.parallel.placement import SERIAL
+    from costmodel.parallel.rows import predict_layout
+
+    return predict_layout(
+        architecture, layout, hardware, step, precision, calibration, caches, table, options or SERIAL
+    )
 
 
 def _measured_table(

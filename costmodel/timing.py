@@ -91,7 +91,7 @@ def expected(
         terms = kernel.form.terms(kernel, hardware, fit.values)
         correction = corrections[index] if corrections else None
         factor = math.exp(correction.residual) if correction else 1.0
-        times.append(KernelTime(kernel, fit, terms, terms.total() * kernel.count * factor, correction))
+        times.append(KernelTime(kernel, fit, terms, terms.total() * kernel.exposed * factor, correction))
     return times
 
 
@@ -99,7 +99,7 @@ def total_seconds(kernels: Sequence[Kernel], hardware: Hardware, calibration: Ca
     """Expected seconds of the step alone, for sweeps: no interval, no bounds."""
     total: Quantity = 0.0
     for kernel in kernels:
-        total = total + kernel.form.terms(kernel, hardware, calibration.fit(kernel).values).total() * kernel.count
+        total = total + kernel.form.terms(kernel, hardware, calibration.fit(kernel).values).total() * kernel.exposed
     return total
 
 
@@ -133,7 +133,7 @@ def spread(times: Sequence[KernelTime], hardware: Hardware) -> Quantity:
             for values, sign in zip(moved, (0.5, -0.5), strict=True):
                 for entry in group:
                     kernel = entry.kernel
-                    change = change + sign * kernel.form.terms(kernel, hardware, values).total() * kernel.count
+                    change = change + sign * kernel.form.terms(kernel, hardware, values).total() * kernel.exposed
             variance = variance + (change / total) ** 2
     return root(variance, 2.0)
 
@@ -159,7 +159,7 @@ def time_step(
         by_bound[entry.bound] = by_bound.get(entry.bound, 0.0) + entry.time_s
         basis = entry.basis
         by_basis[basis] = by_basis.get(basis, 0.0) + entry.time_s
-    lower = float(sum(roofline(entry.kernel, hardware) * entry.kernel.count for entry in times))
+    lower = float(sum(roofline(entry.kernel, hardware) * entry.kernel.exposed for entry in times))
     return StepTime(
         kernels=tuple(times),
         time_s=total,

@@ -1,7 +1,7 @@
 """Feed-forward blocks, one file per kind, found by folder. Their modules offer what a mixer's does, without a cache.
 
 NAME, ALIASES, TITLE, SUMMARY, SOURCES, Dims, EXAMPLES, check(d), parameters(d, D),
-active_parameters(d, D), kernels(d, D, step, precision).
+active_parameters(d, D), kernels(d, D, step, precision), TENSOR_PARALLEL, and optionally partial_sums(d, D, ways).
 """
 
 import importlib

@@ -17,6 +17,7 @@ ALIASES = ("matrix",)
 TITLE = "Linear layer"
 SUMMARY = "a single matrix, where a search has replaced a block"
 SOURCES = ("arXiv:2411.19146, section 2",)
+TENSOR_PARALLEL = "not split: one matrix between two whole hidden states"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,14 @@ TITLE = "Dense feed-forward"
 SUMMARY = "up, activation (ReLU², GELU), down: two matrices"
 SOURCES = ("arXiv:1706.03762, equation 2", "arXiv:2002.05202, equation 5")
 ACTIVATIONS = ("silu", "swiglu", "geglu", "gelu", "relu", "relu2", "situ", "swigluoai")
+TENSOR_PARALLEL = "by inner width: arXiv:1909.08053, section 3"
 
 
 @dataclass(frozen=True, slots=True)
 class Dims:
     """Dimensions of a dense feed-forward block."""
 
-    F: int = dim("d_ff", "inner width")
+    F: int = dim("d_ff", "inner width", split="heads")
     gated: bool = flag("gated", "a second up-projection multiplies the activation")
     act: str = choice("act", "activation function", "gelu", ACTIVATIONS)
     bias: bool = flag("bias", "biases on every projection")

@@ -6,15 +6,16 @@ layers (DeepSeek-V4; arXiv:2106.04426) look the experts up by the token's id; th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity
-from costmodel.dims import choice, dim, flag
+from costmodel.algebra import Quantity, ceil_div, minimum
+from costmodel.dims import choice, dim, even_share, flag
 from costmodel.ffns import mlp
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
-from costmodel.kernels.grouped_gemm import GroupedGemm, grouped_gemm, routed_pass
+from costmodel.kernels.grouped_gemm import GroupedGemm, active_experts, grouped_gemm, routed_pass
+from costmodel.layers.expert_placement import HERE, Placement
 from costmodel.layers.projection import Projection, projection, total_parameters
 from costmodel.step import Precision, Step
 
@@ -27,6 +28,7 @@ SOURCES = (
     "arXiv:2101.03961, section 2",
     "arXiv:2106.04426 (hash layers); transformers, models/deepseek_v4 (router of hash layers)",
 )
+TENSOR_PARALLEL = "by inner width or by experts, see `place`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,47 @@ def check(d: Dims) -> list[str]:
     return [] if d.k <= d.E else [f"top_k {d.k} is larger than experts {d.E}"]
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedDims(Dims):
+    """The part of a mixture on one device: inner widths are local, E and k those of the whole."""
+
+    place: Placement = HERE
+
+
+def place(d: Dims, ways: int, placement: Placement) -> PlacedDims:
+    """The part of a mixture on one of `ways` devices that share a token's work.
+
+    Experts that are not spread are cut along their inner width, and so are the shared ones, unless tokens travel to
+    their experts: then every device runs its tokens through shared experts of its own. The router and the matrices of a
+    latent width are on every device. Raises Impossible where a width does not divide.
+
+    Source: vllm-project/vllm, model_executor/layers/fused_moe/config.py (FusedMoEParallelConfig) and
+    models/deepseek_v2.py, models/nemotron_h.py (latent projections replicated); sgl-project/sglang,
+    layers/moe/ep_moe (shared experts under DeepEP).
+    """
+    along = max(1, ways // placement.ep)
+    dense = 1 if placement.dispatches else ways
+    shared = d.F if d.F_shared is None and d.shared else d.F_shared
+    local = {
+        "F": even_share("d_ff", d.F, along),
+        "F_shared": None if shared is None else even_share("shared_d_ff", shared * max(d.shared, 1), dense),
+        "shared": min(d.shared, 1),
+        "F_dense": None if d.F_dense is None else even_share("dense_d_ff", d.F_dense, dense),
+    }
+    return PlacedDims(**{**asdict(d), **local, "place": placement})
+
+
+def placement(d: Dims) -> Placement:
+    """Where the experts of a block are: all here, unless it is placed."""
+    return d.place if isinstance(d, PlacedDims) else HERE
+
+
+def experts_here(d: Dims) -> Quantity:
+    """Routed experts whose weights this device holds."""
+    ep = placement(d).ep
+    return d.E if ep == 1 else ceil_div(d.E, ep)
+
+
 def _dense_blocks(d: Dims) -> list[mlp.Dims]:
     """The dense blocks that every token runs through: shared experts as one, and the parallel one."""
     shared_width = d.F if d.F_shared is None else d.F_shared
@@ -94,7 +137,7 @@ def _always(d: Dims, D: Quantity) -> Quantity:
 
 def routed_parameters(d: Dims, D: Quantity) -> Quantity:
     """The routed experts alone, whose weights may have a dtype of their own."""
-    return d.E * _expert_parameters(d, D)
+    return experts_here(d) * _expert_parameters(d, D)
 
 
 def parameters(d: Dims, D: Quantity) -> Quantity:
@@ -192,14 +235,39 @@ def routed_experts(d: Dims, width: Quantity, routing: Routing, precision: Precis
     ]
 
 
+def routing_here(d: Dims, tokens: Quantity) -> Routing:
+    """What the experts of this device get of a step's tokens, in expectation over independent choices.
+
+    Of the tokens of all senders, a token chooses an expert here with 1 − (1 − 1/ep)^k.
+
+    >>> placed = PlacedDims(E=256, k=8, F=2048, place=Placement(ep=64, senders=64))
+    >>> round(routing_here(placed, 2).tokens), round(routing_here(placed, 2).k, 2)  # 2 · 64 · 8 pairs over 64 devices
+    (15, 1.06)
+    """
+    at = placement(d)
+    if at == HERE:
+        return Routing(tokens, d.E, d.k)
+    sent, here = tokens * at.senders * at.filled, experts_here(d)
+    k = minimum(d.k * at.hottest / at.ep, here)
+    active = active_experts(sent, here, k)
+    reached = 1.0
+    if at.dispatches and not at.gathered:
+        reached = min(1 - (1 - 1 / at.ep) ** d.k, 1.0)
+    return Routing(sent * reached, here, k / reached, active)
+
+
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
     """Router, choice, grouped up, activation, grouped down, weighted sum; then the shared experts."""
     e = precision.hidden_bytes
+    routing = routing_here(d, step.tokens)
+    if placement(d).parts > 1:
+        step = step._replace(B=1, S=ceil_div(step.tokens, placement(d).parts))
     tokens = step.tokens
     width = D if d.latent is None else d.latent
     around = {p.name: p for p in _around(d, D)}
-    routing = Routing(tokens, d.E, d.k)
     choice, *experts = routed_experts(d, width, routing, precision)
+    if placement(d) != HERE:
+        choice = choose(d, tokens, experts[0].instance, e)
     run: list[Kernel] = [projection(around["router"], step, precision, role="router"), choice]
     if d.latent is not None:
         run.append(projection(around["latent_down_proj"], step, precision, role="ffn"))

@@ -15,6 +15,7 @@ from costmodel.dims import choice, dim
 from costmodel.ffns import mlp
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
+from costmodel.layers.partial_sum import PartialSum
 from costmodel.layers.projection import Projection, projection, total_parameters
 from costmodel.step import Precision, Step
 
@@ -23,6 +24,7 @@ ALIASES = ("per-layer-embedding", "ple")
 TITLE = "Per-layer input"
 SUMMARY = "a table of embeddings for every layer, behind a gate"
 SOURCES = ("transformers, models/gemma4/modeling_gemma4.py",)
+TENSOR_PARALLEL = "the tables by rows, the matrices on every device: vllm-project/vllm, models/gemma3n.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Dims:
     """Dimensions of a per-layer input."""
 
     P: int = dim("width", "width of a row of the layer's table")
-    V: int = dim("vocabulary", "rows of the table")
+    V: int = dim("vocabulary", "rows of the table", split="rows")
     act: str = choice("act", "activation function of the gate", "gelu", mlp.ACTIVATIONS)
 
 
@@ -59,6 +61,11 @@ def parameters(d: Dims, D: Quantity) -> Quantity:
 def active_parameters(d: Dims, D: Quantity) -> Quantity:
     """Without the table, of which a token reads one row."""
     return total_parameters(projections(d, D)) + d.P
+
+
+def partial_sums(d: Dims, D: Quantity, ways: int) -> tuple[PartialSum, ...]:
+    """A row is found on the device that has it."""
+    return (PartialSum("per-layer lookup", d.P),)
 
 
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:

@@ -19,13 +19,14 @@ ALIASES = ("rwkv-channel-mix", "channel-mix")
 TITLE = "RWKV channel mix"
 SUMMARY = "token shift and a squared-ReLU feed-forward"
 SOURCES = ("arXiv:2503.14456, section 4", "arXiv:2305.13048, section 3.2", "BlinkDL/RWKV-LM, RWKV-v4 to v7")
+TENSOR_PARALLEL = "by inner width; token shift and receptance on every device; no engine is known that splits it"
 
 
 @dataclass(frozen=True, slots=True)
 class Dims:
     """Dimensions of a channel mix."""
 
-    F: int = dim("d_ff", "inner width")
+    F: int = dim("d_ff", "inner width", split="heads")
     act: str = choice("act", "activation function", "relu2", ("relu2",))
     receptance: bool = flag("receptance", "a sigmoid gate on the output with a projection of its own (RWKV-4 to 6)")
 

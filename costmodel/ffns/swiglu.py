@@ -17,6 +17,7 @@ ALIASES = ("geglu", "glu")
 TITLE = "Gated feed-forward"
 SUMMARY = "SwiGLU, GeGLU: a gate, an up- and a down-projection"
 SOURCES = ("arXiv:2002.05202, equation 5",)
+TENSOR_PARALLEL = "by inner width: arXiv:1909.08053, section 3"
 
 
 @dataclass(frozen=True, slots=True)

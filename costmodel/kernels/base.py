@@ -138,7 +138,7 @@ class Kernel(NamedTuple):
     gradient marks the kernels of the backward pass. module is the mixer or FFN, with the phase, that the kernel
     works for, such as "mla-prefill" ("" outside them). circulating: bytes that pass between two uses of the same
     buffers when a benchmark replays the kernel, so that what fits stays in L2; None as served, when every buffer is
-    cold.
+    cold. hidden: share of its time that passes behind other kernels, as of communication that overlaps computation.
     """
 
     name: str
@@ -155,6 +155,7 @@ class Kernel(NamedTuple):
     gradient: bool = False
     module: str = ""
     circulating: Quantity | None = None
+    hidden: float = 0.0
 
     @property
     def family(self) -> str:
@@ -170,6 +171,11 @@ class Kernel(NamedTuple):
     def intensity(self) -> Quantity:
         """FLOPs per HBM byte of the ideal work."""
         return self.ideal.flops / self.ideal.hbm_bytes
+
+    @property
+    def exposed(self) -> Quantity:
+        """Launches of which the step waits: those that nothing hides."""
+        return self.count * (1.0 - self.hidden) if self.hidden else self.count
 
     def times(self, count: Quantity) -> "Kernel":
         """The same kernel launched `count` times as often."""

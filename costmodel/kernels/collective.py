@@ -37,7 +37,8 @@ class Collective(NamedTuple):
     bytes: of the whole buffer (all_gather: the gathered one, reduce_scatter: the input; dispatch and combine: this
     device's tokens). own: the engine's own all-reduce, not the vendor's library. copies: how many other devices get a
     copy of each token. tokens: messages that are headed one by one. units: processors that copy, where a kernel has
-    only some (None: as many as it takes).
+    only some (None: as many as it takes). inside: how many of the devices share a domain of fast links (None: all, if
+    there are no more than the domain holds, else the slow links carry everything).
     """
 
     op: str
@@ -48,6 +49,7 @@ class Collective(NamedTuple):
     copies: Quantity = 1
     tokens: Quantity = 0
     units: Quantity | None = None
+    inside: Quantity | None = None
 
 
 def link_bytes(shape: Collective) -> Quantity:
@@ -56,28 +58,36 @@ def link_bytes(shape: Collective) -> Quantity:
     >>> link_bytes(Collective("all_reduce", devices=8, bytes=800)), link_bytes(Collective("dispatch", 8, 100, copies=3))
     (1400.0, 300)
     """
-    if shape.op in TO_EXPERTS:
+    if shape.op in TO_EXPERTS or shape.op == "send":
         return shape.bytes * shape.copies
     return RINGS[shape.op] * shape.bytes * (shape.devices - 1) / shape.devices
 
 
-def link_bandwidth(hardware: Hardware, devices: Quantity) -> Quantity:
+def link_bandwidth(
+    hardware: Hardware, devices: Quantity, inside: Quantity | None = None, ring: bool = True
+) -> Quantity:
     """Bytes per second and direction of the link that a group of devices needs: the domain's, else the next one's.
 
-    A device without links to others of its host goes through the host.
+    A device without links to others of its host goes through the host. inside: devices of the group in one domain; a
+    ring's channels leave the domain over the links of all of them, and of what each device sends to every other, the
+    part for the other domains goes over its own.
     """
     links = hardware.links
     if not links.scale_up.bandwidth:
         return links.host.bandwidth or hardware.fastest_link
     outside = links.scale_out.bandwidth or links.scale_up.bandwidth
-    return where(devices <= links.scale_up.devices, links.scale_up.bandwidth, outside)
+    if inside is None:
+        return where(devices <= links.scale_up.devices, links.scale_up.bandwidth, outside)
+    shared = inside if ring else (devices - 1) / maximum(devices - inside, 1)
+    return where(devices <= inside, links.scale_up.bandwidth, minimum(links.scale_up.bandwidth, outside * shared))
 
 
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """Latency and bytes over the link, by the protocol that is fastest for the size."""
     shape: Collective = kernel.shape
     n = shape.devices
-    bandwidth = link_bandwidth(hardware, n) * theta["link_efficiency"]
+    ring = shape.op in RINGS and shape.op != "alltoall"
+    bandwidth = link_bandwidth(hardware, n, shape.inside, ring) * theta["link_efficiency"]
     if not hardware.links.scale_up.bandwidth:
         # Devices behind one host share its bridges: the more of them, the less each one gets, and more than one
         # socket holds must also cross to the other.
@@ -97,13 +107,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
             overlap=theta["overlap"],
         )
     # With few devices a ring has few channels.
-    ring = moved / (bandwidth * theta["pair_bandwidth"] ** (maximum(log2(SWITCH_DEVICES / n), 0.0) / 2))
-    large = latency + theta["large_s"], ring
+    few = bandwidth * theta["pair_bandwidth"] ** (maximum(log2(SWITCH_DEVICES / n), 0.0) / 2)
+    large = latency + theta["large_s"], moved / few
     if shape.op == "all_reduce" and shape.dtype in REDUCED_IN_SWITCH and hardware.links.scale_up.bandwidth:
         # Each device sends its buffer once and gets the sum once.
         switched = latency + theta["large_s"], shape.bytes / (bandwidth * theta["switch_bandwidth"])
         switched = _faster(large, switched)
-        large = where(n >= SWITCH_DEVICES, switched[0], large[0]), where(n >= SWITCH_DEVICES, switched[1], large[1])
+        # A switch adds up what its own domain sends.
+        in_switch = where(n <= (n if shape.inside is None else shape.inside), n, 0) >= SWITCH_DEVICES
+        large = where(in_switch, switched[0], large[0]), where(in_switch, switched[1], large[1])
     middle_bandwidth = bandwidth * theta["middle_bandwidth"]
     middle = latency * theta["middle_latency"], moved / middle_bandwidth
     if shape.own:
@@ -160,7 +172,7 @@ PARAMETERS = (
 
 FORM = Form(
     family="collective",
-    summary="all-reduce, all-gather, reduce-scatter, all-to-all, and dispatch to experts",
+    summary="all-reduce, all-gather, reduce-scatter, all-to-all, send, and dispatch to experts",
     parameters=PARAMETERS,
     terms=terms,
     backward=no_backward,
@@ -176,13 +188,13 @@ def collective(name: str, shape: Collective) -> Kernel:
     64.0
     """
     work = Work(read=shape.bytes, written=shape.bytes, network=link_bytes(shape))
-    wide = shape.dtype in REDUCED_IN_SWITCH
+    wide = shape.dtype in REDUCED_IN_SWITCH or shape.op in TO_EXPERTS
     return Kernel(
         name=name,
         form=FORM,
         ideal=work,
         executed=work,
-        instance=shape.op if wide or shape.op in TO_EXPERTS else f"{shape.op}-{shape.dtype}",
+        instance=f"{shape.op}-own" if shape.own else shape.op if wide else f"{shape.op}-{shape.dtype}",
         shape=shape,
         implementation="the engine's own" if shape.own else "NCCL",
     )

@@ -40,6 +40,10 @@ def head(D: Quantity, V: Quantity, step: Step, precision: Precision) -> Sequence
             output=precision.hidden,
         ),
     )
-    e = precision.hidden_bytes
-    sample = elementwise("sampling", read=tokens * V * e, written=tokens * 4, vector=4 * tokens * V, special=tokens * V)
-    return [logits, sample]
+    return [logits, sampling(V, step, precision)]
+
+
+def sampling(V: Quantity, step: Step, precision: Precision) -> Kernel:
+    """A pass over the logits of V words that samples one, or takes the loss."""
+    tokens, e = head_tokens(step), precision.hidden_bytes
+    return elementwise("sampling", read=tokens * V * e, written=tokens * 4, vector=4 * tokens * V, special=tokens * V)

@@ -17,8 +17,12 @@ kernels(d, D, step, precision)  the forward kernels of one layer, projections in
 cache(d, precision)  `Cache`: what a sequence keeps between steps
 check(d)             a list of texts on what is inconsistent (dims that do not divide)
 
+TENSOR_PARALLEL, one line: how devices share a layer, and by whose code; the dimensions say it with `split`;
+
 optionally CLAIM: `Claim`, what its authors say of its growth, with the source, for the reality check;
 UNVERIFIED: texts on what no source or measurement confirms yet;
+optionally partial_sums(d, D, ways): what devices that share a layer must add up inside it (`layers.partial_sum`);
+optionally CACHE_SPLITS = True: decode kernels may each attend to a part of the cached tokens;
 optionally REFINES (kind, field): a block of that kind that has that field is this mechanism; own_projections(d, D):
 of shared weights (`copies` in an architecture file), the projections that every layer has for itself;
 

@@ -46,6 +46,7 @@ SOURCES = (
     "arXiv:1809.08782 (ranges of norms)",
     "arXiv:2409.10516 (RetrievalAttention)",
 )
+TENSOR_PARALLEL = "by heads, each with an index of its own; no engine is known that splits them"
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("sublinear", "sublinear", "https://www.lesswrong.com/posts/kpSXeMcthtHgnwMx3, discussion")
 UNVERIFIED = (

@@ -30,6 +30,7 @@ ALIASES = ("chunked-attention", "llama4-local")
 TITLE = "Chunked attention"
 SUMMARY = "softmax attention inside fixed chunks of c tokens"
 SOURCES = ("transformers, models/llama4/modeling_llama4.py", "vllm-project/vllm, chunked local attention")
+TENSOR_PARALLEL = "as softmax attention: vllm-project/vllm, models/llama4.py"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L·c)", "O(c)", "transformers, models/llama4/modeling_llama4.py (`attention_chunk_size`)")
 

@@ -37,6 +37,9 @@ SOURCES = (
     "DeepSeek-V4 technical report, section 2.3.1 (huggingface.co/deepseek-ai/DeepSeek-V4-Pro)",
     "huggingface/transformers, models/deepseek_v4/modeling_deepseek_v4.py",
 )
+TENSOR_PARALLEL = (
+    "as the window layer; compressors and indexer are on every device: vllm-project/vllm, models/deepseek_v4"
+)
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim(
     "27 % of V3.2 at 1M",

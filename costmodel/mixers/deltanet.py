@@ -33,6 +33,7 @@ SOURCES = (
     "arXiv:2406.06484, section 3 (WY form, chunked)",
     "fla-org/flash-linear-attention, fla/ops/delta_rule (kernels)",
 )
+TENSOR_PARALLEL = "heads are independent; no engine is known that splits them"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2406.06484, section 3")
 
@@ -41,7 +42,7 @@ CLAIM = Claim("O(L)", "O(1)", "arXiv:2406.06484, section 3")
 class Dims:
     """Dimensions of a DeltaNet layer."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     dk: int = dim("d_k", "width of a query or key head")
     dv: int = dim("d_v", "width of a value head")
     gate: bool = flag("output_gate", "multiplies the normed output by a gate with a projection of its own")

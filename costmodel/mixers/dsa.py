@@ -38,6 +38,9 @@ SOURCES = (
     "arXiv:2603.12201 (selections shared between layers)",
     "deepseek-ai/DeepSeek-V3.2-Exp, inference/model.py",
 )
+TENSOR_PARALLEL = (
+    "as latent attention; the indexer is on every device: vllm-project/vllm, models/deepseek_v2.py (Indexer)"
+)
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim(
     "O(L·k)",

@@ -36,6 +36,9 @@ SOURCES = (
     "huggingface/transformers, models/deepseek_v4/modeling_deepseek_v4.py",
     "deepseek-ai/FlashMLA, tests (fp8 layout of the cache)",
 )
+TENSOR_PARALLEL = (
+    "by heads and output groups; latent, key and cache are on every device: vllm-project/vllm, models/deepseek_v4"
+)
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L·w)", "O(w)", "DeepSeek-V4 technical report, section 2.3")
 
@@ -44,11 +47,11 @@ CLAIM = Claim("O(L·w)", "O(w)", "DeepSeek-V4 technical report, section 2.3")
 class Dims:
     """Dimensions of a DeepSeek-V4 attention layer."""
 
-    H: int = dim("heads", "query heads")
+    H: int = dim("heads", "query heads", split="heads")
     q_l: int = dim("q_lora", "width of the query latent")
     dh: int = dim("d_head", "width of a query head, and of the one key, which is the value")
     dr: int = dim("d_rope", "part of a head that carries the position")
-    g: int = dim("o_groups", "groups of heads that are projected to o_lora each")
+    g: int = dim("o_groups", "groups of heads that are projected to o_lora each", split="heads")
     o: int = dim("o_lora", "width of one group's output latent")
     w: int = dim("window", "tokens that a query sees uncompressed, its own included", 128)
     Hkv: int = dim("kv_heads", "key heads", 1, most=1)

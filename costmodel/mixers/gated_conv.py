@@ -27,6 +27,7 @@ ALIASES = ("gated-short-convolution", "lfm2-conv")
 TITLE = "Gated short convolution"
 SUMMARY = "a convolution over a few tokens between two gates"
 SOURCES = ("arXiv:2511.23404, section 2", "transformers, models/lfm2/modeling_lfm2.py")
+TENSOR_PARALLEL = "by channels: vllm-project/vllm, layers/mamba/short_conv.py"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2511.23404, section 2")
 
@@ -35,7 +36,7 @@ CLAIM = Claim("O(L)", "O(1)", "arXiv:2511.23404, section 2")
 class Dims:
     """Dimensions of a gated short convolution."""
 
-    W: int = dim("width", "channels of a branch; in released models the model width")
+    W: int = dim("width", "channels of a branch; in released models the model width", split="heads")
     conv: int = dim("conv", "taps of the convolution", 3)
     bias: bool = flag("bias", "biases on projections and convolution")
 

@@ -36,6 +36,7 @@ SOURCES = (
     "arXiv:2502.10297, section 3 (products of Householder matrices)",
     "fla-org/flash-linear-attention, fla/ops/gated_delta_product (kernels)",
 )
+TENSOR_PARALLEL = "heads are independent; no engine is known that splits them"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2502.10297, section 3")
 
@@ -44,7 +45,7 @@ CLAIM = Claim("O(L)", "O(1)", "arXiv:2502.10297, section 3")
 class Dims:
     """Dimensions of a gated delta product layer."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     dk: int = dim("d_k", "width of a query or key head")
     dv: int = dim("d_v", "width of a value head")
     n: int = dim("householder", "Householder steps per token: key-value pairs that a token writes", 2)

@@ -39,6 +39,7 @@ SOURCES = (
     "arXiv:2406.06484, section 3 (WY form of the delta rule)",
     "fla-org/flash-linear-attention, fla/ops/gated_delta_rule (kernels)",
 )
+TENSOR_PARALLEL = "by key and value heads: vllm-project/vllm, models/qwen3_next.py (Qwen3NextGatedDeltaNet)"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2412.06464, section 3")
 
@@ -50,8 +51,8 @@ OPERATIONS = 7
 class Dims:
     """Dimensions of a Gated DeltaNet layer."""
 
-    Hk: int = dim("k_heads", "query and key heads")
-    Hv: int = dim("v_heads", "value heads, each with a state")
+    Hk: int = dim("k_heads", "query and key heads", split="heads")
+    Hv: int = dim("v_heads", "value heads, each with a state", split="heads")
     dk: int = dim("d_k", "width of a query or key head")
     dv: int = dim("d_v", "width of a value head")
     conv: int = dim("conv", "taps of the short convolution on q, k and v", 4)

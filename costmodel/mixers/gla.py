@@ -37,6 +37,7 @@ SOURCES = (
     "arXiv:2312.06635, section 4 (chunked form, secondary chunking)",
     "fla-org/flash-linear-attention, fla/ops/gla/chunk.py and fla/ops/common/chunk_h.py (kernels)",
 )
+TENSOR_PARALLEL = "heads are independent; no engine is known that splits them; the low-rank decay is on every device"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2312.06635, section 4")
 
@@ -48,7 +49,7 @@ OPERATIONS = 5
 class Dims:
     """Dimensions of a gated linear attention layer."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     dk: int = dim("d_k", "width of a query or key head")
     dv: int = dim("d_v", "width of a value head")
     r: int = dim("gate_rank", "inner width of the low-rank decay projection", 16)

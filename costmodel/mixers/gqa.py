@@ -34,6 +34,8 @@ SOURCES = (
     "arXiv:2305.13245, section 2 (grouped queries)",
     "arXiv:2407.08608 (FlashAttention-3 tiles)",
 )
+TENSOR_PARALLEL = "by heads: vllm-project/vllm, layers/linear.py (QKVParallelLinear: key heads below tp are copied)"
+CACHE_SPLITS = True
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("O(L²)", "O(L)", "arXiv:1706.03762, table 1")
 
@@ -42,8 +44,8 @@ CLAIM = Claim("O(L²)", "O(L)", "arXiv:1706.03762, table 1")
 class Dims:
     """Dimensions of a softmax attention layer."""
 
-    H: int = dim("heads", "query heads")
-    Hkv: int = dim("kv_heads", "key and value heads")
+    H: int = dim("heads", "query heads", split="heads")
+    Hkv: int = dim("kv_heads", "key and value heads", split="groups")
     dk: int = dim("d_qk", "width of a query or key head")
     dv: int = dim("d_v", "width of a value head")
     gate: bool = flag("output_gate", "a sigmoid gate on the output, projected with the queries")

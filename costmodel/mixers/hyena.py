@@ -34,6 +34,9 @@ SOURCES = (
     "arXiv:2302.10866, section 3",
     "HazyResearch/safari, src/models/sequence/hyena.py",
 )
+TENSOR_PARALLEL = (
+    "channels are independent, and so are their filters but for the network before them; no engine splits them"
+)
 ORDER = Order(prefill_flops=1, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("O(L log L)", "not stated", "arXiv:2302.10866, section 3")
 UNVERIFIED = ("transforms on matrix engines (FlashFFTConv), which are not modelled",)
@@ -46,7 +49,7 @@ INNER = 2
 class Dims:
     """Dimensions of a Hyena operator."""
 
-    W: int = dim("width", "channels of a branch; in the published models the model width")
+    W: int = dim("width", "channels of a branch; in the published models the model width", split="heads")
     n: int = dim("order", "order of the recurrence: n − 1 long convolutions", 2, least=2)
     conv: int = dim("conv", "taps of the short convolution on all branches", 3)
     f: int = dim("filter_width", "inner width of the network that computes the filters", 64)

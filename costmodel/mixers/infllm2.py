@@ -41,6 +41,7 @@ SOURCES = (
     "OpenBMB/infllmv2_cuda_impl, README",
     "openbmb/MiniCPM4-8B, modeling_minicpm.py",
 )
+TENSOR_PARALLEL = "as softmax attention; the selection is per key head: OpenBMB/infllmv2_cuda_impl"
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("< 5 % of the tokens", "< 5 % of the tokens", "openbmb/MiniCPM4-8B, model card (at 128K)")
 

@@ -32,6 +32,9 @@ SOURCES = (
     "arXiv:2508.15884, section 2 (JetBlock)",
     "NVlabs/Jet-Nemotron, jetai/modeling/hf/jet_block.py (layer), dynamic_conv.py (taps)",
 )
+TENSOR_PARALLEL = (
+    "not split: the generator of the taps mixes all channels, and no engine splits it; every device has all of it"
+)
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2508.15884, section 2")
 

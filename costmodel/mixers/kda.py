@@ -37,6 +37,7 @@ SOURCES = (
     "arXiv:2510.26692, section 3 (mechanism), equation 13 (FLOPs)",
     "fla-org/flash-linear-attention, fla/ops/kda (kernels)",
 )
+TENSOR_PARALLEL = "by heads, the low ranks on every device: vllm-project/vllm, models/kimi_linear.py, layers/kda.py"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2510.26692, section 3")
 
@@ -48,7 +49,7 @@ OPERATIONS = 7
 class Dims:
     """Dimensions of a KDA layer."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     dk: int = dim("d_k", "width of a query or key head")
     dv: int = dim("d_v", "width of a value head")
     r: int = dim("decay_rank", "inner width of the low-rank decay projection")

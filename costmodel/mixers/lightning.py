@@ -19,6 +19,7 @@ from costmodel.dims import choice, dim
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.norm import gated_norm
+from costmodel.layers.partial_sum import NORM_OF_ALL_HEADS, PartialSum
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import Cache, Claim, Order, retnet
 from costmodel.step import Precision, Step
@@ -32,6 +33,7 @@ SOURCES = (
     "arXiv:2501.08313, section 2.2 (MiniMax-01)",
     "fla-org/flash-linear-attention, fla/ops/lightning_attn (kernels)",
 )
+TENSOR_PARALLEL = "by heads, with a sum in the norm over all of them: vllm-project/vllm, models/minimax_text_01.py"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2401.04658, section 3")
 
@@ -40,7 +42,7 @@ CLAIM = Claim("O(L)", "O(1)", "arXiv:2401.04658, section 3")
 class Dims:
     """Dimensions of a lightning attention layer."""
 
-    H: int = dim("heads", "heads, each with a state and with keys and values of its own")
+    H: int = dim("heads", "heads, each with a state and with keys and values of its own", split="heads")
     d: int = dim("d_head", "width of a head; its state is d_head × d_head")
     decay: str = choice("decay", "what the decay depends on", "per-head constant", ("per-head constant",))
     gate: str = choice("gate", "output gate: a full matrix, or none", "full", ("full", "none"))
@@ -74,6 +76,11 @@ def projections(d: Dims, D: Quantity) -> tuple[Projection, ...]:
 def extra_parameters(d: Dims, D: Quantity) -> Quantity:
     """The scale of the norm over all heads; the decays are constants."""
     return d.H * d.d
+
+
+def partial_sums(d: Dims, D: Quantity, ways: int) -> tuple[PartialSum, ...]:
+    """The norm is over all heads."""
+    return (NORM_OF_ALL_HEADS,)
 
 
 def cache(d: Dims, precision: Precision) -> Cache:

@@ -41,6 +41,7 @@ SOURCES = (
     "arXiv:2506.04761, section 3",
     "fla-org/flash-linear-attention, fla/ops/log_linear_attn/chunk.py and fla/layers/log_linear_mamba2.py",
 )
+TENSOR_PARALLEL = "as its base; the weights of the levels are per head; no engine is known that splits it"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L log L)", "O(log L)", "arXiv:2506.04761, section 3")
 UNVERIFIED = ("the pipeline of the Gated DeltaNet base, for which no public kernel exists",)
@@ -50,8 +51,8 @@ UNVERIFIED = ("the pipeline of the Gated DeltaNet base, for which no public kern
 class Dims:
     """Dimensions of a log-linear layer."""
 
-    Hk: int = dim("k_heads", "query and key heads (Mamba-2: groups that share B and C)")
-    Hv: int = dim("v_heads", "value heads, each with its own states")
+    Hk: int = dim("k_heads", "query and key heads (Mamba-2: groups that share B and C)", split="groups")
+    Hv: int = dim("v_heads", "value heads, each with its own states", split="heads")
     dk: int = dim("d_k", "width of a query or key head (Mamba-2: state size per channel)")
     dv: int = dim("d_v", "width of a value head")
     M: int = dim("levels", "states per head; the last takes all that is older than the others", 8, most=40)

@@ -22,6 +22,7 @@ from costmodel.kernels.base import Kernel
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.selective_scan import PIECE, ChannelScan, selective_scan
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
+from costmodel.layers.partial_sum import PartialSum
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
@@ -34,6 +35,7 @@ SOURCES = (
     "arXiv:2312.00752, section 3 (selection, hardware-aware scan)",
     "state-spaces/mamba, csrc/selective_scan (prefill), mamba_ssm/ops/triton/selective_state_update.py (decode)",
 )
+TENSOR_PARALLEL = "by channels, with a sum after x_proj: vllm-project/vllm, layers/mamba/mamba_mixer.py"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2312.00752, section 3")
 
@@ -48,7 +50,7 @@ SCANNED = 10
 class Dims:
     """Dimensions of a Mamba-1 layer."""
 
-    inner: int = dim("d_inner", "channels, each with a state")
+    inner: int = dim("d_inner", "channels, each with a state", split="heads")
     N: int = dim("state", "state size per channel")
     rank: int = dim("dt_rank", "inner width of the step size's projection")
     conv: int = dim("conv", "taps of the short convolution on x", 4)
@@ -79,6 +81,11 @@ def projections(d: Dims, D: Quantity) -> tuple[Projection, ...]:
 def extra_parameters(d: Dims, D: Quantity) -> Quantity:
     """Convolution taps and biases, A, and the skip D."""
     return d.inner * (d.conv + 1) + d.inner * d.N + d.inner
+
+
+def partial_sums(d: Dims, D: Quantity, ways: int) -> tuple[PartialSum, ...]:
+    """Step size, B and C are products over all channels."""
+    return (PartialSum("x_proj", d.rank + 2 * d.N),)
 
 
 def cache(d: Dims, precision: Precision) -> Cache:

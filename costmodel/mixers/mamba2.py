@@ -23,6 +23,7 @@ from costmodel.kernels.chunk_scan import Scan, chunk_kernel, lower_tiles, sizes,
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.kernels.short_conv import ShortConv, short_conv, state_bytes
 from costmodel.layers.norm import gated_norm
+from costmodel.layers.partial_sum import NORM_OF_ALL_HEADS, PartialSum
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
@@ -35,6 +36,7 @@ SOURCES = (
     "arXiv:2405.21060, sections 5 (structured duality) and 6 (block decomposition)",
     "state-spaces/mamba, mamba_ssm/ops/triton/ssd_combined.py (kernels)",
 )
+TENSOR_PARALLEL = "by heads, groups below tp are copied: vllm-project/vllm, layers/mamba/mamba_mixer2.py"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2405.21060, section 6")
 UNVERIFIED = ("prefill times: with the priors about half of public measurements",)
@@ -53,10 +55,10 @@ PASSED = 2048
 class Dims:
     """Dimensions of a Mamba-2 layer; heads · head_dim is the inner width."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     p: int = dim("head_dim", "width of a head")
     N: int = dim("state", "state size per channel")
-    G: int = dim("groups", "groups of heads that share B and C", 1)
+    G: int = dim("groups", "groups of heads that share B and C", 1, split="groups")
     conv: int = dim("conv", "taps of the short convolution on x, B and C", 4)
     C: int = dim("chunk", "tokens of a chunk", 256)
     state_dtype: str = choice("state_dtype", "number format of the state", "fp32", ("fp32", "bf16"))
@@ -89,6 +91,11 @@ def projections(d: Dims, D: Quantity) -> tuple[Projection, ...]:
 def extra_parameters(d: Dims, D: Quantity) -> Quantity:
     """Convolution taps and biases; A, D and the bias of Δ per head; the scale of the gated norm."""
     return channels(d) * (d.conv + 1) + 3 * d.H + d.H * d.p
+
+
+def partial_sums(d: Dims, D: Quantity, ways: int) -> tuple[PartialSum, ...]:
+    """The gated norm is over a group's channels, which one device has unless groups are copied."""
+    return (NORM_OF_ALL_HEADS,) if d.G % ways else ()
 
 
 def cache(d: Dims, precision: Precision) -> Cache:

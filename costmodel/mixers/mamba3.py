@@ -37,6 +37,7 @@ SOURCES = (
     "arXiv:2603.15569, section 3 (update, rotation, MIMO)",
     "state-spaces/mamba, mamba_ssm/modules/mamba3.py, mamba_ssm/ops/{triton,tilelang,cute}/mamba3 (kernels)",
 )
+TENSOR_PARALLEL = "by heads as Mamba-2, angles on every device; no engine is known that splits it"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2603.15569, section 3")
 UNVERIFIED = ("prefill times: with the priors about 30 % below the published ones, and too little extra for MIMO",)
@@ -49,10 +50,10 @@ PER_RANK = 6
 class Dims:
     """Dimensions of a Mamba-3 layer; heads · head_dim is the inner width."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     p: int = dim("head_dim", "width of a head")
     N: int = dim("state", "state size per channel")
-    G: int = dim("groups", "groups of heads that share B and C", 1)
+    G: int = dim("groups", "groups of heads that share B and C", 1, split="groups")
     R: int | None = dim("mimo_rank", "inputs and outputs per head; null: one (SISO)", None, nullable=True)
     rope: int = dim("rope_dim", "part of B and C that is rotated, two elements per angle", 64)
     C: int = dim("chunk", "tokens of a chunk; 64 over the rank in released kernels", 64)

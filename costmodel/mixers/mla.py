@@ -37,6 +37,10 @@ SOURCES = (
     "arXiv:2412.19437, section 2.1.1 (DeepSeek-V3)",
     "deepseek-ai/FlashMLA, README (fp8 layout of the cache)",
 )
+TENSOR_PARALLEL = (
+    "by heads; the latents, their matrices and the cache are on every device: vllm-project/vllm, models/deepseek_v2.py"
+)
+CACHE_SPLITS = True
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("O(L²)", "O(L)", "arXiv:2405.04434, section 2.1 (claims a smaller cache, not another order)")
 
@@ -45,7 +49,7 @@ CLAIM = Claim("O(L²)", "O(L)", "arXiv:2405.04434, section 2.1 (claims a smaller
 class Dims:
     """Dimensions of a latent attention layer."""
 
-    H: int = dim("heads", "query heads")
+    H: int = dim("heads", "query heads", split="heads")
     q_l: int | None = dim("q_lora", "width of the query latent; null: queries are projected directly", nullable=True)
     c: int = dim("kv_lora", "width of the cached latent")
     dn: int = dim("d_nope", "part of a query or key head without position")

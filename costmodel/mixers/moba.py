@@ -39,6 +39,7 @@ SOURCES = (
     "MoonshotAI/MoBA, moba/moba_efficient.py",
     "arXiv:2511.11571 (FlashMoBA)",
 )
+TENSOR_PARALLEL = "as softmax attention; the gate is per key head"
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("sub-quadratic", "O(L)", "arXiv:2502.13189, section 3 (generation attends to everything)")
 

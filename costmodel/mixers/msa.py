@@ -34,6 +34,7 @@ ALIASES = ("minimax-sparse-attention",)
 TITLE = "MiniMax sparse attention (MSA)"
 SUMMARY = "the top-k blocks by a quadratic index of every token"
 SOURCES = ("arXiv:2606.13392, section 3", "MiniMax-AI/MSA, README", "vllm-project/vllm, models/minimax_m3")
+TENSOR_PARALLEL = "by heads, index heads with their key heads: vllm-project/vllm, models/minimax_m3"
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("28.4× less at 1M", "28.4× less at 1M", "arXiv:2606.13392 (attention FLOPs of one token)")
 
@@ -42,9 +43,9 @@ CLAIM = Claim("28.4× less at 1M", "28.4× less at 1M", "arXiv:2606.13392 (atten
 class Dims(gqa.Dims):
     """Dimensions of an MSA layer."""
 
-    HI: int = dim("index_heads", "index query heads, one per key head")
+    HI: int = dim("index_heads", "index query heads, one per key head", split="groups")
     dI: int = dim("d_index", "width of an index head")
-    kI: int = dim("index_k_heads", "index key heads, shared by the index query heads", 1)
+    kI: int = dim("index_k_heads", "index key heads, shared by the index query heads", 1, split="groups")
     b: int = dim("block", "tokens of a block", 128)
     k: int = dim("top_k_blocks", "blocks that a query attends to at most, forced ones included", 16)
     init_blocks: int = dim("init_blocks", "first blocks of the sequence that are always selected", 0, least=0)

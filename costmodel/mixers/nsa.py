@@ -37,6 +37,7 @@ ALIASES = ("native-sparse-attention",)
 TITLE = "Native sparse attention (NSA)"
 SUMMARY = "compressed, selected and window attention under gates"
 SOURCES = ("arXiv:2502.11089, section 3", "fla-org/native-sparse-attention, ops/parallel.py")
+TENSOR_PARALLEL = "as softmax attention; compression and selection are per key head"
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("9.0× faster at 64K", "11.6× faster at 64K", "arXiv:2502.11089, section 5")
 UNVERIFIED = ("the compression network, whose widths the paper does not state: mean pooling is counted",)

@@ -37,6 +37,7 @@ SOURCES = (
     "arXiv:2507.04239, sections 2 and 3",
     "m-a-n-i-f-e-s-t/retention, retention/power_retention_maker.py",
 )
+TENSOR_PARALLEL = "heads are independent; no engine is known that splits them"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2507.04239, section 2")
 
@@ -54,8 +55,8 @@ DECODE_ROWS = 16
 class Dims:
     """Dimensions of a power attention layer."""
 
-    H: int = dim("heads", "query heads")
-    Hkv: int = dim("kv_heads", "key and value heads, each with a state")
+    H: int = dim("heads", "query heads", split="heads")
+    Hkv: int = dim("kv_heads", "key and value heads, each with a state", split="groups")
     dk: int = dim("d_qk", "width of a query or key head")
     dv: int = dim("d_v", "width of a value head")
     C: int = dim("switch_over", "tokens of a chunk: kept as keys and values until they are folded", 1024)

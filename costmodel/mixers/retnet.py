@@ -35,6 +35,7 @@ SOURCES = (
     "arXiv:2307.08621, section 2.1, equations 6 and 7",
     "fla-org/flash-linear-attention, fla/ops/common/chunk_h.py and chunk_o.py (kernels)",
 )
+TENSOR_PARALLEL = "heads are independent; no engine is known that splits them"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2307.08621, section 2")
 
@@ -46,7 +47,7 @@ OPERATIONS = 5
 class Dims:
     """Dimensions of a retention layer."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     dk: int = dim("d_k", "width of a query or key head")
     dv: int = dim("d_v", "width of a value head")
     C: int = dim("chunk", "tokens of a chunk", 64)

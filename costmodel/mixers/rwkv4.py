@@ -32,6 +32,7 @@ SOURCES = (
     "arXiv:2305.13048, section 3.1 (WKV)",
     "BlinkDL/RWKV-LM, RWKV-v4neo (parameters, cuda/wkv_cuda.cu)",
 )
+TENSOR_PARALLEL = "channels are independent; no engine is known that splits them"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2305.13048, section 3")
 
@@ -49,7 +50,7 @@ EXECUTED = 19
 class Dims:
     """Dimensions of an RWKV-4 time mix; d_inner is the model width in every released model."""
 
-    inner: int = dim("d_inner", "channels, each with a state of three numbers")
+    inner: int = dim("d_inner", "channels, each with a state of three numbers", split="heads")
     shift: int = dim("token_shift", "earlier tokens that the input is mixed with", 1)
 
 

@@ -37,6 +37,7 @@ SOURCES = (
     "BlinkDL/RWKV-LM, RWKV-v5/src/model.py (parameters)",
     "fla-org/flash-linear-attention, fla/ops/rwkv6/chunk.py (kernels)",
 )
+TENSOR_PARALLEL = "heads are independent; no engine is known that splits them; token shift on every device"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2404.05892, section 4")
 UNVERIFIED = ("prefill by the official serial kernel: the chunked kernel of RWKV-6 in fla is counted",)
@@ -49,7 +50,7 @@ OPERATIONS = 5
 class Dims:
     """Dimensions of an RWKV-5 time mix; heads · head_dim is the model width in every released model."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     d: int = dim("head_dim", "width of a head; its state is head_dim × head_dim")
     shift: int = dim("token_shift", "earlier tokens that the input is mixed with", 1)
     C: int = dim("chunk", "tokens of a chunk", 64)

@@ -32,6 +32,9 @@ SOURCES = (
     "BlinkDL/RWKV-LM, RWKV-v5/rwkv_v6_demo.py (parameters)",
     "fla-org/flash-linear-attention, fla/ops/rwkv6/chunk.py (kernels)",
 )
+TENSOR_PARALLEL = (
+    "heads are independent; no engine is known that splits them; token shift and low ranks on every device"
+)
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2404.05892, section 4")
 
@@ -43,7 +46,7 @@ MIXES = 5
 class Dims:
     """Dimensions of an RWKV-6 time mix; heads · head_dim is the model width in every released model."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     d: int = dim("head_dim", "width of a head; its state is head_dim × head_dim")
     rm: int = dim("mix_lora", "inner width of each of the five token-shift mixes")
     rw: int = dim("decay_lora", "inner width of the decay's projection")

@@ -36,6 +36,9 @@ SOURCES = (
     "BlinkDL/RWKV-LM, RWKV-v7 (parameters)",
     "fla-org/flash-linear-attention, fla/ops/generalized_delta_rule/dplr (kernels)",
 )
+TENSOR_PARALLEL = (
+    "heads are independent; no engine is known that splits them; token shift and low ranks on every device"
+)
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2503.14456, section 4")
 
@@ -47,7 +50,7 @@ OPERATIONS = 9
 class Dims:
     """Dimensions of an RWKV-7 time mix; heads · head_dim is the model width in every released model."""
 
-    H: int = dim("heads", "heads, each with a state")
+    H: int = dim("heads", "heads, each with a state", split="heads")
     d: int = dim("head_dim", "width of a head; its state is head_dim × head_dim")
     rw: int = dim("lora.w", "inner width of the decay's projection")
     ra: int = dim("lora.a", "inner width of the in-context rate's projection")

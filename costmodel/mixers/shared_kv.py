@@ -27,6 +27,8 @@ ALIASES = ("cross-layer-attention", "kv-sharing")
 TITLE = "Attention over another layer's cache"
 SUMMARY = "softmax attention whose keys and values an earlier layer has cached"
 SOURCES = ("arXiv:2405.12981, section 2", "transformers, models/gemma4/modeling_gemma4.py")
+TENSOR_PARALLEL = "by heads: vllm-project/vllm, models/gemma3n.py"
+CACHE_SPLITS = True
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=0)
 CLAIM = Claim("O(L²)", "O(L)", "arXiv:2405.12981, section 2 (claims a smaller cache, not another order)")
 
@@ -35,8 +37,8 @@ CLAIM = Claim("O(L²)", "O(L)", "arXiv:2405.12981, section 2 (claims a smaller c
 class Dims:
     """Dimensions of a layer that reads another layer's keys and values."""
 
-    H: int = dim("heads", "query heads")
-    Hkv: int = dim("kv_heads", "key and value heads of the layer that is read")
+    H: int = dim("heads", "query heads", split="heads")
+    Hkv: int = dim("kv_heads", "key and value heads of the layer that is read", split="groups")
     dk: int = dim("d_qk", "width of a query or key head")
     dv: int = dim("d_v", "width of a value head")
     w: int | None = dim("window", "keys a query sees at most; null: all", None, nullable=True)

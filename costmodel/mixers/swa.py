@@ -28,6 +28,7 @@ REFINES = ("gqa", "window")
 TITLE = "Sliding-window attention"
 SUMMARY = "softmax attention over the last w tokens, rolling cache"
 SOURCES = ("arXiv:2004.05150, section 3.1", "arXiv:2310.06825, section 2")
+TENSOR_PARALLEL = "as softmax attention"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L·w)", "O(w)", "arXiv:2004.05150, section 3.1")
 

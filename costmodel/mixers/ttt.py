@@ -38,6 +38,7 @@ SOURCES = (
     "test-time-training/ttt-lm-pytorch, ttt.py (layer, decode)",
     "fla-org/flash-linear-attention, fla/ops/ttt/chunk.py (kernels)",
 )
+TENSOR_PARALLEL = "heads are independent; no engine is known that splits them"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2407.04620, section 2")
 
@@ -52,7 +53,7 @@ GRADIENT = 24
 class Dims:
     """Dimensions of a TTT-Linear layer; heads · head_dim is the model width in released models."""
 
-    H: int = dim("heads", "heads, each with a linear model as state")
+    H: int = dim("heads", "heads, each with a linear model as state", split="heads")
     d: int = dim("head_dim", "width of a head; its state is head_dim × head_dim and a bias")
     C: int = dim("mini_batch", "tokens of a mini-batch, which is also a chunk", 16)
     conv: int | None = dim(

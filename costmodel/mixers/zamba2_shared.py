@@ -19,6 +19,7 @@ from costmodel.dims import choice, dim, flag
 from costmodel.ffns import mlp
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.elementwise import elementwise
+from costmodel.layers.partial_sum import PartialSum
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import Cache, Claim, Order, gqa
 from costmodel.step import Precision, Step
@@ -28,6 +29,8 @@ ALIASES = ("zamba2-shared-block", "shared-transformer-block")
 TITLE = "Shared transformer block (Zamba2)"
 SUMMARY = "attention and feed-forward that several layers share, with an adapter per call"
 SOURCES = ("arXiv:2411.15242, section 2", "transformers, models/zamba2/modeling_zamba2.py")
+TENSOR_PARALLEL = "by heads and inner width, adapters as LoRA: vllm-project/vllm, models/zamba2.py"
+CACHE_SPLITS = True
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("O(L²)", "O(L)", "arXiv:2411.15242, section 2")
 
@@ -36,9 +39,9 @@ CLAIM = Claim("O(L²)", "O(L)", "arXiv:2411.15242, section 2")
 class Dims:
     """Dimensions of a shared block."""
 
-    H: int = dim("heads", "heads, each with keys and values of its own")
+    H: int = dim("heads", "heads, each with keys and values of its own", split="heads")
     d: int = dim("head_dim", "width of a head; heads · head_dim is twice the model's width in released models")
-    F: int = dim("d_ff", "inner width of the feed-forward")
+    F: int = dim("d_ff", "inner width of the feed-forward", split="heads")
     r: int = dim("adapter_rank", "inner width of an adapter")
     attention_adapters: bool = flag("attention_adapters", "adapters on q, k and v as well")
     rope: bool = flag("rope", "rotary position embedding")
@@ -93,6 +96,11 @@ def projections(d: Dims, D: Quantity) -> tuple[Projection, ...]:
 def extra_parameters(d: Dims, D: Quantity) -> Quantity:
     """The embedding's half of the norm at the entrance (each block counts one of width D), and the norm in between."""
     return 2 * D
+
+
+def partial_sums(d: Dims, D: Quantity, ways: int) -> tuple[PartialSum, ...]:
+    """The output of attention, which the norm before the feed-forward reads."""
+    return (PartialSum("o_proj", D),)
 
 
 def cache(d: Dims, precision: Precision) -> Cache:

@@ -93,6 +93,14 @@ PREDICTION = (
     shows("fits", right=False),
     shows("energy_j", "energy"),
 )
+PARALLEL = (
+    *(column for column in PREDICTION if column.title not in ("memory", "fits", "FLOP/byte", "cache")),
+    shows("memory_per_gpu_bytes", "memory\nper GPU"),
+    shows("fits", right=False),
+    shows("cache_bytes", "cache,\nall GPUs"),
+    shows("replicated_weight_bytes", "replicated\nweights"),
+    shows("replicated_cache_bytes", "replicated\ncache"),
+)
 GENERATION = (
     shows("method", right=False),
     shows("passes"),

@@ -4,7 +4,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from costmodel.report.columns import BASIS, CROSSOVERS, GENERATION, KERNELS, PREDICTION, Column, Row, shows, value_text
+from costmodel.report.columns import (
+    BASIS,
+    CROSSOVERS,
+    GENERATION,
+    KERNELS,
+    PARALLEL,
+    PREDICTION,
+    Column,
+    Row,
+    shows,
+    value_text,
+)
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
 from costmodel.units import format_bytes, format_count
 
@@ -33,7 +44,8 @@ def groups(
 
 def title_of(row: Row, formats: str) -> str:
     """What all rows of a table share."""
-    parts = [f"{row['arch']} on {row['hw']}", row["phase"], f"batch {row['batch']}"]
+    device = row["hw"] if row["layout"] == "tp1" else f"{row['gpus']} {row['hw']} as {row['layout']}"
+    parts = [f"{row['arch']} on {device}", row["phase"], f"batch {row['batch']}"]
     if row["new_tokens"] != row["context"]:
         parts.append(f"{format_count(row['new_tokens'])} new token{'s' if row['new_tokens'] > 1 else ''}")
     return " · ".join([*parts, *([formats] if formats else [])])
@@ -70,8 +82,9 @@ def print_predictions(
         print_csv(list(_kernel_rows(rows)) if breakdown else rows)
         return
     between = ""
-    for (hardware, architecture, _), members in groups(rows):
-        columns = PREDICTION if len({row["basis"] for row in members}) == 1 else (*PREDICTION, BASIS)
+    for (hardware, architecture, *_), members in groups(rows, ("hw", "arch", "layout", "phase")):
+        columns = PREDICTION if members[0]["layout"] == "tp1" else PARALLEL
+        columns = columns if len({row["basis"] for row in members}) == 1 else (*columns, BASIS)
         title = title_of(members[0], formats.get((architecture, hardware), ""))
         if between:
             emit(between[1:])
@@ -87,7 +100,7 @@ def print_predictions(
 
 def _kernel_rows(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
     """One flat row for each kernel of each row."""
-    shared = ("arch", "hw", "library", "phase", "batch", "context", "new_tokens")
+    shared = ("arch", "hw", "layout", "library", "phase", "batch", "context", "new_tokens")
     for row in rows:
         for kernel in row["breakdown"]:
             yield {**{key: row[key] for key in shared}, **kernel}
@@ -163,11 +176,12 @@ def formats_text(architecture: "Architecture", hardware: "Hardware", inputs: Map
 
 def notes_on(architectures: Sequence["Architecture"], devices: Sequence["Hardware"], rows: Sequence[Row]) -> None:
     """Tell on stderr what a reader of the numbers should know: what does not fit, and unverified facts."""
-    for (hardware, architecture, phase), members in groups(rows):
+    for (hardware, architecture, layout, phase), members in groups(rows, ("hw", "arch", "layout", "phase")):
         over = [row for row in members if not row["fits"]]
         if over:
-            capacity = format_bytes(over[0]["memory_capacity_bytes"])
-            note(f"note: {architecture}, {phase}: does not fit in the {capacity} of one {hardware}: {_excess(over)}")
+            capacity = format_bytes(over[0]["memory_capacity_bytes"] / over[0]["gpus"])
+            one = f"one {hardware}" + ("" if layout == "tp1" else f" as {layout}")
+            note(f"note: {architecture}, {phase}: does not fit in the {capacity} of {one}: {_excess(over)}")
     for model in architectures:
         longest = max((row["context"] for row in rows), default=0)
         if model.max_context is not None and longest > model.max_context:
@@ -181,7 +195,8 @@ def notes_on(architectures: Sequence["Architecture"], devices: Sequence["Hardwar
 def _excess(rows: Sequence[Row]) -> str:
     """By how much each context exceeds the memory; of many, the first and the last."""
     texts = [
-        f"{format_count(row['context'])} by {format_bytes(row['memory_bytes'] - row['memory_capacity_bytes'])}"
+        f"{format_count(row['context'])} by "
+        f"{format_bytes(row['memory_per_gpu_bytes'] - row['memory_capacity_bytes'] / row['gpus'])}"
         for row in rows
     ]
     return ", ".join(texts) if len(texts) <= 3 else f"{len(texts)} contexts, from {texts[0]} to {texts[-1]}"

@@ -16,6 +16,16 @@ def _options(inputs: Inputs) -> dict[str, Any]:
     return {name: inputs[name] for name in ("batch", "new_tokens", "weights", "kv", "activations", "library")}
 
 
+def _parallel(inputs: Inputs) -> dict[str, Any]:
+    """The layouts asked for, and how they run."""
+    if "layout" not in inputs:
+        return {}
+    from costmodel.parallel.placement import Options
+
+    names = ("overlap", "imbalance", "microbatches")
+    return {"layout": inputs["layout"], "options": Options(**{name: inputs[name] for name in names})}
+
+
 def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | None) -> None:
     """`predict`: rows to stdout, notes to stderr, and the plot where one is wanted."""
     models, devices = loaded(inputs["arch"], inputs["hw"], inputs["set"])
@@ -32,6 +42,7 @@ def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | No
                 phase=inputs["phase"],
                 caches=inputs["caches"],
                 table=inputs["table"],
+                **_parallel(inputs),
                 **_options(inputs),
             )
             rows += [row.to_dict(breakdown) for row in found.rows]
@@ -41,6 +52,10 @@ def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | No
         _draw(plot, rows)
     print_predictions("predict", form, inputs, rows, breakdown, formats)
     notes_on(models, devices, rows)
+    if "layout" in inputs or not all(row["fits"] for row in rows):
+        from costmodel.report.layouts import layout_notes
+
+        layout_notes(models, devices, inputs, rows)
 
 
 def compare_and_print(form: str, inputs: Inputs, plot: str | None) -> None:

@@ -66,7 +66,7 @@ def read_custom_allreduce(table: Table) -> Iterator[Series]:
             build,
             family="collective",
             kernel=str(source),
-            instance="all_reduce",
+            instance="all_reduce-own",
             phase="",
             tokens="bytes",
         )

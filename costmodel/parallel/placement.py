@@ -1,0 +1,288 @@
+"""Which part of a model each device holds under a layout, and how large the step is that it runs.
+
+Tensor parallelism gives every block its local dimensions (`costmodel.dims`): columns of the matrices into a block are
+split, rows of those out of it, the width of the model is not. Nothing else has to be said: local matrices, kernels and
+cache come from the same formulas, and what is replicated is ways · local − whole.
+
+Context parallelism means two things, as in the engines. In prefill and training each device has S/cp tokens of every
+sequence and all weights of its tensor-parallel rank. In decode, which has too few tokens for that, the cache is split
+by tokens, and everything else over tp · cp devices by heads.
+
+Source: arXiv:1909.08053 (tensor), arXiv:2104.04473 (pipeline), vllm-project/vllm, docs/serving (data, expert and
+context parallel deployment), distributed/utils.py (get_pp_indices).
+"""
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum
+from costmodel.architecture import Architecture, Block
+from costmodel.dims import split_dims, split_fields
+from costmodel.errors import BadInput, Impossible, unknown
+from costmodel.ffns import moe
+from costmodel.layers.expert_placement import Placement
+from costmodel.parallel.layout import Layout
+from costmodel.step import Precision, Step
+
+EXCHANGES = ("alltoall", "allgather")
+
+
+class Options(NamedTuple):
+    """How a layout is run.
+
+    overlap: share of the communication's time that computation hides. imbalance: load of the fullest device of the
+    experts over the mean. experts: tokens travel to the devices of their experts alone (alltoall, as DeepEP), or to all
+    (allgather). sequence_parallel: between blocks each device of a tensor-parallel group has a part of the tokens.
+    microbatches: parts in which a batch passes the pipeline (None: as many as there are stages).
+    """
+
+    overlap: float = 0.0
+    imbalance: float = 1.0
+    experts: str = "alltoall"
+    sequence_parallel: bool = False
+    microbatches: int | None = None
+
+    def checked(self) -> "Options":
+        """These options. Raises BadInput for values outside their range."""
+        if not 0 <= self.overlap <= 1:
+            raise BadInput(f"overlap {self.overlap} is not a share from 0 to 1")
+        if not 1 <= self.imbalance <= 1e4:
+            raise BadInput(f"imbalance {self.imbalance} is not a load over the mean, 1 or more")
+        if self.experts not in EXCHANGES:
+            raise unknown("exchange of experts", self.experts, EXCHANGES)
+        if self.microbatches is not None and not 1 <= self.microbatches <= 10**6:
+            raise BadInput(f"microbatches {self.microbatches} is outside 1 to 1000000")
+        return self
+
+
+SERIAL = Options()
+"""Nothing overlaps, and experts are loaded evenly."""
+
+
+class Stage(NamedTuple):
+    """A stage of the pipeline as one device holds it, and how many stages are like it.
+
+    cores: the same layers as the attention kernels see them, where their heads are split less than the rest.
+    """
+
+    part: Architecture
+    cores: Architecture | None
+    times: int = 1
+
+
+class Placed(NamedTuple):
+    """A model under a layout, in one phase.
+
+    ways: devices that share the work of one token outside attention kernels. model: all layers as one device of each
+    stage holds them. stages: the different ones.
+    """
+
+    whole: Architecture
+    layout: Layout
+    phase: str
+    options: Options
+    ways: int
+    model: Stage
+    stages: tuple[Stage, ...]
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether context parallelism splits the new tokens (prefill, training), not the cache (decode)."""
+        return self.phase != "decode"
+
+    @property
+    def ranks(self) -> int:
+        """Devices of one stage."""
+        return self.layout.gpus // self.layout.pp
+
+
+def place(architecture: Architecture, layout: Layout, phase: str = "decode", options: Options = SERIAL) -> Placed:
+    """The parts of a model on the devices of a layout.
+
+    Raises Impossible where heads, widths, experts or layers do not divide, naming the block and what would.
+    """
+    options.checked()
+    decoding = phase == "decode" and not architecture.bidirectional
+    ways = layout.tp * layout.cp if decoding else layout.tp
+    if layout.pp > len(architecture.layers):
+        raise Impossible(f"pp{layout.pp}: {architecture.name} has {len(architecture.layers)} layers")
+    part = _local(architecture, layout, ways, options)
+    cores = None
+    if decoding and layout.cp > 1:
+        _check_split_cache(architecture)
+        cores = _local(architecture, layout, layout.tp, options)
+    groups: Counter[tuple[Any, ...]] = Counter()
+    first: dict[tuple[Any, ...], Stage] = {}
+    start = 0
+    for index, size in enumerate(stage_sizes(len(architecture.layers), layout.pp)):
+        embeds, predicts = index == 0, index == layout.pp - 1
+        layers = architecture.layers[start : start + size]
+        start += size
+        key = (tuple(sorted(Counter(layers).items(), key=str)), embeds, predicts)
+        groups[key] += 1
+        if key not in first:
+            cut = partial(_cut, layers=layers, embeds=embeds, predicts=predicts)
+            first[key] = Stage(cut(part), None if cores is None else cut(cores))
+    stages = tuple(stage._replace(times=groups[key]) for key, stage in first.items())
+    return Placed(architecture, layout, phase, options, ways, Stage(part, cores), stages)
+
+
+def _cut(model: Architecture, layers: Any, embeds: bool, predicts: bool) -> Architecture:
+    return model._replace(layers=layers, embeds=embeds, predicts=predicts)
+
+
+def stage_sizes(layers: int, stages: int) -> list[int]:
+    """Layers of each stage: what is left over goes to the stages before the last, which has the head to do.
+
+    Source: vllm-project/vllm, distributed/utils.py (get_pp_indices).
+
+    >>> stage_sizes(61, 4), stage_sizes(5, 4)
+    ([15, 15, 16, 15], [1, 1, 2, 1])
+    """
+    sizes = [layers // stages] * stages
+    for index in range(layers % stages):
+        sizes[-2 - index] += 1
+    return sizes
+
+
+def _local(architecture: Architecture, layout: Layout, ways: int, options: Options) -> Architecture:
+    """All layers as one of `ways` devices holds them."""
+    if ways == 1 and layout.ep == 1:
+        return architecture
+    blocks: list[dict[str, Block]] = []
+    for section, found in (("mixers", architecture.mixers), ("ffns", architecture.ffns)):
+        local = {}
+        for name, block in found.items():
+            try:
+                local[name] = block._replace(dims=_local_dims(block, layout, ways, options))
+            except Impossible as error:
+                raise Impossible(f"{layout}: {architecture.name}, {section}.{name}: {error}") from None
+            problems = block.module.check(local[name].dims)
+            if problems:
+                raise Impossible(f"{layout}: {architecture.name}, {section}.{name}: {'; '.join(problems)}")
+        blocks.append(local)
+    return architecture._replace(mixers=blocks[0], ffns=blocks[1], V=-(-architecture.V // ways))
+
+
+def _local_dims(block: Block, layout: Layout, ways: int, options: Options) -> Any:
+    if not isinstance(block.dims, moe.Dims):
+        return split_dims(block.dims, ways)
+    if layout.ep > block.dims.E:
+        raise Impossible(f"ep{layout.ep} exceeds the {block.dims.E} experts")
+    senders = max(1, layout.ep // ways)
+    spread = Placement(
+        ep=layout.ep,
+        senders=senders,
+        parts=ways if senders > 1 else 1,
+        gathered=options.experts == "allgather",
+        hottest=options.imbalance if layout.ep > 1 else 1.0,
+    )
+    return moe.place(block.dims, ways, spread)
+
+
+def _check_split_cache(architecture: Architecture) -> None:
+    """A cache split by tokens needs kernels that attend to all of it: selections would have to look across devices."""
+    for name, block in architecture.mixers.items():
+        if grows(block) and not splits_cache(block):
+            raise Impossible(
+                f"cp in decode: {architecture.name}, mixers.{name}: {block.module.TITLE} selects or folds over the "
+                "whole cache, which no engine splits by tokens; use tp, dp or cp in prefill only"
+            )
+
+
+def grows(block: Block) -> bool:
+    """Whether the cache of a block grows with the context without limit.
+
+    >>> from costmodel.mixers import gqa, swa
+    >>> grows(Block("a", gqa, gqa.EXAMPLES[0])), grows(Block("b", swa, swa.EXAMPLES[0]))
+    (True, False)
+    """
+    cache = block.module.cache(block.dims, Precision())
+    return cache.limit is None and not (isinstance(cache.per_token, int) and cache.per_token == 0)
+
+
+def splits_cache(block: Block) -> bool:
+    """Whether decode kernels of a block may each attend to a part of the cache: those that attend to all of it."""
+    return getattr(block.module, "CACHE_SPLITS", False) and getattr(block.dims, "w", None) is None
+
+
+def dispatches(block: Block) -> bool:
+    """Whether tokens travel to the experts of this block."""
+    return isinstance(block.dims, moe.PlacedDims) and block.dims.place.dispatches
+
+
+def is_partial(whole: Block, local: Block) -> bool:
+    """Whether the output of a block is a part of a sum over devices."""
+    if isinstance(local.dims, moe.PlacedDims):
+        return not local.dims.place.dispatches and local.dims != whole.dims
+    return any(item.metadata["split"] == "heads" for item in split_fields(whole.dims))
+
+
+def local_step(placed: Placed, step: Step, microbatches: Quantity = 1) -> Step:
+    """The step of one device: its share of the sequences and, in prefill and training, of their tokens.
+
+    With cp devices, each has S/cp new tokens at their mean position, P + S/2 − S/(2cp): the causal pairs of all devices
+    add up to those of the step, which zigzag assignment of 2cp chunks gives each of them.
+
+    >>> from costmodel.mixers import gqa
+    >>> toy = Architecture("a", "A", 8, 8, False, None, {"m": Block("m", gqa, gqa.EXAMPLES[0])}, {},
+    ...     (("m", None),), {"default": "bf16"})
+    >>> local_step(place(toy, Layout(cp=4), "prefill"), Step(B=1, S=4096, P=0))
+    Step(B=1, S=1024, P=1536, phase='prefill', bidirectional=False)
+    """
+    layout = placed.layout
+    B = step.B if layout.dp == 1 else ceil_div(step.B, layout.dp)
+    B = B if isinstance(microbatches, int) and microbatches == 1 else ceil_div(B, microbatches)
+    if layout.cp == 1 or not placed.by_tokens:
+        return step._replace(B=B)
+    S = ceil_div(step.S, layout.cp)
+    return step._replace(B=B, S=S, P=step.P + floor_div(step.S - S, 2))
+
+
+def filled(placed: Placed, step: Step) -> Placed:
+    """The parts, told how full the mean rank of dp is beside the fullest: experts get the tokens of all of them."""
+    layout = placed.layout
+    if layout.dp == 1 or layout.ep <= placed.ways:
+        return placed
+    share = step.B / (layout.dp * ceil_div(step.B, layout.dp))
+    if isinstance(share, float) and share == 1.0:
+        return placed
+
+    def part(model: Architecture) -> Architecture:
+        blocks = {
+            name: block._replace(dims=replace(block.dims, place=block.dims.place._replace(filled=share)))
+            if dispatches(block)
+            else block
+            for name, block in model.ffns.items()
+        }
+        return model._replace(ffns=blocks)
+
+    def stage(old: Stage) -> Stage:
+        return old._replace(part=part(old.part), cores=old.cores and part(old.cores))
+
+    return placed._replace(model=stage(placed.model), stages=tuple(map(stage, placed.stages)))
+
+
+def core_step(placed: Placed, step: Step) -> Step:
+    """The step as the attention kernels of a cache that is split by tokens see it: its part of the cached tokens."""
+    return step._replace(P=maximum(ceil_div(step.L, placed.layout.cp) - step.S, 0))
+
+
+def cache_bytes(placed: Placed, stage: Stage, step: Step, precision: Precision) -> Quantity:
+    """Bytes of cache and state that one device of a stage keeps for its sequences, after the step.
+
+    Prefill whose tokens are split leaves each device the whole cache of its heads, as vLLM's does: the keys were
+    gathered.
+    """
+    B = ceil_div(step.B, placed.layout.dp)
+    if placed.layout.cp == 1:
+        return B * stage.part.cache_bytes(step.L, precision)
+    total: Quantity = 0
+    L = ceil_div(step.L, placed.layout.cp)
+    for name, count in stage.part.counts()[0].items():
+        of_tokens = stage.cores is not None and splits_cache(stage.part.mixers[name])
+        block = stage.cores.mixers[name] if stage.cores and of_tokens else stage.part.mixers[name]
+        total = total + count * block.module.cache(block.dims, precision).bytes(L if of_tokens else step.L)
+    return B * total
