@@ -113,7 +113,7 @@ def on_device(calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, wa
             for _ in range(2):
                 replay()
             samples = sampled(lambda: clock.seconds(replay, LEAD_S) / count, count, budget_s)
-            return timing_of(samples, mode, f"graph of {count} calls over {_sets(calls)}")
+            return timing_of(samples, mode, f"graph of {_counted(count)} over {_sets(calls)}")
     each = itertools.cycle(calls)
 
     def one() -> float:
@@ -123,6 +123,10 @@ def on_device(calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, wa
 
     method = f"single calls over {_sets(calls)}{', cache flushed' if mode == 'cold' else ''}"
     return timing_of(sampled(one, 1, budget_s), mode, method + (f" (no graph: {refused})" if refused else ""))
+
+
+def _counted(calls: int) -> str:
+    return f"{calls} call{'s' if calls > 1 else ''}"
 
 
 def _sets(calls: Sequence[Run]) -> str:
@@ -223,9 +227,8 @@ def _on_cpu(calls: Sequence[Run], mode: str, budget_s: float) -> Timing:
     load = "unknown"
     with suppress(OSError, AttributeError):
         load = f"{os.getloadavg()[0]:.1f}"
-    calls_per_sample = "1 call" if count == 1 else f"{count} calls"
     memory = "freed memory kept" if kept else "freed memory returned"
-    return timing_of(samples, mode, f"CPU time of one thread, {calls_per_sample} per sample, {memory}, load {load}")
+    return timing_of(samples, mode, f"CPU time of one thread, {_counted(count)} per sample, {memory}, load {load}")
 
 
 @cache
