@@ -1,6 +1,6 @@
 """How much faster than real time the replay is, on one core, and the memory it takes.
 
-    python benchmarks/replay_speed.py [ARCHITECTURE] [HARDWARE] [CLIENTS]
+    python benchmarks/replay_speed.py [ARCHITECTURE] [HARDWARE] [LAYOUT] [CLIENTS]
 
 Budget: 10,000 requests of 1,024 + 256 tokens at saturation at least 1,000 times faster than real time.
 """
@@ -13,25 +13,30 @@ import time
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
-from costmodel.planning.deployment import Settings, one_device
-from costmodel.planning.replay import Deployment, replay
+from costmodel.parallel.layout import parse_layout
+from costmodel.planning.deployment import Served, Settings, deployment
+from costmodel.planning.replay import replay
 from costmodel.planning.traffic import Lengths, drawn
+from costmodel.prediction import loaded, make_precision
 
 COUNT = 10_000
+DEFAULTS = ["llama-3.1-70b", "h100-sxm", "tp8", "256"]
 
 
 def main() -> None:
     """Fixed and varying lengths, then a million requests, for the memory."""
-    architecture = sys.argv[1] if len(sys.argv) > 1 else "llama-3.1-8b"
-    hardware = sys.argv[2] if len(sys.argv) > 2 else "h100-sxm"
-    clients = int(sys.argv[3]) if len(sys.argv) > 3 else 256
+    architecture, hardware, layout, clients = (sys.argv[1:] + DEFAULTS[len(sys.argv) - 1 :])[:4]
+    (model,), (device,) = loaded(architecture, hardware)
     start = time.process_time()
-    engine = one_device(architecture, hardware, Settings(max_sequences=clients))
-    print(f"{architecture} on {hardware}, {clients} clients; tables in {time.process_time() - start:.2f} CPU s")
+    served = Served(model, device, make_precision(model, device))
+    engines = deployment(served, parse_layout(layout), Settings(max_sequences=int(clients)))
+    spent = time.process_time() - start
+    print(f"{architecture} on {layout} of {hardware}, {clients} clients; tables in {spent:.2f} CPU s")
     print(f"{'requests':34} {'simulated s':>12} {'CPU s':>7} {'times real time':>16} {'peak MB':>8}")
     for count, prompt, answer in ((COUNT, "1024", "256"), (COUNT, "820..1024", "205..256"), (10**6, "1024", "256")):
         start = time.process_time()
-        found = replay(Deployment(engine), drawn(count, Lengths.parse(prompt), Lengths.parse(answer)), clients=clients)
+        requests = drawn(count, Lengths.parse(prompt), Lengths.parse(answer))
+        found = replay(engines, requests, clients=int(clients))
         spent = time.process_time() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         name = f"{count:,} of {prompt} + {answer}"

@@ -499,7 +499,22 @@ def simulate(
     prefix_hit: Annotated[
         float, typer.Option("--prefix-hit", metavar="SHARE", help="Part of every prompt that is cached already.")
     ] = 0.0,
-    replicas: Annotated[int, typer.Option("--replicas", metavar="N", min=1, help="Engines side by side.")] = 1,
+    layout: Annotated[
+        str,
+        typer.Option("--layout", metavar="LAYOUT", help="tp8, tp4pp2, dp8ep8, or prefill:2xtp4,decode:3xtp8."),
+    ] = "tp1",
+    overlap: Annotated[
+        float, typer.Option("--overlap", metavar="SHARE", help="Part of communication that computation hides.")
+    ] = 0.0,
+    imbalance: Annotated[
+        float,
+        typer.Option("--imbalance", metavar="FACTOR", help="Load of the fullest device of experts over the mean."),
+    ] = 1.0,
+    link_bandwidth: Annotated[
+        str | None,
+        typer.Option("--link-bandwidth", metavar="RATE", help="Of a device that sends caches, such as '50 GB/s'."),
+    ] = None,
+    replicas: Annotated[int, typer.Option("--replicas", metavar="N", min=1, help="Times the layout.")] = 1,
     routing: Annotated[
         str, typer.Option("--routing", metavar="NAME", help="round-robin or least-loaded.")
     ] = "round-robin",
@@ -572,6 +587,10 @@ def simulate(
         "requests": _count(requests, "--requests"),
         "warmup": warmup,
         "prefix_hit": prefix_hit,
+        "layout": layout,
+        "overlap": overlap,
+        "imbalance": imbalance,
+        "link_bandwidth": link_bandwidth,
         "replicas": replicas,
         "routing": routing,
         "max_sequences": _count(max_sequences, "--max-sequences"),

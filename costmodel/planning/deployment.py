@@ -1,20 +1,34 @@
-"""An engine on one device: iteration times, memory for caches, and limits, from an architecture and a device."""
+"""Engines from an architecture, a device and a parallel layout: iteration times, memory for caches, and limits.
+
+A rank of data parallelism has its own queue and cache, so the replay sees it as an engine of its own; ranks of one
+replica run their iterations together, and here each of them is taken to be as full as this one. A pipeline of pp stages
+keeps pp batches on the way: each is an engine with its part of the cache, whose iteration takes the way through all
+stages. So a replica is dp · pp engines, whose kernels are those of one device of each stage, communication included.
+
+Source: vllm-project/vllm, docs/serving/data_parallel_deployment.md (a scheduler and a cache for each rank),
+v1/engine/core.py (batches in flight, one for each stage).
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from costmodel.architecture import Architecture
-from costmodel.calibration import Calibration, find_calibration
+from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput, Impossible
 from costmodel.generation._rows import one_layer
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
+from costmodel.parallel.layout import Disaggregated, Layout, Workers
+from costmodel.parallel.memory import VLLM
+from costmodel.parallel.placement import SERIAL, Options, Placed, Stage, local_step, place, splits_cache
+from costmodel.parallel.stages import path_kernels, stage_kernels
 from costmodel.planning.cache import SequenceCache, sequence_cache
 from costmodel.planning.engine import Engine
-from costmodel.planning.step_times import HostTime, KernelSource, StepTimes, tabulate
+from costmodel.planning.replay import Deployment
+from costmodel.planning.step_times import HostTime, tabulate
 from costmodel.prediction import loaded, make_precision
-from costmodel.step import Step
+from costmodel.step import Precision, Step
 from costmodel.timing import total_seconds
 from costmodel.units import format_bytes
 
@@ -69,6 +83,18 @@ DEFAULTS = Settings()
 """The defaults of vLLM on large devices."""
 
 NO_HOST = HostTime()
+ONE_DEVICE = Layout()
+
+
+class Served(NamedTuple):
+    """A model as it is served: number formats, calibration, what the host adds, and how a layout is run."""
+
+    architecture: Architecture
+    hardware: Hardware
+    precision: Precision
+    library: str | None = None
+    host: HostTime = NO_HOST
+    options: Options = SERIAL
 
 
 def one_device(
@@ -83,61 +109,88 @@ def one_device(
     library: str | None = None,
     changes: Sequence[str] = (),
 ) -> Engine:
-    """An engine that serves the model on one device.
+    """An engine that serves the model on one device. host: what the engine's host adds; changes: as for `--set`.
 
-    host: what the engine's host adds. changes: texts as for `--set`. Raises BadInput for what cannot be understood and
-    Impossible where the weights leave no memory for caches.
+    Raises BadInput for what cannot be understood and Impossible where the weights leave no memory for caches.
     """
     (model,), (device,) = loaded(architecture, hardware, changes)
     precision = make_precision(model, device, weights, kv, activations)
-    calibration = find_calibration(device, library)
+    return engine(Served(model, device, precision, library, host), ONE_DEVICE, settings)
+
+
+def deployment(
+    served: Served,
+    layout: Layout | Disaggregated = ONE_DEVICE,
+    settings: Settings = DEFAULTS,
+    *,
+    replicas: int = 1,
+    routing: str = "round-robin",
+    link_bandwidth: float | None = None,
+) -> Deployment:
+    """Replicas of a layout; of a disaggregated one, the workers that it names, so many times.
+
+    link_bandwidth: bytes per second at which each device sends its part of a cache (None: the device's links between
+    hosts). Raises as `one_device`, and Impossible where the model cannot be split like this.
+    """
+    front_end_s = served.host.front_end_s
+    if isinstance(layout, Layout):
+        found = engine(served, layout, settings)
+        count = replicas * layout.dp * layout.pp
+        return Deployment(found, count, routing, front_end_s=front_end_s, devices=replicas * layout.gpus)
+    sends = link_bandwidth or served.hardware.links.scale_out.bandwidth
+    if not sends:
+        raise BadInput(f"{served.hardware.name}: its links between hosts are unknown; say --link-bandwidth")
+
+    def engines(workers: Workers) -> int:
+        return replicas * workers.replicas * workers.layout.dp * workers.layout.pp
+
+    return Deployment(
+        engine(served, layout.decode.layout, settings),
+        engines(layout.decode),
+        routing,
+        prefill=engine(served, layout.prefill.layout, settings),
+        prefill_replicas=engines(layout.prefill),
+        link_bandwidth=sends,
+        front_end_s=front_end_s,
+        devices=replicas * layout.gpus,
+    )
+
+
+def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS) -> Engine:
+    """One of the dp · pp engines of a replica."""
+    settings.checked()
+    model, hardware, precision, library, host, options = served
+    placed = {phase: place(model, layout, phase, options) for phase in ("prefill", "decode")}
+    calibration = find_calibration(hardware, library)
 
     def kernels(step: Step) -> Sequence[Kernel]:
-        return model.kernels(step, precision)
+        of = placed[step.phase]
+        # All ranks of dp are as full as this one.
+        return path_kernels(of, local_step(of, step._replace(B=step.B * layout.dp)), precision, hardware)
+
+    drafting = place(one_layer(model), layout._replace(pp=1), "decode", options) if settings.draft_tokens else None
 
     def draft(step: Step) -> Sequence[Kernel]:
-        return one_layer(model).kernels(step, precision)
+        assert drafting is not None
+        local = local_step(drafting, step._replace(B=step.B * layout.dp))
+        return path_kernels(drafting, local, precision, hardware)
 
-    held = float(model.weight_bytes(precision)) + working_bytes(kernels, settings.checked())
-    room = settings.utilisation * device.memory.hbm.capacity
-    if held >= room:
-        raise Impossible(
-            f"{model.name} does not fit on one {device.name}: weights and activations take {format_bytes(held)} of "
-            f"{format_bytes(room)} that an engine may use; narrower weights or a larger device would help"
-        )
-    times = iteration_times(kernels, draft, device, calibration, settings, host, len(model.layers))
-    return engine(times, sequence_cache(model, precision), room - held, settings)
-
-
-def iteration_times(
-    kernels: KernelSource,
-    draft: KernelSource,
-    hardware: Hardware,
-    calibration: Calibration,
-    settings: Settings,
-    host: HostTime,
-    layers: int,
-) -> StepTimes:
-    """The tables of an engine with these kernels; draft: those of one step of the draft model."""
-    return tabulate(
+    times = tabulate(
         kernels,
         lambda run: total_seconds(run, hardware, calibration),
         most_sequences=settings.max_sequences,
         most_context=settings.longest,
         most_tokens=settings.max_batched_tokens,
         new_tokens=settings.draft_tokens + 1,
-        draft=draft if settings.draft_tokens else None,
-        host_s=host.step_s + host.layer_s * layers,
+        draft=draft if drafting is not None else None,
+        host_s=host.step_s + host.layer_s * len(model.layers),
         front_end_s=host.front_end_s,
     )
-
-
-def engine(times: StepTimes, cache: SequenceCache, cache_bytes: float, settings: Settings) -> Engine:
-    """The engine with these times and so much memory for caches."""
+    cache, room = _fullest(served, placed["prefill"], placed["decode"], settings)
     return Engine(
         times=times,
         cache=cache,
-        cache_bytes=cache_bytes,
+        cache_bytes=room / layout.pp,
         max_sequences=settings.max_sequences,
         max_batched_tokens=settings.max_batched_tokens,
         page_tokens=settings.page_tokens,
@@ -147,9 +200,42 @@ def engine(times: StepTimes, cache: SequenceCache, cache_bytes: float, settings:
     )
 
 
-def working_bytes(kernels: KernelSource, settings: Settings) -> float:
-    """Results of the largest iteration that must be kept at a time: those of a kernel and of the one before it."""
+def _fullest(served: Served, prefill: Placed, decode: Placed, settings: Settings) -> tuple[SequenceCache, float]:
+    """What a sequence keeps on a device of the stage that holds the fewest, and that device's room for caches."""
+    hardware, precision, layout = served.hardware, served.precision, decode.layout
     tokens = min(settings.max_batched_tokens, settings.longest)
-    run = kernels(Step(B=1, S=tokens, P=0, phase="prefill"))
-    written = [kernel.executed.written for kernel in run if kernel.count]
-    return float(max(before + after for before, after in pairwise(written)))
+    step = local_step(prefill, Step(B=layout.dp, S=tokens, P=0, phase="prefill"))
+    found = []
+    for of_prefill, of_decode in zip(prefill.stages, decode.stages, strict=True):
+        run = stage_kernels(prefill, of_prefill, step, precision, hardware)
+        working = max(a + b for a, b in pairwise(kernel.executed.written for kernel in run if kernel.count))
+        held = float(of_decode.part.weight_bytes(precision)) + float(working) + VLLM.graphs + VLLM.workspace
+        held += VLLM.communication if layout.gpus > 1 else 0.0
+        usable = settings.utilisation * hardware.memory.hbm.capacity
+        if held >= usable:
+            where = f"one {hardware.name}" if layout.gpus == 1 else f"{layout} of {hardware.name}"
+            raise Impossible(
+                f"{served.architecture.name} does not fit on {where}: weights, activations and buffers take "
+                f"{format_bytes(held)} of the {format_bytes(usable)} of a device that an engine may use; a layout that "
+                "splits it further, narrower weights or a larger device would help"
+            )
+        found.append((_stage_cache(decode, of_decode, precision), usable - held))
+    return max(found, key=lambda entry: entry[0].bytes(settings.longest) / entry[1])
+
+
+def _stage_cache(placed: Placed, stage: Stage, precision: Precision) -> SequenceCache:
+    """What a sequence keeps on one device of a stage; a cache that is split by tokens counts with its part of them."""
+    whole = sequence_cache(stage.part, precision)
+    if stage.cores is None:
+        return whole
+    split = {name for name, block in stage.part.mixers.items() if splits_cache(block)}
+    kept = stage.part._replace(
+        layers=tuple((None if mixer in split else mixer, ffn) for mixer, ffn in stage.part.layers)
+    )
+    parts = stage.cores._replace(layers=tuple((mixer, ffn) for mixer, ffn in stage.cores.layers if mixer in split))
+    rest, cores = sequence_cache(kept, precision), sequence_cache(parts, precision)
+    return SequenceCache(
+        rest.token_bytes + cores.token_bytes / placed.layout.cp,
+        rest.limited,
+        rest.state_bytes + cores.state_bytes,
+    )

@@ -105,8 +105,7 @@ class _Run:
         for _ in range(self.clients or 1):
             self._next(0.0)
         events = self.events
-        while events and not self.measures.gave_up:
-            self.now = events[0][0]
+        while not self.measures.gave_up:
             # What happens at one moment is known before anything begins: answers and the requests that follow them.
             while events and events[0][0] <= self.now:
                 _, _, happen, of = heapq.heappop(events)
@@ -114,6 +113,9 @@ class _Run:
             for replica in self.touched:
                 self._begin(replica)
             self.touched.clear()
+            if not events:
+                break
+            self.now = events[0][0]
         self.measures.close(self.now, self.replicas, closed=self.clients is not None)
         return self.measures
 
@@ -129,7 +131,11 @@ class _Run:
         sent = request.arrival_s if self.clients is None else now
         sequence = Sequence(request, self.sent, sent)
         self.sent += 1
-        self._push(sent + self.deployment.front_end_s, self._arrive, sequence)
+        arrival = sent + self.deployment.front_end_s
+        if self.clients is not None and arrival <= now:
+            self._arrive(sequence)
+        else:
+            self._push(arrival, self._arrive, sequence)
 
     def _arrive(self, sequence: Sequence) -> None:
         if self.clients is None:

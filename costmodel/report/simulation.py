@@ -5,19 +5,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from costmodel.architecture import Architecture
 from costmodel.errors import BadInput, Impossible
+from costmodel.hardware import Hardware
 from costmodel.loading import write_atomically
-from costmodel.planning.deployment import LONGEST, Settings, one_device
-from costmodel.planning.engine import Engine
+from costmodel.parallel.layout import parse_layout
+from costmodel.parallel.placement import Options
+from costmodel.planning.deployment import LONGEST, Served, Settings, deployment
 from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.measures import Measures, ServiceLevel
 from costmodel.planning.replay import Deployment, replay
 from costmodel.planning.step_times import HostTime
 from costmodel.planning.timeline import Timeline
-from costmodel.prediction import loaded
+from costmodel.prediction import loaded, make_precision
 from costmodel.report.columns import Column, number_text, percent, shows, value_text
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
 from costmodel.report.progress import Progress
+from costmodel.units import parse_quantity
 
 Inputs = Mapping[str, Any]
 
@@ -37,7 +41,10 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
     asked: the options of the command; times and the rate as texts.
     """
     times = {key: seconds(asked[key], option) for key, option in TIMES.items()}
-    inputs = {**asked, **times, "rate": per_second(asked["rate"])}
+    bandwidth = None if asked["link_bandwidth"] is None else parse_quantity(asked["link_bandwidth"], "B/s")
+    if bandwidth is not None and bandwidth <= 0:
+        raise BadInput(f"--link-bandwidth {asked['link_bandwidth'][:40]!r} is not above 0")
+    inputs = {**asked, **times, "rate": per_second(asked["rate"]), "link_bandwidth": bandwidth}
     load = Load(inputs)
     models, devices = loaded(inputs["arch"], inputs["hw"], inputs["set"])
     if inputs["timeline"] is not None and len(models) * len(devices) > 1:
@@ -49,9 +56,9 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
     for device in devices:
         for model in models:
             timeline = None if inputs["timeline"] is None else Timeline()
-            deployment = _deployment(model, device, inputs, load.longest)
+            engines = _deployment(model, device, inputs, load.longest)
             found = replay(
-                deployment,
+                engines,
                 load.requests(),
                 clients=load.clients,
                 warmup=inputs["warmup"],
@@ -60,7 +67,8 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
                 seed=inputs["seed"],
                 progress=partial(_show, progress, f"{model.name} on {device.name}", load.count),
             )
-            rows.append({"arch": model.name, "hw": device.name, **row_of(found, deployment, wanted)})
+            names = {"arch": model.name, "hw": device.name, "layout": inputs["layout"]}
+            rows.append({**names, **row_of(found, engines, wanted)})
             courses.append(found.engines)
             if timeline is not None:
                 _write(timeline, inputs["timeline"])
@@ -77,7 +85,7 @@ def _show(progress: Progress, name: str, count: int, answered: int) -> None:
     progress.at(name, answered, count)
 
 
-def _deployment(model: Any, device: Any, inputs: Inputs, longest: int) -> Deployment:
+def _deployment(model: Architecture, device: Hardware, inputs: Inputs, longest: int) -> Deployment:
     settings = Settings(
         **{name: inputs[name] for name in ("max_sequences", "max_batched_tokens", "page_tokens", "mixed")},
         snapshot_tokens=inputs["snapshot_tokens"],
@@ -85,31 +93,37 @@ def _deployment(model: Any, device: Any, inputs: Inputs, longest: int) -> Deploy
         acceptance=inputs["accepted"],
         longest=min(max(longest, 1024), 64 * LONGEST),
     )
-    host = HostTime(inputs["host_step_s"], inputs["host_layer_s"], inputs["front_end_s"])
-    formats = {name: inputs[name] for name in ("weights", "kv", "activations", "library")}
-    engine: Engine = one_device(model, device, settings, host=host, **formats)
-    return Deployment(
-        engine,
+    served = Served(
+        model,
+        device,
+        make_precision(model, device, inputs["weights"], inputs["kv"], inputs["activations"]),
+        inputs["library"],
+        HostTime(inputs["host_step_s"], inputs["host_layer_s"], inputs["front_end_s"]),
+        Options(overlap=inputs["overlap"], imbalance=inputs["imbalance"]),
+    )
+    return deployment(
+        served,
+        parse_layout(inputs["layout"]),
+        settings,
         replicas=inputs["replicas"],
         routing=inputs["routing"],
-        front_end_s=host.front_end_s,
-        devices=inputs["replicas"],
+        link_bandwidth=inputs["link_bandwidth"],
     )
 
 
-def row_of(found: Measures, deployment: Deployment, level: ServiceLevel | None) -> dict[str, Any]:
+def row_of(found: Measures, engines: Deployment, level: ServiceLevel | None) -> dict[str, Any]:
     """A run as flat values. Latencies are null where the load is not sustained."""
     window = found.window_s or None
     busy = [row for course in found.engines for row in course]
     spent = sum(row["spent_s"] for row in busy) or 1.0
     row: dict[str, Any] = {
-        "gpus": deployment.devices,
+        "gpus": engines.devices,
         "requests": found.measured,
         "duration_s": found.window_s,
         "requests_per_s": window and found.measured / window,
         "input_tokens_per_s": window and found.input_tokens / window,
         "output_tokens_per_s": window and found.output_tokens / window,
-        "output_tokens_per_s_gpu": window and found.output_tokens / window / deployment.devices,
+        "output_tokens_per_s_gpu": window and found.output_tokens / window / engines.devices,
         "saturated": found.saturated,
         "offered_per_s": None if found.closed else found.arrival_rate,
         "queue_growth_per_s": (found.arrival_rate or 0.0) * found.growth if found.saturated else 0.0,
@@ -123,7 +137,7 @@ def row_of(found: Measures, deployment: Deployment, level: ServiceLevel | None) 
         "waiting_mean": sum(entry["waiting"] * entry["spent_s"] for entry in busy) / spent,
         "running_mean": sum(entry["running"] * entry["spent_s"] for entry in busy) / spent,
         "cache_share_mean": sum(entry["cache_share"] * entry["spent_s"] for entry in busy) / spent,
-        "cache_capacity_bytes": deployment.engine.cache_bytes,
+        "cache_capacity_bytes": engines.engine.cache_bytes,
         "preemptions": found.preemptions,
         "recomputed_tokens": found.recomputed,
         "iterations": found.iterations,
@@ -139,20 +153,22 @@ def _latency(key: str) -> Column:
     return Column(key, lambda row: value_text("time_s", row[key]))
 
 
+EACH = "in each engine"
 RUN = (
     shows("arch", right=False),
     shows("hw", right=False),
+    shows("layout", right=False),
     shows("gpus", "GPUs"),
     _rate("requests_per_s", "requests/s"),
     shows("output_tokens_per_s", "output\ntokens/s"),
     shows("output_tokens_per_s_gpu", "tokens/s\nper GPU"),
     Column("good", lambda row: "–" if row["good_share"] is None else percent(row["good_share"])),
     _rate("goodput_per_s", "goodput\nrequests/s"),
-    shows("waiting_mean", "waiting"),
-    shows("running_mean", "running"),
-    shows("cache_capacity_bytes", "room for\ncaches"),
-    Column("of it\nused", lambda row: percent(row["cache_share_mean"])),
     shows("preemptions"),
+    shows("waiting_mean", "waiting")._replace(group=EACH),
+    shows("running_mean", "running")._replace(group=EACH),
+    shows("cache_capacity_bytes", "room for\ncaches")._replace(group=EACH),
+    Column("of it\nused", lambda row: percent(row["cache_share_mean"]), group=EACH),
 )
 LATENCY = (
     shows("arch", right=False),
@@ -183,7 +199,7 @@ def _print(
         if value
     ]
     remark = f"service level: {', '.join(wanted)}" if wanted else ""
-    print_table(form, load, rows, RUN, remark, keys=2)
+    print_table(form, load, rows, RUN, remark, keys=3)
     emit("")
     latencies = [
         {"arch": row["arch"], "hw": row["hw"], "latency": title, **_percentiles(row, name)}
