@@ -14,16 +14,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 from costmodel.errors import BadInput, unknown
 from validation import resources, triton_kernels
+from validation.absent_device import absent, compiling, described
 from validation.occupancy import LIMITS, WARP, occupancy
 from validation.resources import Refused, Report, Resources
+from validation.runners import Implementation, Runner, runners
 
 TENSOR = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma.sync": "mma.sync"}
 COPIES = {"tma": "cp.async.bulk.tensor", "cp.async": "cp.async.c"}
@@ -31,73 +32,6 @@ COPIES = {"tma": "cp.async.bulk.tensor", "cp.async": "cp.async.c"}
 
 Examples = Mapping[str, Mapping[str, Callable[[], object]]]
 """By operator and example, calls on tensors without data."""
-
-
-class AbsentDevice:
-    """What Triton asks its driver when it compiles, answered for a GPU of one compute capability.
-
-    The index of the device is its capability, so that Triton keeps the kernels of different ones apart.
-    """
-
-    def __init__(self, arch: str) -> None:
-        self.capability = int(arch.removeprefix("sm_"))
-
-    def get_current_device(self) -> int:
-        """The index that kernels are cached under."""
-        return self.capability
-
-    def set_current_device(self, device: int) -> None:
-        """Nothing to choose from."""
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        """The default stream, on which nothing is launched."""
-        return 0
-
-    def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
-        """Major and minor."""
-        return divmod(self.capability, 10)
-
-    def get_current_target(self) -> Any:
-        """What the compiler compiles for."""
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, WARP)
-
-    def get_active_torch_device(self) -> Any:
-        """Tensors without data."""
-        import torch
-
-        return torch.device("meta")
-
-
-@contextmanager
-def compiling(arch: str) -> Iterator[list[Any]]:
-    """Inside, every launch of a Triton kernel compiles it for `arch` and adds it to the list instead of running it.
-
-    Of a tuned kernel's configurations, the first is compiled. Works where no GPU and no driver is present.
-    """
-    from triton.runtime import driver
-    from triton.runtime.autotuner import Autotuner
-    from triton.runtime.jit import JITFunction
-
-    compiled: list[Any] = []
-    launch, tuned, active = JITFunction.run, Autotuner.run, driver._active
-
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        compiled.append(launch(self, *args, grid=grid, warmup=True, **kwargs))
-        return compiled[-1]
-
-    def first_configuration(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.fn.run(*args, **kwargs, **self.configs[0].all_kwargs())
-
-    JITFunction.run, Autotuner.run = compile_only, first_configuration
-    driver.set_active(AbsentDevice(arch))
-    try:
-        yield compiled
-    finally:
-        JITFunction.run, Autotuner.run = launch, tuned
-        # Triton's own reset looks for a GPU and fails where there is none.
-        driver._active = active
 
 
 def usage(cubin: bytes) -> dict[str, int]:
@@ -145,6 +79,50 @@ def own_examples(only: Sequence[str] = ()) -> Examples:
         if hasattr(module, "examples"):
             found[module_info.name] = module.examples(torch.device("meta"))
     return chosen(found, only)
+
+
+def fla_examples(arch: str, only: Sequence[str] = ()) -> Examples:
+    """The runners of `validation.runners` that fla has functions for, in the shapes of their first point on a GPU.
+
+    Must be called where fla sees the absent GPU of `arch`, because fla chooses by device when it is imported.
+    """
+    import torch
+
+    def call(runner: Runner, implementation: Implementation) -> Callable[[], object]:
+        shape = runner.points(described(arch), "quick")[0].shape
+        drawn = runner.inputs(shape, torch.device("meta"), torch.Generator())
+        return lambda: implementation.run(shape, {**drawn, **implementation.prepare(shape, drawn)})
+
+    found = {}
+    for runner in runners().values():
+        own = [implementation for implementation in runner.implementations if "fla" in implementation.requires]
+        if own:
+            found[runner.name] = {implementation.name: call(runner, implementation) for implementation in own}
+    return chosen(found, only)
+
+
+def fla_report(arch: str, only: Sequence[str] = ()) -> Report:
+    """The forward kernels of fla-core for one architecture; a process can do this for one only."""
+    with absent(arch):
+        report = check(fla_examples(arch, only), [arch])
+    return report._replace(versions={**report.versions, "fla-core": version("fla-core")})
+
+
+def fla_reports(archs: Sequence[str], only: Sequence[str] = ()) -> Report:
+    """The forward kernels of fla-core, each architecture in a process of its own.
+
+    Raises RuntimeError with what such a process said when it failed.
+    """
+    reports = []
+    for arch in archs:
+        command = [sys.executable, "-m", "validation.compile_check", "--fla", "--format", "json", "--arch", arch]
+        command += [f"--only={name}" for name in only]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if not result.stdout:
+            raise RuntimeError(result.stderr.strip())
+        reports.append(resources.parsed(json.loads(result.stdout)))
+    compiled = tuple(row for report in reports for row in report.compiled)
+    return Report(reports[0].versions, compiled, tuple(row for report in reports for row in report.refused))
 
 
 def chosen(examples: Examples, only: Sequence[str]) -> Examples:
@@ -210,12 +188,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write and (options.only or len(archs) < len(LIMITS)):
         parser.error("--write keeps whole reports: leave out --only and --arch")
     try:
-        report = check(own_examples(options.only), archs)
+        if not options.fla:
+            report = check(own_examples(options.only), archs)
+        elif len(archs) == 1:
+            report = fla_report(archs[0], options.only)
+        else:
+            report = fla_reports(archs, options.only)
         if options.write:
-            resources.write(resources.FILES["own"], report)
+            resources.write(resources.FILES["fla" if options.fla else "own"], report)
     except BadInput as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
     print(as_json(report) if options.format == "json" else table(report))
     return 0 if all(row.occupancy for row in report.compiled) else 1
 

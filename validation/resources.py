@@ -1,6 +1,6 @@
 """What compiled kernels use of a GPU, as the compile check wrote it down: read without triton, torch or a GPU.
 
-`python -m validation.compile_check --write` renews the files.
+`python -m validation.compile_check --write` renews the own kernels' file, with `--fla` that of fla-core's.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from costmodel.errors import BadInput, unknown
 from costmodel.loading import read_mapping, write_atomically
 
 FOLDER = Path(__file__).parent / "triton_kernels"
-FILES = {"own": FOLDER / "resources.yaml"}
+FILES = {"own": FOLDER / "resources.yaml", "fla": FOLDER / "resources_fla.yaml"}
 HEADER = "# What the compiler made of the kernels; written by `python -m validation.compile_check --write`.\n"
 
 
@@ -58,15 +58,21 @@ class Report(NamedTuple):
 
 def read(path: Path) -> Report:
     """The report of a file. Raises BadInput, with the file's name, for one that does not hold a report."""
-    data = read_mapping(path)
     try:
-        return Report(
-            versions=dict(data["versions"]),
-            compiled=tuple(Resources(**row) for row in data["compiled"]),
-            refused=tuple(Refused(**row) for row in data["refused"]),
-        )
+        return parsed(read_mapping(path))
     except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{path}: not a report of compiled kernels ({error})") from None
+
+
+def parsed(data: Mapping[str, Any]) -> Report:
+    """The report that a mapping holds. Raises KeyError, TypeError or ValueError for one that holds none."""
+    return Report(
+        versions=dict(data["versions"]),
+        compiled=tuple(Resources(**row) for row in data["compiled"]),
+        refused=tuple(Refused(**row) for row in data["refused"]),
+    )
 
 
 def write(path: Path, report: Report) -> None:

@@ -1,0 +1,163 @@
+"""Linear mechanisms and short convolutions as fla-core runs them: over a sequence, and for one token.
+
+fla hands over to other packages' kernels where it finds them; here it is told not to, so that a row names what ran.
+Layouts are fla's own, [B, T, H, d], states [B, H, dk, dv] in fp32, decays as logarithms.
+
+Source: fla-org/flash-linear-attention, fla/ops/*/chunk.py and fused_recurrent.py (fla-core 0.6).
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from validation.runners import Implementation, Inputs, Outputs, Shape
+
+if TYPE_CHECKING:
+    from validation.device import DeviceFacts
+
+Arguments = dict[str, Any]
+
+
+class Operator(NamedTuple):
+    """Where fla has a mechanism, and what its functions call the inputs besides q, k, v and the state."""
+
+    module: str
+    chunked: Callable[[Inputs], Arguments]
+    stepped: Callable[[Inputs], Arguments]
+
+
+def constant(x: Inputs) -> Arguments:
+    """One decay per head for all tokens."""
+    return {"g_gamma": x["g"][0, 0, :, 0].contiguous()}
+
+
+def per_head(x: Inputs) -> Arguments:
+    """One decay per head and token."""
+    return {"g": x["g"][..., 0].contiguous()}
+
+
+def shared_keys(x: Inputs) -> Arguments:
+    """Mamba-2's B and C repeated for every head, and its inputs times their step sizes."""
+    H = x["v"].shape[2]
+    wide = {name: x[name].expand(-1, -1, H, -1).contiguous() for name in ("q", "k")}
+    return {**wide, "v": (x["v"].float() * x["delta"].float()).to(x["v"].dtype), **per_head(x)}
+
+
+def beta(x: Inputs) -> Arguments:
+    """Writing strengths."""
+    return {"beta": x["beta"][..., 0].contiguous()}
+
+
+def gated_delta(x: Inputs) -> Arguments:
+    """Writing strengths and a decay per head."""
+    return {**beta(x), **per_head(x)}
+
+
+def channel_delta(x: Inputs) -> Arguments:
+    """Writing strengths and a decay per key channel."""
+    return {**beta(x), "g": x["g"]}
+
+
+def bonus(x: Inputs) -> Arguments:
+    """RWKV-6's names."""
+    return {"q": None, "r": x["q"], "w": x["g"], "u": x["bonus"]}
+
+
+def low_rank(x: Inputs) -> Arguments:
+    """RWKV-7's names."""
+    return {"q": None, "r": x["q"], "w": x["g"], "a": x["a"], "b": x["b"]}
+
+
+OPERATORS = {
+    "retnet": Operator("simple_gla", constant, constant),
+    "lightning": Operator("simple_gla", constant, constant),
+    "mamba2": Operator("simple_gla", shared_keys, shared_keys),
+    "gla": Operator("gla", lambda x: {"g": x["g"]}, lambda x: {"gk": x["g"]}),
+    "rwkv6": Operator("rwkv6", bonus, bonus),
+    "deltanet": Operator("delta_rule", beta, beta),
+    "gdn": Operator("gated_delta_rule", gated_delta, gated_delta),
+    "kda": Operator("kda", channel_delta, channel_delta),
+    "rwkv7": Operator("rwkv7", low_rank, low_rank),
+}
+
+
+def function(module: str, kind: str) -> Any:
+    """fla's function of this kind, "chunk" or "fused_recurrent"."""
+    os.environ.setdefault("FLA_DISABLE_BACKEND_DISPATCH", "1")
+    return getattr(importlib.import_module(f"fla.ops.{module}"), f"{kind}_{module}")
+
+
+def arguments(mechanism: str, kind: str, x: Inputs) -> Arguments:
+    """What fla's function is called with; no scale on the queries, and the state is returned."""
+    operator = OPERATORS[mechanism]
+    named = {name: x[name] for name in "qkv"} | (operator.chunked if kind == "chunk" else operator.stepped)(x)
+    fixed = {"scale": 1.0, "initial_state": x["M"], "output_final_state": True}
+    return {name: value for name, value in named.items() if value is not None} | fixed
+
+
+def prepare(mechanism: str, kind: str, shape: Shape, inputs: Inputs) -> Inputs:
+    """The function and its arguments in fla's layouts."""
+    return {
+        "function": function(OPERATORS[mechanism].module, kind),
+        "arguments": arguments(mechanism, kind, inputs),
+    }
+
+
+def run(shape: Shape, inputs: Inputs) -> Outputs:
+    """Output and final state."""
+    out, state = inputs["function"](**inputs["arguments"])
+    return out, state
+
+
+def supports(mechanism: str, kind: str, shape: Shape, facts: "DeviceFacts") -> str:
+    """The chunked delta rule refuses fp32; all others take every format."""
+    if mechanism == "deltanet" and kind == "chunk" and shape["dtype"] == "fp32":
+        return "fla's chunked delta rule takes bf16 or fp16"
+    return ""
+
+
+def convolution(shape: Shape, inputs: Inputs) -> Inputs:
+    """Tokens before channels, and a history as long as the taps, whose first place is not read."""
+    import torch
+
+    os.environ.setdefault("FLA_DISABLE_BACKEND_DISPATCH", "1")
+    module = importlib.import_module("fla.modules.causal_conv1d")
+    cache = torch.cat([torch.zeros_like(inputs["history"][..., :1]), inputs["history"]], -1)
+    given = {"x": inputs["x"].mT.contiguous(), "weight": inputs["taps"], "activation": "silu"}
+    if inputs["x"].shape[-1] == 1:
+        return {"function": module.causal_conv1d_update, "arguments": {**given, "cache": cache}}
+    return {"function": module.causal_conv1d, "arguments": {**given, "initial_state": cache}}
+
+
+def convolve(shape: Shape, inputs: Inputs) -> Outputs:
+    """The convolved channels; the updated history stays with fla."""
+    out, _ = inputs["function"](**inputs["arguments"])
+    return (out.mT,)
+
+
+def implementation(mechanism: str, kind: str) -> tuple[Implementation, ...]:
+    """One of fla's functions for a mechanism."""
+    return (
+        Implementation(
+            f"fla.{kind}-{OPERATORS[mechanism].module}",
+            ("cuda",),
+            run,
+            requires=("fla", "triton"),
+            supports=partial(supports, mechanism, kind),
+            prepare=partial(prepare, mechanism, kind),
+        ),
+    )
+
+
+IMPLEMENTATIONS = {
+    f"{mechanism}-{phase}": implementation(mechanism, kind)
+    for mechanism in OPERATORS
+    for phase, kind in (("prefill", "chunk"), ("decode", "fused_recurrent"))
+} | {
+    f"short-conv-{phase}": (
+        Implementation("fla.causal-conv1d", ("cuda",), convolve, requires=("fla", "triton"), prepare=convolution),
+    )
+    for phase in ("prefill", "decode")
+}

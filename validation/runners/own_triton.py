@@ -1,0 +1,235 @@
+"""The project's own Triton kernels, for the operators that no package serves everywhere."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from validation.resources import occupancy_of
+from validation.runners import Implementation, Inputs, Outputs, Shape, number
+
+if TYPE_CHECKING:
+    import torch
+
+    from validation.device import DeviceFacts
+
+PROGRAMS_WITHOUT_DEVICE = 132
+"""Thread blocks to fill where tensors have no device to ask: one per unit of an H100."""
+
+
+def slots(device: "torch.device", kernel: str, example: str = "") -> int:
+    """Thread blocks of a kernel that a device holds at once."""
+    import torch
+
+    if device.type != "cuda":
+        return PROGRAMS_WITHOUT_DEVICE
+    properties = torch.cuda.get_device_properties(device)
+    units = int(properties.multi_processor_count)
+    return units * occupancy_of(kernel, (properties.major, properties.minor), example)
+
+
+def sixteen_bits(shape: Shape, facts: "DeviceFacts") -> str:
+    """The kernels with matrix products take bf16 and fp16: tiles of wider rows do not fit on a unit."""
+    dtype = str(shape["dtype"])
+    return "" if dtype in ("bf16", "fp16") else f"takes bf16 or fp16, not {dtype}"
+
+
+def powers_of_two(shape: Shape, facts: "DeviceFacts") -> str:
+    """Rows of latents are loaded whole."""
+    odd = [name for name in ("latent", "rope") if number(shape, name).bit_count() != 1]
+    return sixteen_bits(shape, facts) or (f"{odd[0]} {number(shape, odd[0])} is no power of two" if odd else "")
+
+
+def scored(shape: Shape, facts: "DeviceFacts") -> str:
+    """The indexer takes fp8 too, where matrix instructions do."""
+    if shape["dtype"] != "fp8":
+        return sixteen_bits(shape, facts)
+    old = facts.vendor == "NVIDIA" and facts.capability is not None and facts.capability < (8, 9)
+    return "no fp8 matrix instructions before compute capability 8.9" if old else ""
+
+
+def splits_of_cache(shape: Shape, inputs: Inputs) -> Inputs:
+    """Lengths, and as many splits as fill the device."""
+    import torch
+
+    from validation.triton_kernels.mla_decode import split_count, tile_of
+
+    B, H, L = (number(shape, name) for name in ("batch", "heads", "context"))
+    device = inputs["q"].device
+    room = slots(device, "mla_decode", "16 heads" if H <= 16 else "128 heads")
+    splits = split_count(B * -(-H // tile_of(H).heads), L, room)
+    return {"lengths": torch.full((B,), L, dtype=torch.int32, device=device), "splits": splits}
+
+
+def mla_decode(shape: Shape, inputs: Inputs) -> Outputs:
+    """Keys split over thread blocks, then combined."""
+    from validation.triton_kernels.mla_decode import mla_decode as kernel
+
+    q, r = inputs["q"], number(shape, "rope")
+    scale = q.shape[-1] ** -0.5
+    return (kernel(q, inputs["latents"], inputs["lengths"], dr=r, scale=scale, splits=inputs["splits"]),)
+
+
+def ends_of_queries(shape: Shape, inputs: Inputs) -> Inputs:
+    """How many keys every query sees, and as many splits as fill the device."""
+    import torch
+
+    from validation.triton_kernels.indexer_logits import ROWS
+    from validation.triton_kernels.mla_decode import split_count
+
+    B, S, L, H = (number(shape, name) for name in ("batch", "new_tokens", "context", "heads"))
+    device = inputs["q"].device
+    ends = torch.arange(L - S + 1, L + 1, dtype=torch.int32, device=device).expand(B, S).contiguous()
+    programs = B * -(-S // max(1, ROWS // H))
+    example = "fp8" if shape["dtype"] == "fp8" else "bf16"
+    return {"ends": ends, "splits": split_count(programs, L, slots(device, "indexer_logits", example), 512)}
+
+
+def indexer(shape: Shape, inputs: Inputs) -> Outputs:
+    """Logits of all keys."""
+    from validation.triton_kernels.indexer_logits import indexer_logits
+
+    q, k, w, ends = (inputs[name] for name in ("q", "k", "w", "ends"))
+    return (indexer_logits(q, k, w, ends, splits=inputs["splits"], hidden=0.0),)
+
+
+def narrow_indices(shape: Shape, inputs: Inputs) -> Inputs:
+    """Indices in 32 bits, and as many splits as fill the device."""
+    import torch
+
+    from validation.triton_kernels.mla_decode import split_count, tile_of
+
+    q, H = inputs["q"], number(shape, "heads")
+    programs = q.shape[0] * q.shape[1] * -(-H // tile_of(H).heads)
+    room = slots(q.device, "sparse_mla", "16 heads" if H <= 16 else "128 heads")
+    return {"rows": inputs["indices"].to(torch.int32), "splits": split_count(programs, number(shape, "k"), room)}
+
+
+def sparse_mla(shape: Shape, inputs: Inputs) -> Outputs:
+    """A thread block per query gathers its rows."""
+    from validation.triton_kernels.sparse_mla import sparse_mla as kernel
+
+    q, r = inputs["q"], number(shape, "rope")
+    scale = q.shape[-1] ** -0.5
+    out = kernel(q, inputs["latents"], inputs["rows"], dr=r, scale=scale, splits=inputs["splits"])
+    return (out.flatten(2),)
+
+
+def tokens_outside(shape: Shape, inputs: Inputs) -> Inputs:
+    """Tokens before heads, and every query's own block among its blocks."""
+    import torch
+
+    S, b, chosen = number(shape, "new_tokens"), number(shape, "block"), inputs["blocks"]
+    own = (torch.arange(S, device=chosen.device) // b)[:, None].expand(*chosen.shape[:3], 1)
+    blocks = torch.cat([chosen, own], -1).transpose(1, 2).to(torch.int32).contiguous()
+    rows = {f"{name}_rows": inputs[name].transpose(1, 2).contiguous() for name in "qkv"}
+    return {**rows, "block_rows": blocks}
+
+
+def block_sparse(shape: Shape, inputs: Inputs) -> Outputs:
+    """A thread block per query and selecting head."""
+    from validation.triton_kernels.block_sparse import block_sparse as kernel
+
+    q, k, v, blocks = (inputs[name] for name in ("q_rows", "k_rows", "v_rows", "block_rows"))
+    return (kernel(q, k, v, blocks, b=number(shape, "block"), scale=q.shape[-1] ** -0.5).flatten(2),)
+
+
+def before_softplus(step: Any) -> Any:
+    """What a kernel that applies softplus must be given for these step sizes."""
+    import torch
+
+    return torch.log(torch.expm1(step.float()))
+
+
+def tokens_inside(shape: Shape, inputs: Inputs) -> Inputs:
+    """Channels before tokens, raw step sizes, and no bias on them."""
+    import torch
+
+    raw = before_softplus(inputs["delta"]).to(inputs["delta"].dtype)
+    rows = {name: inputs[name].mT.contiguous() for name in ("x", "z", "B", "C")}
+    return {"raw": raw.mT.contiguous(), "bias": torch.zeros_like(inputs["skip"]), "rows": rows}
+
+
+def selective_scan(shape: Shape, inputs: Inputs) -> Outputs:
+    """A thread block per channel scans pieces of the sequence."""
+    from validation.triton_kernels.selective_scan import selective_scan as kernel
+
+    rows, A, skip = inputs["rows"], inputs["A"], inputs["skip"]
+    B, C = rows["B"], rows["C"]
+    y, h = kernel(rows["x"], inputs["raw"], A, B, C, skip, inputs["bias"], inputs["h"], z=rows["z"])
+    return y.mT, h
+
+
+def one_token(shape: Shape, inputs: Inputs) -> Inputs:
+    """The token's raw step sizes, no bias on them, and room for the new states."""
+    import torch
+
+    raw = before_softplus(inputs["delta"][:, 0]).to(inputs["delta"].dtype)
+    return {"raw": raw, "bias": torch.zeros_like(inputs["skip"]), "new": torch.empty_like(inputs["h"])}
+
+
+def mamba1_update(shape: Shape, inputs: Inputs) -> Outputs:
+    """A thread block per tile of channels."""
+    from validation.triton_kernels.mamba1_update import mamba1_update as kernel
+
+    x, z, B, C = (inputs[name][:, 0] for name in ("x", "z", "B", "C"))
+    h, new, A = inputs["h"], inputs["new"], inputs["A"]
+    y = kernel(h, x, inputs["raw"], A, B, C, inputs["skip"], inputs["bias"], z=z, new_state=new)
+    return y[:, None], new
+
+
+def sequences_as_groups(shape: Shape, inputs: Inputs) -> Inputs:
+    """The state with its columns contiguous, and decays that differ by sequence, as those of a head each would.
+
+    The kernel has one rate A per head and multiplies it by the step size; here every head of every sequence is a head,
+    and every sequence a group of heads that share B and C.
+    """
+    import torch
+
+    delta, g = inputs["delta"][:, 0, :, 0].float(), inputs["g"][:, 0, :, 0]
+    state = inputs["M"].mT.contiguous()
+    fixed = {"bias": torch.zeros(g.numel(), device=g.device), "new": torch.empty_like(state)}
+    return {**fixed, "state": state, "raw": before_softplus(delta), "rate": g / delta}
+
+
+def mamba2_update(shape: Shape, inputs: Inputs) -> Outputs:
+    """A thread block per head and tile of its state."""
+    from validation.triton_kernels.mamba2_update import mamba2_update as kernel
+
+    state, new, none = inputs["state"], inputs["new"], inputs["bias"]
+    _, _, p, N = state.shape
+    x, C, B = inputs["v"].view(1, -1, p), inputs["q"].view(1, -1, N), inputs["k"].view(1, -1, N)
+    raw, rate = inputs["raw"].view(1, -1), inputs["rate"].flatten()
+    y = kernel(state.view(1, -1, p, N), x, raw, rate, B, C, none, none, new_state=new.view(1, -1, p, N))
+    return y.view_as(inputs["v"]), new.mT
+
+
+def heads_in_a_grid(shape: Shape, facts: "DeviceFacts") -> str:
+    """Heads of all sequences are an axis of the grid."""
+    programs = number(shape, "batch") * number(shape, "heads")
+    return "" if programs < 2**16 else f"{programs} heads of all sequences, at most 65535 thread blocks"
+
+
+def own(
+    name: str,
+    run: Callable[[Shape, Inputs], Outputs],
+    prepare: Callable[[Shape, Inputs], Inputs],
+    supports: Callable[[Shape, "DeviceFacts"], str],
+) -> tuple[Implementation, ...]:
+    """An implementation by a kernel of the project."""
+    return (Implementation(name, ("cuda",), run, requires=("triton",), prepare=prepare, supports=supports),)
+
+
+def anything(shape: Shape, facts: "DeviceFacts") -> str:
+    """Kernels without matrix products take every number format and width."""
+    return ""
+
+
+IMPLEMENTATIONS = {
+    "mla-decode": own("triton-split-kv", mla_decode, splits_of_cache, powers_of_two),
+    "indexer": own("triton-logits", indexer, ends_of_queries, scored),
+    "sparse-attention": own("triton-gather", sparse_mla, narrow_indices, powers_of_two),
+    "moba-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits),
+    "msa-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits),
+    "mamba1-prefill": own("triton-scan", selective_scan, tokens_inside, anything),
+    "mamba1-decode": own("triton-update", mamba1_update, one_token, anything),
+    "mamba2-decode": own("triton-update", mamba2_update, sequences_as_groups, heads_in_a_grid),
+}
