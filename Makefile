@@ -1,9 +1,10 @@
-# One command each: `make predict` sets up and runs the main job, `make test` sets up and passes the tests.
+# One command each: `make predict` sets up and runs the main job, `make test` sets up and passes the tests,
+# `make validate-cpu` measures every operator on this machine's processor, fits, predicts and compares.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: predict test check setup clean
+.PHONY: predict test validate-cpu check setup clean
 
 predict: $(VENV)/main
 	$(BIN)/python cli.py predict --arch kimi-linear-48b-a3b --hw h100-sxm --context 4k..1M --phase decode
@@ -13,6 +14,14 @@ test: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+MEASURED := $(CURDIR)/build/validate-cpu
+validate-cpu: export COSTMODEL_DATA := $(MEASURED)
+validate-cpu: export OMP_NUM_THREADS := 1
+validate-cpu: $(VENV)/test
+	$(BIN)/python cli.py calibrate --device cpu --quick
+	$(BIN)/python cli.py predict --arch llama-3.1-8b --hw cpu --context 256..4k --phase all
+	$(BIN)/python cli.py validate --measurements $(MEASURED)/measurements/cpu --hw cpu --plot $(MEASURED)/measured.png
 
 $(VENV)/main: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 from costmodel.algebra import Quantity
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Form, Kernel
-from costmodel.kernels.processor import for_device
+from costmodel.kernels.processor import PROCESSOR, for_device
 from costmodel.loading import Problems, available, data_folder, parse_mapping, read_text, user_folder
 
 BASES = ("table", "fitted", "extrapolated", "transferred", "prior")
@@ -117,6 +117,11 @@ class Fit(NamedTuple):
             return self.model_spread
         return self.model_spread * (1.0 + (EXTRAPOLATION_SPREAD - 1.0) * (1 - self.inside(kernel)))
 
+    def for_another(self) -> "Fit":
+        """What these parameters are worth for a kernel that was not measured: a processor's are measured in fp32 and
+        one head width, and stand in for all others."""
+        return self._replace(transferred=True, model_spread=self.model_spread * TRANSFER_SPREAD)
+
     def shifted(self, column: Mapping[str, float], sign: float) -> dict[str, float]:
         """The values moved by one standard deviation along a direction, inside their bounds."""
         moved = dict(self.values)
@@ -182,7 +187,8 @@ class Calibration(NamedTuple):
                 found = [document for document in documents if document.key == key]
                 if found:
                     preferred = next((each for each in found if each.kernel == self.source), found[0])
-                    return self._read(preferred, kernel.form)
+                    fit = self._read(preferred, kernel.form)
+                    return fit.for_another() if self.hardware == PROCESSOR and kernel.instance and not instance else fit
             if not instance:
                 break
             instance = instance.rpartition("-")[0]

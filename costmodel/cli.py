@@ -621,7 +621,23 @@ Names = Annotated[list[str] | None, typer.Option("--library", metavar="NAME,…"
 
 @app.command()
 def calibrate(
-    hw: Annotated[str, typer.Option("--hw", metavar="NAME", help="The device that was measured.")],
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="Measure this device of the machine: cpu, cuda:0, …"),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full/--quick", help="With --device: the whole sweep, or what a calibration needs.")
+    ] = False,
+    families: Annotated[
+        list[str] | None,
+        typer.Option("--families", metavar="NAME,…", help="With --device: only these families, mechanisms, operators."),
+    ] = None,
+    part: Annotated[
+        str, typer.Option("--part", metavar="I/N", help="With --device: the I-th of N parts of the operators.")
+    ] = "1/1",
+    hw: Annotated[
+        str | None, typer.Option("--hw", metavar="NAME", help="The device that the tables were measured on.")
+    ] = None,
     from_silicon: Annotated[
         str | None,
         typer.Option("--from-silicon", metavar="DIR", help="Measured tables in aiconfigurator's layout."),
@@ -649,11 +665,23 @@ def calibrate(
 ) -> None:
     """Fit the time forms to measured kernels, write a calibration, and say how right it is on points put aside.
 
+    costmodel calibrate --device cuda:0
+
     costmodel calibrate --from-silicon aiconfigurator/ --hw h100-sxm --library vllm
     """
     from costmodel.report.output import checked_format
 
     checked_format(form)
+    if device is not None:
+        _without("--device", {"--hw": hw, "--from-silicon": from_silicon, "--from-csv": from_csv})
+        asked: dict[str, Any] = {"device": device, "full": full, "part": part, "out": out}
+        asked["families"] = _words(families or (), "--families")
+        _on_this_machine("calibrate_device_and_print")(form, asked)
+        return
+    if hw is None:
+        from costmodel.errors import BadInput
+
+        raise BadInput("name a device of this machine with --device, or with --hw the one that tables were measured on")
     from costmodel.report.calibrations import calibrate_and_print
 
     inputs = {
@@ -669,11 +697,45 @@ def calibrate(
     calibrate_and_print(form, inputs)
 
 
+def _without(option: str, others: dict[str, Any]) -> None:
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        from costmodel.errors import BadInput
+
+        raise BadInput(f"{option} and {', '.join(given)} exclude each other")
+
+
+def _on_this_machine(name: str) -> Callable[[str, dict[str, Any]], None]:
+    """A function of the room that runs kernels, which needs torch and scipy."""
+    import importlib.util
+
+    missing = [module for module in ("torch", "scipy") if importlib.util.find_spec(module) is None]
+    if missing:
+        from costmodel.errors import BadInput
+
+        raise BadInput(f"measuring needs {' and '.join(missing)}: pip install costmodel[gpu,fit]")
+    import validation.report
+
+    return getattr(validation.report, name)
+
+
 @app.command()
 def validate(
     silicon: Annotated[
-        str, typer.Option("--silicon", metavar="DIR", help="Measured tables in aiconfigurator's layout.")
-    ],
+        str | None, typer.Option("--silicon", metavar="DIR", help="Measured tables in aiconfigurator's layout.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="Measure fresh points on this device: cpu, cuda:0, …"),
+    ] = None,
+    measurements: Annotated[
+        str | None,
+        typer.Option("--measurements", metavar="DIR", help="Stored rows of `calibrate --device`: a folder or a file."),
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option("--context", "-c", metavar="COUNTS", help="With own measurements: only contexts in this range."),
+    ] = None,
     hw: Annotated[list[str] | None, typer.Option("--hw", metavar="NAME,…", help="Only these devices.")] = None,
     library: Names = None,
     family: Annotated[
@@ -704,10 +766,27 @@ def validate(
     """Errors of the predictions on measurements that no fit saw, beside four baselines.
 
     costmodel validate --silicon aiconfigurator/ --split extrapolate
+
+    costmodel validate --device cuda:0 --context 4k..4M
     """
     from costmodel.report.output import checked_format
 
     checked_format(form)
+    if device is not None or measurements is not None:
+        from costmodel.units import parse_counts
+
+        _without("--device" if device is not None else "--measurements", {"--silicon": silicon})
+        if device is not None:
+            _without("--device", {"--measurements": measurements})
+        asked: dict[str, Any] = {"device": device, "measurements": measurements, "split": split, "plot": plot}
+        asked |= {"worst": worst, "hw": _words(hw or (), "--hw"), "family": _words(family or (), "--family")}
+        asked["context"] = [count for text in context or () for count in parse_counts(text)]
+        _on_this_machine("validate_device_and_print")(form, asked)
+        return
+    if silicon is None:
+        from costmodel.errors import BadInput
+
+        raise BadInput("give --silicon DIR, --measurements DIR, or --device DEVICE")
     from costmodel.report.calibrations import validate_and_print
 
     inputs = {

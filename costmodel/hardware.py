@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from costmodel.dtypes import ENGINES
 from costmodel.errors import BadInput, Impossible
-from costmodel.loading import Problems, available, find_file, read_mapping
+from costmodel.loading import Problems, available, find_file, read_mapping, user_folder
 from costmodel.settings import apply_settings
 from costmodel.units import parse_quantity
 
@@ -140,11 +140,12 @@ _KEYS = (*_TEXT, "compute", "memory", "links", "power", "sources", "unverified",
 
 
 def load_hardware(text: str, settings: tuple[str, ...] = ()) -> Hardware:
-    """The device that a name, a unique prefix or a path means; `cpu` is read from the machine at run time.
+    """The device that a name, a unique prefix or a path means; `cpu` is what the user's calibration measured, else what
+    the machine says at run time.
 
     settings are texts such as "memory.hbm.bandwidth=2x". Raises BadInput with every problem of the file.
     """
-    if text == "cpu":
+    if text == "cpu" and not (user_folder("hardware_profiles") / "cpu.yaml").is_file():
         from costmodel.host import read_host
 
         raw, place = read_host(), "cpu"

@@ -8,11 +8,11 @@ say why. Shapes take a column for each of their names.
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import pandas
@@ -182,21 +182,30 @@ def _number(where: str, name: str, text: str) -> float | None:
 class Journal:
     """A file of measurements to which every row is added at once. Rows that are there already are kept."""
 
-    def __init__(self, path: Path, names: Iterable[str]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Measurement] = []
+        self.header: list[str] = []
         if path.exists() and path.stat().st_size:
             self.rows = read_measurements(path, interrupted=True)
-        self.header = columns([*names, *(name for row in self.rows for name in row.shape)])
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(to_line(row, self.header) for row in self.rows)
-        write_atomically(path, (csv_line(self.header) + lines).encode())
+        self._write()
+
+    def _write(self) -> None:
+        self.header = columns(name for row in self.rows for name in row.shape)
+        write_atomically(self.path, (csv_line(self.header) + "".join(self._lines())).encode())
+
+    def _lines(self) -> Iterator[str]:
+        return (to_line(row, self.header) for row in self.rows)
 
     def add(self, row: Measurement) -> None:
-        """Write one row, whole, and flush it."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_line(row, self.header))
+        """Write one row; where its shape has a name that the file has no column for, the file is written anew."""
         self.rows.append(row)
+        if set(row.shape) <= set(self.header):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(to_line(row, self.header))
+        else:
+            self._write()
 
 
 def measurements_in(place: Path) -> list[Measurement]:
@@ -210,13 +219,24 @@ def measurements_in(place: Path) -> list[Measurement]:
     return rows
 
 
-def series_of(rows: Sequence[Measurement], hardware: Hardware, library: str, drift: float) -> list[Series]:
-    """The measured rows as series: one for each operator, implementation, state of caches and compiled kernel.
+class Group(NamedTuple):
+    """The rows of one operator, implementation, state of caches and kernel; words: the text in their shapes."""
 
-    drift: rows before or after which the canary had moved by more are left out.
+    runner: str
+    mode: str
+    words: Mapping[str, int | str]
+    series: Series
+
+
+def series_of(rows: Sequence[Measurement], hardware: Hardware, library: str, drift: float) -> list[Group]:
+    """The measured rows as series.
+
+    drift: rows before or after which the canary had moved by more are left out. Where several implementations ran the
+    same operator, the fastest comes first: it is the one that a calibration prices by default.
     """
     known = runners()
     flagged = drifted(rows, drift)
+    ranks = ranking(rows)
     groups: dict[tuple[Any, ...], list[Measurement]] = {}
     for row in rows:
         if row.status == "ok":
@@ -224,10 +244,30 @@ def series_of(rows: Sequence[Measurement], hardware: Hardware, library: str, dri
             instance = known[row.runner].kernels(row.shape)[0].instance
             names = tuple(sorted(row.shape))
             groups.setdefault((row.runner, row.implementation, row.mode, instance, words, names), []).append(row)
-    return [
-        _series(known[key[0]], key[2] == "warm", dict(key[4]), key[3], same, flagged, hardware, library)
-        for key, same in groups.items()
-    ]
+    found = []
+    for (name, implementation, mode, instance, text, _), same in groups.items():
+        fixed = dict(text)
+        series = _series(known[name], mode == "warm", fixed, instance, same, flagged, hardware, library)
+        found.append(Group(name, mode, fixed, series._replace(rank=ranks[name, implementation])))
+    return found
+
+
+def ranking(rows: Sequence[Measurement]) -> dict[tuple[str, str], int]:
+    """The place of each operator's implementations: 0 is the fastest, by its mean distance to the best of a point."""
+    best: dict[tuple[Any, ...], float] = {}
+    timed = [(row, row.seconds) for row in rows if row.status == "ok" and row.seconds]
+    for row, seconds in timed:
+        point = (row.runner, row.mode, tuple(sorted(row.shape.items())))
+        best[point] = min(best.get(point, seconds), seconds)
+    gaps: dict[str, dict[str, list[float]]] = {}
+    for row, seconds in timed:
+        point = (row.runner, row.mode, tuple(sorted(row.shape.items())))
+        gaps.setdefault(row.runner, {}).setdefault(row.implementation, []).append(math.log(seconds / best[point]))
+    ranks: dict[tuple[str, str], int] = {}
+    for runner, told in gaps.items():
+        in_order = sorted(told, key=lambda name: sum(told[name]) / len(told[name]))
+        ranks |= {(runner, name): place for place, name in enumerate(in_order)}
+    return ranks
 
 
 def drifted(rows: Sequence[Measurement], limit: float) -> set[tuple[Any, ...]]:

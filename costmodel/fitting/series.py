@@ -36,7 +36,8 @@ class Series(NamedTuple):
     families whose parameters inside this module are fitted from the module. eager: launched one by one, so that
     the host's time shows where the device is faster. Columns named head_dim and group (query heads per key head), where
     there are any, serve the splits that leave one of their values out. aside: which points were measured to judge by
-    and are never fitted; None puts aside what a hash of the shape says.
+    and are never fitted; None puts aside what a hash of the shape says. rank: of several kernels for the same work, 0
+    is what runs by default; where all are 0, the one with the most points.
     """
 
     system: str
@@ -55,6 +56,7 @@ class Series(NamedTuple):
     tuned: tuple[str, ...] = ()
     eager: bool = False
     aside: NDArray[numpy.bool_] | None = None
+    rank: int = 0
 
     @property
     def module(self) -> str:

@@ -118,11 +118,12 @@ def _hardware(notes: list[str]) -> Iterator[dict[str, Any]]:
             "unverified": len(device.unverified),
             "calibrations": libraries(name),
         }
-    yield {
-        "name": "cpu",
-        "summary": "this machine's processor, measured when it is used",
-        "calibrations": libraries("cpu"),
-    }
+    if "cpu" not in available("hardware_profiles"):
+        yield {
+            "name": "cpu",
+            "summary": "this machine's processor, measured when it is used",
+            "calibrations": libraries("cpu"),
+        }
 
 
 def _kernels(notes: list[str]) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,7 @@ def pages(name: str) -> list[Page]:
     from costmodel import ffns, generation, kernels, mixers
 
     known: dict[str, Collection[str]] = {
-        "hardware": [*available("hardware_profiles"), "cpu"],
+        "hardware": list(dict.fromkeys([*available("hardware_profiles"), "cpu"])),
         "architecture": list(available("architectures")),
         "mechanism": mixers.names(),
         "ffn": [kind.replace("_", "-") for kind in ffns.names()],
@@ -77,7 +77,7 @@ def hardware_page(name: str) -> Page:
     from costmodel.settings import leaf_paths
 
     device = load_hardware(name)
-    if name == "cpu":
+    if name == "cpu" and name not in available("hardware_profiles"):
         from costmodel.host import read_host
 
         raw = read_host()

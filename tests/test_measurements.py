@@ -1,0 +1,296 @@
+"""Rows of measurements, and a sweep whose kernels raise, hang, lie, die or run out of memory."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+
+from costmodel.errors import BadInput
+from costmodel.hardware import load_hardware
+
+torch = pytest.importorskip("torch")
+
+from validation import runners as folder_of_runners  # noqa: E402
+from validation.calibrate import parse_part, place_of  # noqa: E402
+from validation.device import facts  # noqa: E402
+from validation.measurements import (  # noqa: E402
+    Journal,
+    Measurement,
+    drifted,
+    ranking,
+    read_measurements,
+    series_of,
+    to_csv,
+)
+from validation.runners import runner, runners  # noqa: E402
+from validation.sweep import Job, jobs, sweep, too_large  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHAPE = {"dtype": "fp32", "batch": 1, "context": 4, "n": 8, "k": 16}
+ROW = Measurement(runner="gemm", implementation="torch.mm", mode="warm", role="fit", shape=SHAPE, seconds=1e-3)
+
+FAULTY = '''
+"""A product whose kernels go wrong."""
+import os, time
+import torch
+from validation.runners import Implementation, Runner, planned
+from validation.runners.gemm import inputs, kernels, multiply, reference
+
+def raises(shape, x): raise ValueError("this kernel cannot\\nrun")
+def hangs(shape, x): time.sleep(600)
+def lies(shape, x): return (multiply(shape, x)[0] * 1.01,)
+def drops(shape, x): return multiply(shape, x)[0][:, :1],
+def nan_when_large(shape, x):
+    out = multiply(shape, x)[0]
+    return (out / 0 if shape["context"] > 128 else out,)
+def exhausts(shape, x): return (torch.empty(2**46),)
+def dies(shape, x): os._exit(3)
+def is_killed(shape, x): os.kill(os.getpid(), 9)
+
+def points(facts, effort):
+    return planned([{"dtype": "fp32", "batch": 1, "context": 256, "n": 64, "k": 64}], [])
+
+WRONG = [raises, hangs, lies, drops, nan_when_large, exhausts, dies, is_killed]
+RUNNER = Runner(
+    "faulty", "gemm", "", "", kernels, inputs, reference,
+    (
+        *(Implementation(one.__name__, ("cpu",), one) for one in WRONG),
+        Implementation("absent", ("cpu",), multiply, requires=("no_such_package",)),
+        Implementation("picky", ("cpu",), multiply, supports=lambda shape, facts: "only odd shapes"),
+        Implementation("right", ("cpu",), multiply),
+    ),
+    points, lambda shape: {**shape, "context": 32},
+)
+'''
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one more operator, found as those of the package are."""
+    folder = tmp_path / "operators"
+    folder.mkdir()
+    (folder / "faulty.py").write_text(FAULTY)
+    monkeypatch.setattr(folder_of_runners, "__path__", [*folder_of_runners.__path__, str(folder)])
+    runners.cache_clear()
+    yield folder
+    runners.cache_clear()
+    sys.modules.pop("validation.runners.faulty", None)
+
+
+def test_every_fault_becomes_a_row_and_the_sweep_goes_on(faulty: Path, tmp_path: Path) -> None:
+    stated = facts("cpu")
+    wanted = jobs([runner("faulty")], stated, "quick")
+    journal = Journal(tmp_path / "measurements.csv")
+    rows = {row.implementation: row for row in sweep(wanted, stated, journal, limit_s=8.0, folder=str(faulty))}
+    found = {name: row.status for name, row in rows.items()}
+    assert found == {
+        "raises": "error",
+        "hangs": "timeout",
+        "lies": "wrong",
+        "drops": "wrong",
+        "nan_when_large": "nan",
+        "exhausts": "oom",
+        "dies": "error",
+        "is_killed": "oom",
+        "absent": "unsupported",
+        "picky": "unsupported",
+        "right": "ok",
+    }
+    assert "this kernel cannot" in rows["raises"].detail
+    assert "8 s" in rows["hangs"].detail
+    assert "0.01 from the reference" in rows["lies"].detail
+    assert "code 3" in rows["dies"].detail
+    assert "no_such_package" in rows["absent"].detail
+    assert rows["right"].seconds is not None
+    assert rows["right"].counted_flops == rows["right"].claimed_flops == 2 * 32 * 64 * 64
+    assert {row.status for row in read_measurements(tmp_path / "measurements.csv")} == set(found.values())
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    stated, path = facts("cpu"), tmp_path / "measurements.csv"
+    wanted = jobs([runner("norm")], stated, "quick")[:4]
+
+    def interrupt(job: Job, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(wanted, stated, Journal(path), progress=interrupt)
+    before = read_measurements(path)
+    assert len(before) == 2
+    with path.open("a") as file:
+        file.write("norm,elementwise,,,torch.rms")  # what a killed process leaves
+    with pytest.raises(BadInput, match="line 4: 5 cells under"):
+        read_measurements(path)
+    left: list[int] = []
+    rows = sweep(wanted, stated, Journal(path), progress=lambda job, done, total: left.append(total))
+    assert left == [2, 2]
+    assert [row.key for row in rows] == [job.row.key for job in wanted]
+    assert rows[:2] == before
+
+
+def test_rows_survive_their_file(tmp_path: Path) -> None:
+    other = replace(ROW, shape={**SHAPE, "context": 5}, status="error", seconds=None, detail='no, "never"\nagain')
+    path = tmp_path / "measurements.csv"
+    path.write_text(to_csv([ROW, other]))
+    first, second = read_measurements(path)
+    assert first == ROW
+    assert second == replace(other, detail='no, "never" again')
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (("\ngemm,", "\ngem,"), "line 2: unknown runner 'gem'; did you mean 'gemm'"),
+        (("0.001", "-1"), "line 2: seconds -1 is outside 0"),
+        (("0.001", "soon"), "line 2: seconds 'soon' is not a number"),
+        (("0.001", ""), "line 2: seconds '' is not a time, though the status is ok"),
+        ((",ok,", ",fine,"), "line 2: unknown status 'fine'"),
+        ((",fit,", ",fitted,"), "line 2: unknown role 'fitted'; did you mean 'fit'"),
+        ((",4,fp32", ",4.5,fp32"), "line 2: context '4.5' is not a whole number"),
+        (("runner,", "operator,"), "line 1: no column 'runner'"),
+        (("\n", "\n1,2\n"), "line 2: 2 cells under"),
+    ],
+)
+def test_a_corrupt_file_is_refused_with_its_line(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    text = to_csv([ROW])
+    assert change[0] in text
+    path = tmp_path / "measurements.csv"
+    path.write_text(text.replace(*change, 1))
+    with pytest.raises(BadInput, match=message):
+        read_measurements(path)
+
+
+def test_points_beside_a_drift_of_the_canary_are_left_out() -> None:
+    drifts = [0.0, 0.01, 0.2, 0.01]
+    rows = [replace(ROW, shape={**SHAPE, "context": n}, drift=drift, at_s=n) for n, drift in enumerate(drifts, 1)]
+    assert {dict(key[3])["context"] for key in drifted(rows, 0.15)} == {2, 3}
+    (group,) = series_of(rows, load_hardware("h100-sxm"), "own", 0.15)
+    assert list(group.series.flags) == ["", "drift", "drift", ""]
+
+
+def test_the_fastest_implementation_comes_first() -> None:
+    rows = [
+        replace(ROW, implementation=name, seconds=seconds, shape={**SHAPE, "context": context})
+        for name, seconds, context in (("slow", 2e-3, 1), ("fast", 1e-3, 1), ("fast", 4e-3, 2), ("slow", 4.1e-3, 2))
+    ]
+    assert ranking(rows) == {("gemm", "fast"): 0, ("gemm", "slow"): 1}
+
+
+def test_held_out_points_are_never_fitted() -> None:
+    rows = [replace(ROW, role=role, shape={**SHAPE, "context": n}) for n, role in enumerate(("fit", "held-out"), 1)]
+    (group,) = series_of(rows, load_hardware("h100-sxm"), "own", 1.0)
+    assert group.series.aside is not None
+    assert list(group.series.aside) == [False, True]
+    assert list(group.series.tokens) == [1.0, 2.0]
+
+
+def test_a_point_that_cannot_fit_is_not_tried() -> None:
+    stated = facts("cpu")._replace(memory_bytes=2**20)
+    (job,) = [job for job in jobs([runner("gemm")], stated, "quick") if job.planned.shape["context"] == 768]
+    assert "of 0.0" in too_large(job, stated)
+    assert too_large(job, stated._replace(memory_bytes=2**40)) == ""
+
+
+def test_parts_share_no_operator_and_leave_none_out() -> None:
+    stated = facts("cpu")
+    parts = [{job.runner.name for job in jobs(runners().values(), stated, "quick", part=(i, 3))} for i in (1, 2, 3)]
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    assert set().union(*parts) == {job.runner.name for job in jobs(runners().values(), stated, "quick")}
+    with pytest.raises(BadInput, match="from 1 to N"):
+        parse_part("4/3")
+    with pytest.raises(BadInput, match="names a file"):
+        place_of("x.yaml", "cpu")
+
+
+def test_every_operator_offers_what_a_fit_and_a_judgement_need() -> None:
+    stated = facts("cpu")
+    for name, one in runners().items():
+        if not any("cpu" in implementation.devices for implementation in one.implementations):
+            continue
+        roles = [point.role for point in one.points(stated, "quick")]
+        assert roles.count("fit") >= 5, name
+        assert roles.count("held-out") >= 2, name
+        for point in one.points(stated, "full"):
+            families = {kernel.family for kernel in one.kernels(point.shape)}
+            assert one.family in families, name
+
+
+def test_describing_an_operator_needs_no_torch() -> None:
+    code = (
+        "import sys; from validation.runners import runners\n"
+        "for one in runners().values(): one.kernels\n"
+        "print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """The data folder after a calibration of two families, and what the command printed."""
+    home = tmp_path_factory.mktemp("home")
+    run = command(home, "calibrate", "--device", "cpu", "--families", "gemm,retnet", "--format", "json")
+    return home, json.loads(run.stdout)
+
+
+def command(home: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COSTMODEL_DATA": str(home), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "cli.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    return run
+
+
+def test_a_calibration_of_this_processor_predicts_what_it_did_not_see(smoke: tuple[Path, dict[str, object]]) -> None:
+    home, printed = smoke
+    for path in ("hardware_profiles/cpu.yaml", "calibrations/cpu/own.yaml", "measurements/cpu/measurements.csv"):
+        assert (home / path).exists(), path
+    points = printed["points"]
+    assert isinstance(points, list)
+    assert len(points) >= 8
+    assert numpy.median([abs(point["error"]) for point in points]) <= 40  # a machine with other work
+    rows = printed["rows"]
+    assert isinstance(rows, list)
+    assert {"system", "library", "version", "family", "kernel", "mechanism", "phase", "split", "method"} <= set(rows[0])
+    slopes = {row["operator"]: row for row in printed["slopes"]}  # type: ignore[attr-defined]
+    assert abs(slopes["retnet-prefill"]["measured"] - slopes["retnet-prefill"]["predicted"]) <= 0.25
+
+
+def test_predict_uses_the_calibration_of_this_processor_without_being_told(
+    smoke: tuple[Path, dict[str, object]],
+) -> None:
+    run = command(smoke[0], "predict", "--arch", "llama-3.1-8b", "--hw", "cpu", "--context", "1k", "--format", "json")
+    printed = json.loads(run.stdout)
+    (row,) = printed["rows"]
+    assert row["library"] == "own"
+    assert row["basis"] in ("transferred", "prior")  # measured in fp32, asked for bf16
+
+
+def test_stored_measurements_are_validated_and_drawn(smoke: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    home = smoke[0]
+    stored = ("validate", "--measurements", str(home / "measurements" / "cpu"), "--hw", "cpu")
+    run = command(home, *stored, "--plot", str(tmp_path / "measured.png"), "--worst", "2", "--format", "json")
+    assert json.loads(run.stdout)["points"] == smoke[1]["points"]
+    assert len(json.loads(run.stdout)["worst"]) == 2
+    assert (tmp_path / "measured.png").stat().st_size > 10_000
+    few = json.loads(command(home, *stored, "--context", "2k..4k", "--format", "json").stdout)["points"]
+    assert 0 < len(few) < len(smoke[1]["points"])  # type: ignore[arg-type]
+    assert "no measured row covers" in command(home, *stored).stderr
+
+
+def test_options_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+    assert "exclude each other" in command(tmp_path, "calibrate", "--device", "cpu", "--hw", "cpu", code=2).stderr
+    assert "--device" in command(tmp_path, "calibrate", "--from-csv", "x.csv", code=2).stderr
+    assert "give --silicon DIR" in command(tmp_path, "validate", code=2).stderr
+    unknown = command(tmp_path, "calibrate", "--device", "cpu", "--families", "gem", code=2)
+    assert "did you mean 'gemm'" in unknown.stderr
+    assert "torch sees" in command(tmp_path, "calibrate", "--device", "cuda:7", code=2).stderr

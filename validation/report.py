@@ -1,0 +1,235 @@
+"""What `calibrate --device` and `validate --device` or `--measurements` print and draw."""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from costmodel.calibration import Calibration, find_calibration, read_calibration
+from costmodel.errors import BadInput
+from costmodel.fitting.scoring import MODEL, scores, statistics, worst
+from costmodel.hardware import Hardware, load_hardware
+from costmodel.kernels.base import Kernel
+from costmodel.report.columns import Column, shows
+from costmodel.report.output import emit, note, print_csv, print_json, print_table
+from costmodel.timing import expected, spread
+from validation import compare
+from validation.calibrate import LIBRARY, calibrate_device, chosen, parse_part, stored
+from validation.canary import LIMITS
+from validation.device import facts
+from validation.measurements import Measurement, series_of
+
+Inputs = Mapping[str, Any]
+
+POINTS = (
+    shows("operator", right=False),
+    shows("implementation", right=False),
+    shows("mode", right=False),
+    shows("shape", right=False),
+    shows("measured_s", "measured"),
+    shows("predicted_s", "predicted"),
+    Column("error %", lambda row: f"{row['error']:+.0f}"),
+)
+KERNELS = (
+    shows("family", right=False),
+    shows("mechanism", right=False),
+    shows("phase", right=False),
+    shows("kernel", right=False),
+    shows("method", right=False),
+    shows("n"),
+    Column("median %", lambda row: f"{row['median_ape']:.1f}"),
+    Column("p90 %", lambda row: f"{row['p90_ape']:.1f}"),
+    Column("bias %", lambda row: f"{row['bias']:+.1f}"),
+    Column("in 80 %", lambda row: "–" if row["coverage80"] is None else f"{row['coverage80']:.0f}"),
+)
+SLOPES = (
+    shows("operator", right=False),
+    shows("implementation", right=False),
+    shows("from"),
+    shows("to"),
+    Column("measured", lambda row: f"{row['measured']:.2f}"),
+    Column("predicted", lambda row: f"{row['predicted']:.2f}"),
+)
+FAILED = tuple(
+    shows(name, right=name == "points") for name in ("operator", "implementation", "status", "points", "detail")
+)
+
+
+def calibrate_device_and_print(form: str, inputs: Inputs) -> None:
+    """`calibrate --device`: measure, fit, write, and say how right the predictions of the held-out points are."""
+    begun = time.monotonic()
+    effort = "full" if inputs["full"] else "quick"
+    found = calibrate_device(
+        inputs["device"],
+        effort=effort,
+        families=inputs["families"],
+        out=inputs["out"],
+        part=parse_part(inputs["part"]),
+        command=f"costmodel calibrate --device {inputs['device']} --{effort}",
+    )
+    calibration = read_calibration(found.place.calibration)
+    compared = compare.compared(found.groups, found.hardware, calibration)
+    told = _print(form, "calibrate", inputs, compared, found.rows, found.hardware, calibration, everything=False)
+    for path in (found.place.profile, found.place.calibration, found.place.measurements):
+        note(f"note: wrote {path}")
+    ok = sum(row.status == "ok" for row in found.rows)
+    note(f"note: {ok} points of {found.stated.name} in {time.monotonic() - begun:.0f} s; {told}")
+
+
+def validate_device_and_print(form: str, inputs: Inputs) -> None:
+    """`validate --device` or `--measurements`: errors of fresh or stored points, slopes, and what is not measured."""
+    everything = inputs["split"] == "all"
+    if inputs["split"] not in ("shapes", "all"):
+        raise BadInput(f"--split {inputs['split']}: own measurements know shapes (points put aside) and all")
+    if inputs["measurements"] is not None:
+        rows, profile, file = stored(Path(inputs["measurements"]))
+        hardware = _hardware(profile, inputs["hw"], rows)
+        calibration = read_calibration(file) if file else find_calibration(hardware, None)
+        kind = "cpu" if hardware.name == "cpu" else "cuda"
+    else:
+        rows, hardware, kind = _fresh(inputs)
+        calibration, everything = find_calibration(hardware, None), True
+    mine = {runner.name for runner in chosen(inputs["family"])}
+    contexts = inputs["context"]
+    rows = [
+        row
+        for row in rows
+        if row.runner in mine and (not contexts or min(contexts) <= int(row.shape["context"]) <= max(contexts))
+    ]
+    compared = compare.compared(series_of(rows, hardware, LIBRARY, LIMITS[kind]), hardware, calibration)
+    if not any(len(one.asked(everything)) for one in compared):
+        raise BadInput("no measured point to score; --split all scores those that were fitted, too")
+    if inputs["plot"] is not None:
+        _draw(Path(inputs["plot"]), compared, hardware, calibration)
+    told = _print(form, "validate", inputs, compared, rows, hardware, calibration, everything, inputs["worst"])
+    note(f"note: {told}")
+    missing = compare.unmeasured(rows)
+    if missing and not inputs["family"]:
+        note(f"note: no measured row covers {', '.join(missing)}")
+
+
+def _hardware(profile: Path | None, names: Sequence[str], rows: Sequence[Measurement]) -> Hardware:
+    if len(names) > 1:
+        raise BadInput("--hw: the measurements of a folder are of one device; give one name")
+    if names:
+        return load_hardware(names[0])
+    if profile is None:
+        raise BadInput(f"no profile.yaml beside the measurements of {rows[0].device}; name the device with --hw")
+    return load_hardware(str(profile))
+
+
+def _fresh(inputs: Inputs) -> tuple[list[Measurement], Hardware, str]:
+    """Held-out points, measured now."""
+    import tempfile
+
+    from validation.calibrate import Progress
+    from validation.measured_profile import profile_name
+    from validation.measurements import Journal
+    from validation.sweep import jobs, sweep
+
+    stated = facts(inputs["device"])
+    hardware = load_hardware(stated.profile or profile_name(stated.name))
+    wanted = [job for job in jobs(chosen(inputs["family"]), stated, "quick") if job.planned.role != "fit"]
+    contexts = inputs["context"]
+    if contexts:
+        wanted = [job for job in wanted if min(contexts) <= int(job.planned.shape["context"]) <= max(contexts)]
+    if not wanted:
+        raise BadInput("no planned point has such a context")
+    told = Progress()
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "measurements.csv")
+        try:
+            rows = sweep(wanted, stated, journal, progress=told)
+        finally:
+            told.close()
+    return rows, hardware, stated.kind
+
+
+def _print(
+    form: str,
+    command: str,
+    inputs: Inputs,
+    compared: Sequence[compare.Compared],
+    rows: Sequence[Measurement],
+    hardware: Hardware,
+    calibration: Calibration,
+    everything: bool,
+    worst_count: int = 0,
+) -> str:
+    """Print errors per operator, slopes, points and failures; the one line that sums them up."""
+    outcomes = compare.outcomes(compared, hardware, everything)
+    split = "all" if everything else "held-out"
+    scored = [score._asdict() for score in scores(outcomes, split)]
+    points = compare.point_rows(compared, everything)
+    slopes = compare.slopes(compared)
+    failed = compare.failures(rows)
+    bad = worst(outcomes, worst_count) if worst_count else []
+    if form == "json":
+        print_json(command, inputs, scored, calibration.id, points=points, slopes=slopes, failures=failed, worst=bad)
+    elif form == "csv":
+        print_csv(scored)
+    else:
+        print_table(form, f"{hardware.name}: predicted against measured", points, POINTS, keys=2)
+        emit("")
+        own = [row for row in scored if row["method"] == MODEL]
+        print_table(form, f"error by operator, {split} points", own, KERNELS, keys=3)
+        if slopes:
+            emit("")
+            print_table(form, "exponent of time over context", slopes, SLOPES, keys=1)
+        if failed:
+            emit("")
+            print_table(form, "points without a time", failed, FAILED, keys=2)
+        if bad:
+            emit("")
+            print_table(form, f"the {len(bad)} worst points", bad, WORST, keys=2)
+    return _summary(outcomes)
+
+
+WORST = (
+    shows("family", right=False),
+    shows("kernel", right=False),
+    shows("shape", right=False),
+    shows("measured_s", "measured"),
+    shows("predicted_s", "predicted"),
+    Column("error %", lambda row: f"{row['error']:+.0f}"),
+)
+
+
+def _summary(outcomes: Sequence[Any]) -> str:
+    import numpy
+
+    own = [one for one in outcomes if one.method == MODEL]
+    told = statistics(numpy.concatenate([one.gaps for one in own]), numpy.concatenate([one.inside for one in own]))
+    count = sum(len(one.rows) for one in own)
+    return (
+        f"{count} points: median error {told['median_ape']:.1f} %, 90th percentile {told['p90_ape']:.1f} %, "
+        f"{told['coverage80']:.0f} % inside the 80 % interval"
+    )
+
+
+def _draw(folder: Path, compared: Sequence[compare.Compared], hardware: Hardware, calibration: Calibration) -> None:
+    """One figure with a panel for each operator, and its points on the predicted curves."""
+    from costmodel.report.measured_plot import Curve, Panel, draw_measured
+
+    def seconds(kernels: Sequence[Kernel], source: str) -> tuple[float, float]:
+        times = expected(kernels, hardware, calibration._replace(source=source))
+        return float(sum(entry.time_s for entry in times)), float(spread(times, hardware))
+
+    panels: dict[str, list[Curve]] = {}
+    for one in compared:
+        for line in compare.lines(one):
+            if len(line.rows) < 2 or line.contexts[0] == line.contexts[-1]:
+                continue
+            curve = Curve(
+                label=f"{one.series.kernel} {line.label}",
+                points=compare.curve(one, line, hardware, partial(seconds, source=one.series.source)),
+                contexts=[float(value) for value in line.contexts],
+                seconds=[float(one.series.seconds[index]) for index in line.rows],
+                held_out=[bool(one.series.aside is not None and one.series.aside[index]) for index in line.rows],
+            )
+            panels.setdefault(one.runner, []).append(curve)
+    if not panels:
+        raise BadInput("--plot: no operator was measured at two contexts that differ in nothing else")
+    path = draw_measured(folder, hardware.name, [Panel(name, curves) for name, curves in panels.items()])
+    note(f"note: wrote {path}")
