@@ -16,8 +16,9 @@ from costmodel.layers.expert_placement import Placement
 from costmodel.model_file import load_architecture
 from costmodel.parallel.exchanges import Group, group
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
-from costmodel.parallel.memory import blocks_of, max_concurrency, memory_by_stage, remedies
+from costmodel.parallel.memory import blocks_of, max_concurrency, memory_by_stage
 from costmodel.parallel.placement import SERIAL, Options, local_step, place, stage_sizes
+from costmodel.parallel.remedies import remedies
 from costmodel.parallel.replicas import replicated
 from costmodel.parallel.stages import path_kernels, step_seconds
 from costmodel.prediction import make_precision, make_step
@@ -375,7 +376,7 @@ def test_concurrency_is_what_whole_blocks_leave_room_for() -> None:
 def test_what_would_make_a_step_fit_does() -> None:
     model = load_architecture("llama-3.1-70b")
     step = make_step(model, "decode", 8192, 8)
-    found = list(remedies(model, Layout(), step, BF16, H100, SERIAL))
+    found = list(remedies(model, Layout(), step, BF16, H100))
     assert found
     for remedy in found:
         assert remedy.memory_bytes <= H100.memory.hbm.capacity

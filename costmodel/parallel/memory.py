@@ -1,21 +1,17 @@
-"""Bytes on each device under a layout, how many sequences fit, and what would make a step fit that does not.
+"""Bytes on each device under a layout, and how many sequences fit.
 
 Weights by dtype as they are split, caches by their real layouts (rounded up to whole blocks of tokens), the largest
 pair of a kernel's and its predecessor's results, and what an engine keeps besides.
 """
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div
-from costmodel.architecture import Architecture
-from costmodel.errors import BadInput, Impossible
-from costmodel.ffns import moe
+from costmodel.errors import BadInput
 from costmodel.hardware import Hardware
 from costmodel.memory import MemoryUse
-from costmodel.parallel.layout import Layout
-from costmodel.parallel.placement import Options, Placed, Stage, cache_bytes, local_step, place
+from costmodel.parallel.placement import Placed, Stage, cache_bytes, local_step
 from costmodel.parallel.stages import microbatches, stage_kernels
 from costmodel.step import Precision, Step
 
@@ -96,63 +92,6 @@ def max_concurrency(
 
 MOST_SEQUENCES = 10**9
 """What fits where sequences keep nothing."""
-
-
-class Remedy(NamedTuple):
-    """A change with which a step fits, and the bytes that the fullest device then needs."""
-
-    change: str
-    memory_bytes: float
-
-
-def remedies(
-    architecture: Architecture,
-    layout: Layout,
-    step: Step,
-    precision: Precision,
-    hardware: Hardware,
-    options: Options,
-) -> Iterator[Remedy]:
-    """What would make a step fit: the smallest tp, pp and ep of powers of two, and narrower weights or caches."""
-    room = hardware.memory.hbm.capacity
-
-    def needed(trial: Layout, formats: Precision) -> float | None:
-        try:
-            placed = place(architecture, trial, step.phase, options)
-        except (Impossible, BadInput):
-            return None
-        return max(float(use.total) for _, use in memory_by_stage(placed, step, formats, hardware))
-
-    degrees = (
-        ("tp", "pp", "ep") if any(isinstance(b.dims, moe.Dims) for b in architecture.ffns.values()) else ("tp", "pp")
-    )
-    for degree in degrees:
-        trial = layout
-        for _ in range(7):
-            size = 2 * getattr(trial, degree)
-            trial = trial._replace(
-                **{degree: size}, **({"dp": max(layout.dp, size // layout.tp)} if degree == "ep" else {})
-            )
-            found = needed(trial, precision)
-            if found is not None and found <= room:
-                yield Remedy(str(trial), found)
-                break
-    for text, formats in _narrower(precision, hardware):
-        found = needed(layout, formats)
-        if found is not None and found <= room:
-            yield Remedy(text, found)
-            break
-
-
-def _narrower(precision: Precision, hardware: Hardware) -> Iterator[tuple[str, Precision]]:
-    """Formats with fewer bytes, the widest first, that the device multiplies or unpacks."""
-    blocks = ("mixer", "ffn", "experts", "shared_experts")
-    for dtype in ("fp8", "int4"):
-        if dtype == "fp8" and not hardware.has_engine("fp8"):
-            continue
-        weights = {**dict.fromkeys(blocks, dtype), **{k: v for k, v in precision.weights.items() if k not in blocks}}
-        yield f"{dtype} weights", precision._replace(weights=weights)
-        yield f"{dtype} weights and fp8 cache", precision._replace(weights=weights, kv="fp8")
 
 
 def blocks_of(context: Quantity, block: int) -> Quantity:

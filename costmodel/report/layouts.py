@@ -77,8 +77,7 @@ def _tell_replicas(
 
 def _tell_remedies(model: "Architecture", device: "Hardware", inputs: Mapping[str, Any], row: Row) -> None:
     from costmodel.parallel.layout import Disaggregated, parse_layout
-    from costmodel.parallel.memory import remedies
-    from costmodel.parallel.placement import SERIAL
+    from costmodel.parallel.remedies import remedies
     from costmodel.prediction import make_precision, make_step
 
     if row["phase"] == "train":
@@ -90,7 +89,7 @@ def _tell_remedies(model: "Architecture", device: "Hardware", inputs: Mapping[st
     step = make_step(model, row["phase"], row["context"], row["batch"], row["new_tokens"])
     found = [
         f"{remedy.change} ({format_bytes(remedy.memory_bytes)})"
-        for remedy in remedies(model, parsed, step, precision, device, SERIAL)
+        for remedy in remedies(model, parsed, step, precision, device, row["activation_bytes"] / row["gpus"])
     ]
     text = (
         f"would fit with {', '.join(found)} per GPU"
