@@ -146,11 +146,12 @@ def power(a: Quantity, exponent: Quantity) -> Quantity:
     >>> power(3.0, 4.0)
     81.0
     """
-    if exponent == 2:
-        return a * a
-    if exponent == 4:
-        square = a * a
-        return square * square
+    if isinstance(exponent, int | float):
+        if exponent == 2:
+            return a * a
+        if exponent == 4:
+            square = a * a
+            return square * square
     return a**exponent
 
 
@@ -162,7 +163,7 @@ def root(a: Quantity, exponent: Quantity) -> Quantity:
     """
     if _is_number(a):
         return a ** (1 / exponent)
-    if _symbolic(a):
+    if _symbolic(a) or not isinstance(exponent, int | float):
         return a ** (1 / exponent)
     numpy = sys.modules["numpy"]
     if exponent == 2:
@@ -198,6 +199,8 @@ def nominal(value: Quantity, otherwise: int) -> Quantity:
     """
     if _is_number(value):
         return value
+    if hasattr(value, "chosen"):  # a traced value, which notes what was chosen by it
+        return otherwise if value.stands_for is None else value.chosen()
     if not _symbolic(value):
         return otherwise
     from costmodel.analysis.symbolic import evaluate
