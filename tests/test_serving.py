@@ -11,11 +11,11 @@ import pytest
 from costmodel.errors import BadInput, Impossible
 from costmodel.planning.deployment import Settings, one_device
 from costmodel.planning.engine import Engine
-from costmodel.planning.replay import Deployment
-from costmodel.planning.serving import closed_loop, steady_state
+from costmodel.planning.replay import Deployment, replay
+from costmodel.planning.serving import capacity, closed_loop, steady_state
 from costmodel.planning.simulators import FEATURES, StepPredictor
 from costmodel.planning.step_times import HostTime
-from costmodel.planning.traffic import Lengths
+from costmodel.planning.traffic import Lengths, drawn
 from costmodel.prediction import predict
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "serving-simulators.md"
@@ -55,6 +55,15 @@ def test_clients_beyond_the_places_wait_by_littles_law(llama: Engine) -> None:
     sums = steady_state(Deployment(few), 128, 512, 64)
     assert found.ttft.quantile(0.5) == pytest.approx(sums.ttft_s, rel=0.1)
     assert found.tpot.mean == pytest.approx(sums.tpot_s, rel=0.07)
+
+
+@pytest.mark.parametrize(("input", "output"), [("460..512", "110..128"), ("820..1024", "200..256"), ("4096", "16")])
+def test_the_capacity_is_what_a_load_without_end_gets(llama: Engine, input: str, output: str) -> None:
+    lengths = Lengths.parse(input), Lengths.parse(output)
+    limit = capacity(Deployment(llama), lambda: drawn(2000, *lengths))
+    endless = replay(Deployment(llama), drawn(12_000, *lengths, rate=3 * limit, seed=1))
+    assert endless.rate_between(0.4, 0.9) == pytest.approx(limit, rel=0.05)
+    assert capacity(Deployment(llama, replicas=3), lambda: drawn(2000, *lengths)) == pytest.approx(3 * limit)
 
 
 def test_lengths_that_vary_spread_the_wave_of_prompts(llama: Engine) -> None:

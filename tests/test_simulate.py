@@ -26,6 +26,7 @@ KEYS = {
     "output_tokens_per_s",
     "output_tokens_per_s_gpu",
     "saturated",
+    "capacity_per_s",
     "good_share",
     "goodput_per_s",
     "waiting_mean",
@@ -80,13 +81,22 @@ def test_the_seed_decides() -> None:
 
 def test_a_load_that_cannot_be_sustained_is_said_so_with_exit_1_and_without_latencies() -> None:
     result = run(*SMALL, "--requests", "3000", "--rate", "500", "--ttft", "1s", "--format", "json", code=1)
-    assert "saturated: of 491.9 requests/s it serves" in result.stderr
+    assert "saturated: 500 requests/s arrive, at most 7" in result.stderr
     assert "without bound" in result.stderr
     (row,) = json.loads(result.stdout)["rows"]
     assert row["saturated"] is True
     assert {row[key] for key in LATENCIES} == {None}
     assert row["goodput_per_s"] is None
-    assert row["queue_growth_per_s"] == pytest.approx(row["offered_per_s"] - row["requests_per_s"], rel=0.1)
+    assert row["requests_per_s"] == pytest.approx(row["capacity_per_s"], rel=0.1)
+
+
+@pytest.mark.parametrize("requests", ["100", "2000"])
+def test_a_little_too_much_is_told_from_a_little_less_however_long_the_run(requests: str) -> None:
+    load = (*SMALL, "--requests", requests, "--format", "json")
+    (row,) = json.loads(run(*load, "--rate", "1").stdout)["rows"]
+    limit = row["capacity_per_s"]
+    run(*load, "--rate", str(0.95 * limit))
+    assert "saturated" in run(*load, "--rate", str(1.05 * limit), code=1).stderr
 
 
 def test_a_trace_is_replayed_or_refused_by_line(tmp_path: Path) -> None:

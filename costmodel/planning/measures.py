@@ -40,9 +40,14 @@ class Measures:
         self.busy_s = 0.0
         self.first_s, self.last_s, self.end_s = math.inf, 0.0, 0.0
         self.line = Course(("waiting", "in_flight"), interval=1.0)
+        self.answers = Course(("answered_s",), interval=1.0)
         self.first_arrival_s = self.last_arrival_s = 0.0
         self.squares = 0.0
         self.gave_up = self.closed = False
+        self.capacity_per_s: float | None = None
+        """Requests per second that the engines can answer at most, where it was asked for."""
+        self.rate_per_s: float | None = None
+        """Requests per second that were meant to arrive, where they were drawn at a rate."""
         self.preemptions = self.recomputed = 0
         self.engines: list[list[dict[str, Any]]] = []
 
@@ -70,6 +75,7 @@ class Measures:
 
     def completed(self, sequence: Sequence, now: float) -> None:
         """A client has its last token."""
+        self.answers.add(self.answered, 1.0, now)
         self.answered += 1
         if sequence.index < self.warmup:
             return
@@ -129,9 +135,25 @@ class Measures:
         return 0.0
 
     @property
+    def overloaded(self) -> bool:
+        """Whether more requests arrive than the engines can answer; of a trace, if it lasts long enough to tell."""
+        rate, limit = self.arrival_rate, self.capacity_per_s
+        if self.closed or rate is None or limit is None:
+            return False
+        if self.rate_per_s is not None:
+            return self.rate_per_s > limit
+        return self.e2e.mean is not None and rate > limit and self.arrivals > 2 * self.e2e.mean * limit
+
+    @property
     def saturated(self) -> bool:
-        """Whether the queue grew without bound: then latencies say only how long the run was."""
-        return self.gave_up or self.growth > 0
+        """Whether the queue grows without bound: then latencies say only how long the run was."""
+        return self.gave_up or self.overloaded or self.growth > 0
+
+    def rate_between(self, first: float, last: float) -> float:
+        """Answers per second from one share of all answers to another."""
+        rows = self.answers.samples()
+        begin, end = rows[int(first * (len(rows) - 1))], rows[int(last * (len(rows) - 1))]
+        return (end["time_s"] - begin["time_s"]) / (end["answered_s"] - begin["answered_s"])
 
     def latencies(self) -> dict[str, dict[str, float | None]]:
         """Mean and percentiles of each latency; nothing where the load is not sustained."""

@@ -4,12 +4,14 @@ The replay gives the numbers; a steady state in a few lines stands beside it, so
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice, repeat
 from typing import NamedTuple
 
 from costmodel.errors import BadInput
 from costmodel.planning.measures import Measures
 from costmodel.planning.replay import Deployment, replay
-from costmodel.planning.traffic import Lengths, drawn
+from costmodel.planning.traffic import Lengths, Request, drawn
 
 REQUESTS_PER_CLIENT = 10
 
@@ -44,6 +46,32 @@ def closed_loop(
         raise BadInput(f"requests per client {per_client} are below 1")
     requests = drawn(per_client * clients, inputs, outputs, seed=seed)
     return replay(deployment, requests, clients=clients, seed=seed)
+
+
+def capacity(deployment: Deployment, requests: Callable[[], Iterable[Request]], *, seed: int = 0) -> float:
+    """Requests per second that the deployment can answer at most: a replay in which some always wait.
+
+    requests: such requests as come, as often as they are asked for; when they arrive does not matter. Answers are
+    spread over time from the start (the first ones are cut short, each a little less), and counted in the middle half.
+    Engines side by side answer as many times what one does.
+    """
+    one = deployment if deployment.prefill is not None else deployment._replace(replicas=1)
+    engine = one.engine
+    sample = list(islice(requests(), 1000))
+    if not sample:
+        raise BadInput("no requests to find a capacity with")
+    longest = [engine.cache.bytes(request.input + request.output // 2) for request in sample]
+    room = engine.cache_bytes * len(longest) / sum(longest) if sum(longest) else math.inf
+    places = one.replicas * max(1, int(min(engine.max_sequences, room)))
+    count = max(6 * places, 300)
+
+    def spread() -> Iterator[Request]:
+        for index, request in enumerate(islice(chain.from_iterable(requests() for _ in repeat(None)), count)):
+            cut = min((index + 1) / places, 1.0)
+            yield request._replace(output=max(1, round(request.output * cut)))
+
+    found = replay(one, spread(), clients=places + places // 4 + 1, seed=seed)
+    return found.rate_between(0.25, 0.75) * deployment.replicas / one.replicas
 
 
 def steady_state(deployment: Deployment, clients: int, input: int, output: int) -> SteadyState:

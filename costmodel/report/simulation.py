@@ -15,6 +15,7 @@ from costmodel.planning.deployment import LONGEST, Served, Settings, deployment
 from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.measures import Measures, ServiceLevel
 from costmodel.planning.replay import Deployment, replay
+from costmodel.planning.serving import capacity
 from costmodel.planning.step_times import HostTime
 from costmodel.planning.timeline import Timeline
 from costmodel.prediction import loaded, make_precision
@@ -67,6 +68,9 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
                 seed=inputs["seed"],
                 progress=partial(_show, progress, f"{model.name} on {device.name}", load.count),
             )
+            if load.clients is None:
+                found.rate_per_s = inputs["rate"]
+                found.capacity_per_s = capacity(engines, load.requests, seed=inputs["seed"])
             names = {"arch": model.name, "hw": device.name, "layout": inputs["layout"]}
             rows.append({**names, **row_of(found, engines, wanted)})
             courses.append(found.engines)
@@ -125,8 +129,8 @@ def row_of(found: Measures, engines: Deployment, level: ServiceLevel | None) -> 
         "output_tokens_per_s": window and found.output_tokens / window,
         "output_tokens_per_s_gpu": window and found.output_tokens / window / engines.devices,
         "saturated": found.saturated,
-        "offered_per_s": None if found.closed else found.arrival_rate,
-        "queue_growth_per_s": (found.arrival_rate or 0.0) * found.growth if found.saturated else 0.0,
+        "offered_per_s": None if found.closed else found.rate_per_s or found.arrival_rate,
+        "capacity_per_s": found.capacity_per_s,
     }
     for name, values in found.latencies().items():
         row |= {f"{name[:-2]}_{key}_s": value for key, value in values.items()}
@@ -160,6 +164,7 @@ RUN = (
     shows("layout", right=False),
     shows("gpus", "GPUs"),
     _rate("requests_per_s", "requests/s"),
+    _rate("capacity_per_s", "at most"),
     shows("output_tokens_per_s", "output\ntokens/s"),
     shows("output_tokens_per_s_gpu", "tokens/s\nper GPU"),
     Column("good", lambda row: "–" if row["good_share"] is None else percent(row["good_share"])),
@@ -218,14 +223,10 @@ def _judge(rows: list[dict[str, Any]]) -> None:
     told = []
     for row in rows:
         if row["saturated"]:
-            grows = (
-                f"its queue grows by {row['queue_growth_per_s']:.3g}/s"
-                if row["queue_growth_per_s"]
-                else "its queue grew"
-            )
+            most = min(row["capacity_per_s"], row["requests_per_s"] or row["capacity_per_s"])
             told.append(
-                f"{row['arch']} on {row['hw']}: saturated: of {row['offered_per_s'] or 0:.4g} requests/s it serves "
-                f"{row['requests_per_s'] or 0:.4g}/s, and {grows} without bound; latencies depend on how long it lasts"
+                f"{row['arch']} on {row['hw']}: saturated: {row['offered_per_s'] or 0.0:.4g} requests/s arrive, at most "
+                f"{most:.4g}/s can be answered; the queue grows without bound, so no latency is told"
             )
     if told:
         raise Impossible("\n".join(told))
