@@ -224,9 +224,10 @@ def _judge(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["saturated"]:
             most = min(row["capacity_per_s"], row["requests_per_s"] or row["capacity_per_s"])
+            arrive = row["offered_per_s"] or 0.0
             told.append(
-                f"{row['arch']} on {row['hw']}: saturated: {row['offered_per_s'] or 0.0:.4g} requests/s arrive, at most "
-                f"{most:.4g}/s can be answered; the queue grows without bound, so no latency is told"
+                f"{row['arch']} on {row['hw']}: saturated: {arrive:.4g} requests/s arrive, at most {most:.4g}/s can be "
+                "answered; the queue grows without bound, so no latency is told"
             )
     if told:
         raise Impossible("\n".join(told))
