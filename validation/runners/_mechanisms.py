@@ -1,7 +1,7 @@
 """The linear mechanisms as data: which recurrence each is, its inputs, its kernels, and its reference.
 
 What fla and serving kernels take per mechanism is what stands in `inputs`: q, k, v, and of g (ln of the decay), beta,
-bonus, a, b, delta those that it has; the state is M.
+bonus, a, b, delta and rate (Mamba-2's step size and A) those that it has; the state is M.
 """
 
 import re
@@ -166,9 +166,11 @@ def inputs(m: Mechanism, shape: Shape, device: "torch.device", generator: "torch
     if m.name == "rwkv6":
         found["bonus"] = drawn(H, dk)
     if m.name == "mamba2":
-        found["delta"] = torch.sigmoid(drawn(B, T, H, 1))
+        # The decay follows the step size, at a rate of the head.
+        found["delta"], found["rate"] = torch.sigmoid(drawn(B, T, H, 1)), -0.05 * torch.sigmoid(drawn(H))
+        found["g"] = found["delta"].to(dtype).float() * found["rate"][:, None]
     # Decays and states stay in fp32, as in every serving kernel.
-    return {name: x if name in ("g", "M") else x.to(dtype) for name, x in found.items()}
+    return {name: x if name in ("g", "M", "rate") else x.to(dtype) for name, x in found.items()}
 
 
 def fast(m: Mechanism, shape: Shape, x: Inputs) -> Outputs:

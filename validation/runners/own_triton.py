@@ -176,36 +176,23 @@ def mamba1_update(shape: Shape, inputs: Inputs) -> Outputs:
     return y[:, None], new
 
 
-def sequences_as_groups(shape: Shape, inputs: Inputs) -> Inputs:
-    """The state with its columns contiguous, and decays that differ by sequence, as those of a head each would.
-
-    The kernel has one rate A per head and multiplies it by the step size; here every head of every sequence is a head,
-    and every sequence a group of heads that share B and C.
-    """
+def rows_of_states(shape: Shape, inputs: Inputs) -> Inputs:
+    """The states with N contiguous, raw step sizes in fp32, no bias on them, and room for the new states."""
     import torch
 
-    delta, g = inputs["delta"][:, 0, :, 0].float(), inputs["g"][:, 0, :, 0]
     state = inputs["M"].mT.contiguous()
-    fixed = {"bias": torch.zeros(g.numel(), device=g.device), "new": torch.empty_like(state)}
-    return {**fixed, "state": state, "raw": before_softplus(delta), "rate": g / delta}
+    fixed = {"bias": torch.zeros_like(inputs["rate"]), "new": torch.empty_like(state)}
+    return {**fixed, "state": state, "raw": before_softplus(inputs["delta"][:, 0, :, 0])}
 
 
 def mamba2_update(shape: Shape, inputs: Inputs) -> Outputs:
     """A thread block per head and tile of its state."""
     from validation.triton_kernels.mamba2_update import mamba2_update as kernel
 
+    x, C, B = (inputs[name][:, 0] for name in ("v", "q", "k"))
     state, new, none = inputs["state"], inputs["new"], inputs["bias"]
-    _, _, p, N = state.shape
-    x, C, B = inputs["v"].view(1, -1, p), inputs["q"].view(1, -1, N), inputs["k"].view(1, -1, N)
-    raw, rate = inputs["raw"].view(1, -1), inputs["rate"].flatten()
-    y = kernel(state.view(1, -1, p, N), x, raw, rate, B, C, none, none, new_state=new.view(1, -1, p, N))
-    return y.view_as(inputs["v"]), new.mT
-
-
-def heads_in_a_grid(shape: Shape, facts: "DeviceFacts") -> str:
-    """Heads of all sequences are an axis of the grid."""
-    programs = number(shape, "batch") * number(shape, "heads")
-    return "" if programs < 2**16 else f"{programs} heads of all sequences, at most 65535 thread blocks"
+    y = kernel(state, x, inputs["raw"], inputs["rate"], B, C, none, none, new_state=new)
+    return y[:, None], new.mT
 
 
 def own(
@@ -231,5 +218,5 @@ IMPLEMENTATIONS = {
     "msa-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits),
     "mamba1-prefill": own("triton-scan", selective_scan, tokens_inside, anything),
     "mamba1-decode": own("triton-update", mamba1_update, one_token, anything),
-    "mamba2-decode": own("triton-update", mamba2_update, sequences_as_groups, heads_in_a_grid),
+    "mamba2-decode": own("triton-update", mamba2_update, rows_of_states, anything),
 }

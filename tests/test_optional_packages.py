@@ -1,0 +1,146 @@
+"""Optional packages are called as their documentation says: stand-ins with those arguments must give the reference."""
+
+import sys
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from validation.absent_device import described
+from validation.runners import Implementation, Runner, Shape, runner
+from validation.runners.packages import IMPLEMENTATIONS
+
+CASES = {
+    f"{name} {implementation.name}": (name, implementation)
+    for name, implementations in IMPLEMENTATIONS.items()
+    for implementation in implementations
+}
+
+
+def masked(q: Any, k: Any, v: Any, *, causal: bool, window: tuple[int, int]) -> Any:
+    """Tokens before heads; the last query stands at the last key."""
+    S, L = q.shape[1], k.shape[1]
+    k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))
+    position = torch.arange(L - S, L)[:, None]
+    seen = torch.arange(L) <= position if causal else torch.ones(S, L, dtype=torch.bool)
+    if window[0] >= 0:
+        seen &= torch.arange(L) >= position - window[0]
+    scores = torch.einsum("bshd,blhd->bhsl", q, k) / q.shape[-1] ** 0.5
+    return torch.einsum("bhsl,blhd->bshd", torch.softmax(scores.masked_fill(~seen, -torch.inf), -1), v)
+
+
+def flash_attn_func(q: Any, k: Any, v: Any, *, causal: bool = False, window_size: Any = (-1, -1)) -> Any:
+    return masked(q, k, v, causal=causal, window=window_size)
+
+
+def flash_attn_with_kvcache(q: Any, k_cache: Any, v_cache: Any, *, cache_seqlens: Any, causal: bool = False) -> Any:
+    assert cache_seqlens.dtype == torch.int32
+    assert set(cache_seqlens.tolist()) == {k_cache.shape[1]}
+    return masked(q, k_cache, v_cache, causal=causal, window=(-1, -1))
+
+
+def with_log_sum(function: Any, *args: Any, **options: Any) -> Any:
+    """As FlashAttention 3 before it returned the output alone."""
+    return function(*args, **options), torch.zeros(1)
+
+
+def single_prefill_with_kv_cache(
+    q: Any, k: Any, v: Any, *, causal: bool = False, kv_layout: str = "NHD", window_left: int = -1
+) -> Any:
+    assert kv_layout == "NHD"
+    return masked(q[None], k[None], v[None], causal=causal, window=(window_left, 0))[0]
+
+
+def single_decode_with_kv_cache(q: Any, k: Any, v: Any, *, kv_layout: str = "NHD") -> Any:
+    assert kv_layout == "NHD"
+    return masked(q[None, None], k[None], v[None], causal=True, window=(-1, -1))[0, 0]
+
+
+def selective_state_update(
+    state: Any, x: Any, dt: Any, A: Any, B: Any, C: Any, *, D: Any = None, z: Any = None, dt_softplus: bool = False
+) -> Any:
+    """state (batch, dim, dstate) or (batch, nheads, dim, dstate), in place; B, C (batch[, ngroups], dstate)."""
+    assert x.shape == dt.shape == state.shape[:-1]
+    assert A.shape == state.shape[1:]
+    step = torch.nn.functional.softplus(dt) if dt_softplus else dt
+    if state.ndim == 4:
+        B, C = (each.repeat_interleave(state.shape[1] // each.shape[1], 1)[:, :, None] for each in (B, C))
+    else:
+        B, C = B[:, None], C[:, None]
+    state.copy_(state * torch.exp(step[..., None] * A) + (step * x)[..., None] * B)
+    out = (state * C).sum(-1) + (0 if D is None else x * D)
+    return out if z is None else out * torch.nn.functional.silu(z)
+
+
+def mamba_chunk_scan_combined(
+    x: Any, dt: Any, A: Any, B: Any, C: Any, *, chunk_size: int, initial_states: Any, return_final_states: bool
+) -> Any:
+    """x (batch, seqlen, nheads, headdim), dt (batch, seqlen, nheads), A (nheads), B, C (batch, seqlen, ngroups, n)."""
+    assert return_final_states
+    assert chunk_size > 0
+    state, outs = initial_states.clone(), []
+    for t in range(x.shape[1]):
+        step = dt[:, t, :, None].expand_as(x[:, t])
+        rates = A[:, None, None].expand(state.shape[1:])
+        outs.append(selective_state_update(state, x[:, t], step, rates, B[:, t], C[:, t]))
+    return torch.stack(outs, 1), state
+
+
+STAND_INS = {
+    "flash_attn": (flash_attn_func, flash_attn_with_kvcache),
+    "flash_attn_interface": (flash_attn_func, flash_attn_with_kvcache),
+    "flashinfer": (single_prefill_with_kv_cache, single_decode_with_kv_cache),
+    "mamba_ssm": (),
+    "mamba_ssm.ops": (),
+    "mamba_ssm.ops.triton": (),
+    "mamba_ssm.ops.triton.selective_state_update": (selective_state_update,),
+    "mamba_ssm.ops.triton.ssd_combined": (mamba_chunk_scan_combined,),
+}
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, functions in STAND_INS.items():
+        module = ModuleType(name)
+        for function in functions:
+            told = partial(with_log_sum, function) if name == "flash_attn_interface" else function
+            setattr(module, function.__name__, told)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def distances(operator: Runner, implementation: Implementation) -> list[float]:
+    shape = {**operator.small(operator.points(described("sm_90"), "quick")[0].shape), "dtype": "fp32"}
+    shape |= {name: size for name, size in {"heads": 4, "kv_heads": 2}.items() if name in shape}
+    shape |= {"kv_heads": 4} if operator.name == "mla-prefill" else {}
+    drawn = operator.inputs(shape, torch.device("cpu"), torch.Generator().manual_seed(1))
+    exact = {name: x.double() for name, x in drawn.items()}
+    expected = operator.reference(shape, exact)
+    found = implementation.run(shape, {**exact, **implementation.prepare(shape, exact)})
+    assert [out.shape for out in found] == [right.shape for right in expected]
+    return [float((out - right).norm() / right.norm()) for out, right in zip(found, expected, strict=True)]
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("name", CASES)
+def test_a_package_is_given_what_its_function_expects(name: str) -> None:
+    operator, implementation = CASES[name]
+    assert max(distances(runner(operator), implementation)) < 1e-6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_package_supports_the_operators_first_point_on_hopper(name: str) -> None:
+    operator, implementation = CASES[name]
+    shape = runner(operator).points(described("sm_90"), "quick")[0].shape
+    assert implementation.supports(shape, described("sm_90")) == ""
+
+
+def test_what_a_package_does_not_run_is_said() -> None:
+    flash2, flash3, flashinfer = IMPLEMENTATIONS["prefill-attention"]
+    shape: Shape = {"dtype": "bf16", "head_dim": 128, "batch": 2}
+    assert flash2.supports(shape, described("sm_80")) == ""
+    assert "compute capability 9" in flash3.supports(shape, described("sm_100"))
+    assert flashinfer.supports(shape, described("sm_90")) == "takes one sequence"
+    assert "256" in flash2.supports({**shape, "head_dim": 512}, described("sm_80"))
+    assert "not fp32" in flash2.supports({**shape, "dtype": "fp32"}, described("sm_80"))
