@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,12 @@ def test_options_are_read_with_their_units() -> None:
     load = Load(inputs)
     assert load.count == OPEN_REQUESTS
     assert 1024 + 600 < load.longest < 1024 + 700
+
+
+def test_the_commands_of_the_document_run_as_written() -> None:
+    document = Path(__file__).resolve().parent.parent / "docs" / "replay.md"
+    (block,) = re.findall(r"```sh\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "costmodel"
+        assert "end to end" in run(*arguments).stdout
