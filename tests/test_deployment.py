@@ -85,7 +85,9 @@ def test_caches_go_from_prefill_to_decode_workers_over_each_devices_link() -> No
     assert measures.ttft.mean == pytest.approx(found.prefill.times.prefill_s(8000) + transfer)
 
 
-def test_what_does_not_fit_or_cannot_be_sent_is_told() -> None:
+def test_what_does_not_fit_or_cannot_be_served_or_sent_is_told() -> None:
+    with pytest.raises(Impossible, match="llada-8b denoises whole sequences"):
+        engine(served("llada-8b", "h100-sxm"), Layout(), SETTINGS)
     with pytest.raises(Impossible, match=r"deepseek-v3 does not fit on tp8 of h100-sxm: .* further"):
         engine(served("deepseek-v3", "h100-sxm"), Layout(tp=8), SETTINGS)
     consumer = served("qwen3-0.6b", "rtx-4090")

@@ -10,7 +10,8 @@ import pytest
 from costmodel.calibration import Calibration, find_calibration
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
-from costmodel.planning.step_times import StepTimes, kinds, mean_chunk, tabulate
+from costmodel.planning.kernel_kinds import kinds
+from costmodel.planning.step_times import StepTimes, mean_chunk, tabulate
 from costmodel.prediction import loaded, make_precision
 from costmodel.step import Precision, Step
 from costmodel.timing import total_seconds

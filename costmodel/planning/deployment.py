@@ -157,9 +157,11 @@ def deployment(
 
 
 def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS) -> Engine:
-    """One of the dp · pp engines of a replica."""
+    """One of the dp · pp engines of a replica. Raises as `one_device`."""
     settings.checked()
     model, hardware, precision, library, host, options = served
+    if model.bidirectional:
+        raise Impossible(f"{model.name} denoises whole sequences; the replay is of engines that decode token by token")
     placed = {phase: place(model, layout, phase, options) for phase in ("prefill", "decode")}
     calibration = find_calibration(hardware, library)
 

@@ -22,10 +22,8 @@ from numpy.typing import NDArray
 
 from costmodel.algebra import Quantity
 from costmodel.kernels.base import Kernel
+from costmodel.planning.kernel_kinds import KernelSource, kinds, named
 from costmodel.step import Step
-
-KernelSource = Callable[[Step], Sequence[Kernel]]
-"""The kernels of a step, such as those of a model on one device, or of one rank of a parallel layout."""
 
 Pricing = Callable[[Sequence[Kernel]], Quantity]
 """Seconds of kernels, element by element where the step was made of arrays."""
@@ -179,47 +177,6 @@ def mean_chunk(chunks: Sequence[tuple[int, int]]) -> tuple[float, float]:
     return length, pairs / tokens - length / 2
 
 
-def kinds(kernels: KernelSource) -> dict[tuple[str, str, int], str]:
-    """Which kernels are token-wise ("token") and which row-wise ("row"); all others are sequence-wise.
-
-    The key is (group, name, how many of that name came before).
-    """
-    found: dict[tuple[str, str, int], str] = {}
-    for index, n in enumerate((4, 208)):
-        decode = _named(kernels(Step(B=n, S=1, P=96, phase="decode")))
-        others = {
-            "token": (
-                _named(kernels(Step(B=1, S=n, P=0, phase="prefill"))),
-                _named(kernels(Step(B=1, S=n, P=4096, phase="prefill"))),
-                _named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
-            ),
-            "row": (
-                _named(kernels(Step(B=n, S=9, P=4096, phase="prefill"))),
-                _named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
-            ),
-        }
-        for key, kernel in decode.items():
-            kind = next((kind for kind, lists in others.items() if all(_same(kernel, at.get(key)) for at in lists)), "")
-            if index and found.get(key) != kind:
-                kind = ""
-            found[key] = kind
-    return {key: kind for key, kind in found.items() if kind}
-
-
-def _named(kernels: Sequence[Kernel]) -> dict[tuple[str, str, int], Kernel]:
-    found: dict[tuple[str, str, int], Kernel] = {}
-    for kernel in kernels:
-        before = 0
-        while (kernel.group, kernel.name, before) in found:
-            before += 1
-        found[kernel.group, kernel.name, before] = kernel
-    return found
-
-
-def _same(one: Kernel, other: Kernel | None) -> bool:
-    return other is not None and (one.ideal, one.executed, one.count) == (other.ideal, other.executed, other.count)
-
-
 def tabulate(
     kernels: KernelSource,
     seconds: Pricing,
@@ -240,7 +197,7 @@ def tabulate(
     kind = kinds(kernels)
 
     def table(step: Step, wanted: str, shape: tuple[int, ...]) -> Array:
-        chosen = [kernel for key, kernel in _named(kernels(step)).items() if kind.get(key, "") == wanted]
+        chosen = [kernel for key, kernel in named(kernels(step)).items() if kind.get(key, "") == wanted]
         return numpy.array(numpy.broadcast_to(seconds(chosen), shape), dtype=numpy.float64)
 
     T = numpy.array(_token_nodes(max(most_tokens, most_sequences * new_tokens) + most_sequences))
@@ -297,7 +254,7 @@ def _token_nodes(most: int) -> list[float]:
 
 
 def _length_nodes(most: int) -> list[float]:
-    """Powers of two up to a tile, then whole tiles."""
-    small = [float(2**i) for i in range(8) if 2**i < max(most, 2)]
+    """Steps of an eighth up to a tile, then whole tiles."""
+    small = [float(x) for x in (1, 2, 4, *range(8, 64, 8), *range(64, TILE, 16)) if x < max(most, 2)]
     tiles = [x * TILE for x in _nodes(1, max(-(-most // TILE), 1), 1.12)]
     return sorted({*small, *tiles})
