@@ -325,6 +325,18 @@ def test_serial_latency_of_a_recurrence_grows_where_that_of_attention_hardly_doe
     assert row("kda", 2**20)["flops_vs_full"] < 0.02
 
 
+def test_a_setting_changes_the_mechanism_that_is_named() -> None:
+    # Half the index heads, half the constant.
+    assert row("dsa", settings=["indexer.heads=32"])["coefficient_vs_full"] == pytest.approx(0.1, rel=1e-9)
+    with pytest.raises(BadInput, match="name the mechanisms"):
+        next(reality(["all"], [HARDWARE], [8192], settings=["heads=4"]))
+
+
+def test_of_several_blocks_the_one_that_attends_to_everything_stands_for_the_mechanism() -> None:
+    found = row("shared-kv")
+    assert (found["sizes_of"], found["order_flops"], found["coefficient_vs_full"]) == ("gemma-4-e2b", "O(L²)", 1)
+
+
 def test_every_subject_that_is_asked_for_is_found_once() -> None:
     found = [subject.name for subject in subjects(["mechanisms"])]
     assert sorted(found) == sorted(names())

@@ -8,15 +8,13 @@ A model's counterpart has full attention in every layer that has a mixer: the fu
 has in other layers, else each mixer's own counterpart. FFNs, embedding and head stay.
 """
 
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from costmodel.analysis.crossover import model_precision, step_at
-from costmodel.analysis.leading import growth, leading_of
-from costmodel.analysis.symbolic import Size, evaluate
+from costmodel.analysis.orders import counted_order
+from costmodel.analysis.symbolic import Size
 from costmodel.architecture import Architecture, Block, branches
-from costmodel.kernels.base import Kernel
 from costmodel.mixers import gqa, mla
 
 HEAD_DIM = 128
@@ -96,25 +94,18 @@ def one_layer(block: Block, D: int, like: Architecture | None = None) -> Archite
     )
 
 
-def leading_flops(kernels: Sequence[Kernel], L: Size, key: tuple[Any, Any]) -> float:
-    """The coefficient that the FLOPs of kernels have at a power of L and of ln L."""
-    memo: dict[Any, Any] = {}
-    total = 0.0
-    for kernel in kernels:
-        total += float(evaluate(growth(kernel.ideal.flops * kernel.count, L, memo).get(key, 0)))
-    return total
+def flops_order(model: Architecture) -> tuple[float, float, float]:
+    """Growth of a prefill's FLOPs: the exponents of L and ln L of the leading term, and its coefficient."""
+    L = Size("L", 8192)
+    kernels = model.kernels(step_at(model, "prefill", L), model_precision(model))
+    term = counted_order(kernels, L, lambda kernel: kernel.ideal.flops)
+    return *term.key, term.coefficient
 
 
 def is_full(block: Block, D: int) -> bool:
     """Whether a mixer attends to everything: its L² term of prefill is at least that of its counterpart."""
-    L = Size("L", 8192)
-    own, full = one_layer(block, D), one_layer(full_block(block, D), D)
-    step, precision = step_at(own, "prefill", L), model_precision(own)
-    kernels = own.kernels(step, precision)
-    if max(leading_of(growth(kernel.ideal.flops * kernel.count, L)).key for kernel in kernels) < (2, 0):
-        return False
-    coefficient = leading_flops(full.kernels(step, precision), L, (2, 0))
-    return leading_flops(kernels, L, (2, 0)) >= coefficient * (1 - 1e-9)
+    own, full = flops_order(one_layer(block, D)), flops_order(one_layer(full_block(block, D), D))
+    return own[:2] == full[:2] and own[2] >= full[2] * (1 - 1e-9)
 
 
 def with_full_attention(model: Architecture) -> Counterpart:

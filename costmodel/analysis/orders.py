@@ -16,6 +16,7 @@ from costmodel.analysis.symbolic import Size, evaluate
 from costmodel.calibration import Calibration
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import OVERLAPPING, Kernel, Terms
+from costmodel.units import MAX_CONTEXT
 
 FAR, FARTHER = 2**96, 2**192
 """Contexts, in tokens, where only leading terms are left."""
@@ -172,5 +173,5 @@ def local_exponent(seconds: Callable[[int], float], L: int) -> float:
     """
     unit = max(1, 2 ** (L.bit_length() - 1) // 16)
     low, high = (unit * max(1, round(L * factor / unit)) for factor in (1 / HALF_STEP, HALF_STEP))
-    low, high = (low, high) if low < high else (L, L + 1)
+    low, high = (low, min(high, MAX_CONTEXT)) if low < high else (L, L + 1)
     return math.log(seconds(high) / seconds(low)) / math.log(high / low)

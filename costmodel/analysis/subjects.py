@@ -4,10 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from costmodel import mixers
-from costmodel.analysis.explain import find_module, typical_block
-from costmodel.analysis.full_attention import Counterpart, counterpart_of_layer, is_full, one_layer, with_full_attention
+from costmodel.analysis.explain import find_module, lone_block, typical_block
+from costmodel.analysis.full_attention import (
+    Counterpart,
+    counterpart_of_layer,
+    flops_order,
+    is_full,
+    one_layer,
+    with_full_attention,
+)
 from costmodel.analysis.printing import order_text
-from costmodel.architecture import Architecture, Block
+from costmodel.architecture import Architecture
 from costmodel.errors import BadInput, unknown
 from costmodel.loading import available
 from costmodel.model_file import load_architecture
@@ -32,11 +39,26 @@ class Subject(NamedTuple):
     layers: int
 
 
-def mechanism_subject(module: Any) -> Subject:
-    """A mechanism as one layer, with the dimensions of a well-known model that uses it, else its first example."""
+GROUPS = ("all", "mechanisms", "models")
+"""Names that stand for every mechanism, every shipped model, or both."""
+
+
+def mechanism_subject(module: Any, settings: Sequence[str] = ()) -> Subject:
+    """A mechanism as one layer, with the dimensions of a well-known model that uses it, else its first example.
+
+    Of several such blocks of the model the fastest growing is taken: attention to everything, not to a window.
+    settings change its dimensions and d_model.
+    """
     shown_with, dims, D = typical_block(module)
-    block = Block(module.NAME, module, dims)
-    layers = sum(load_architecture(shown_with).counts()[0].values()) if shown_with else 1
+    layers = 1
+    if shown_with is not None:
+        model = load_architecture(shown_with)
+        layers = sum(model.counts()[0].values())
+        own = [block for block in model.mixers.values() if block.module is module]
+        if len(own) > 1:
+            dims = max(own, key=lambda block: flops_order(one_layer(block, D))).dims
+    changed = lone_block(module, dims, D, settings)
+    block, D = changed.mixers[module.NAME], changed.D
     claims, source = _claim(module)
     return Subject(
         name=module.NAME.replace("_", "-"),
@@ -82,19 +104,22 @@ def _claim(module: Any) -> tuple[dict[str, str], str]:
 def subjects(names: Sequence[str], settings: Sequence[str] = ()) -> Iterator[Subject]:
     """The mechanisms and models of these names.
 
-    "mechanisms": every mixer; "models": every shipped model; "all": both. Raises BadInput for an unknown name.
+    "mechanisms": every mixer; "models": every shipped model; "all": both. Raises BadInput for an unknown name, and for
+    settings of every one at once.
     """
     for name in names:
+        if name in GROUPS and settings:
+            raise BadInput(f"--set {settings[0][:80]!r}: name the mechanisms or architectures to change, not {name!r}")
         if name in ("all", "mechanisms"):
             yield from (mechanism_subject(mixers.mixer(kind)) for kind in mixers.names())
         if name in ("all", "models"):
             yield from (model_subject(load_architecture(known)) for known in available("architectures"))
-        if name in ("all", "mechanisms", "models"):
+        if name in GROUPS:
             continue
         module = find_module(name)
         if module is not None and not hasattr(module, "cache"):
             raise BadInput(f"{name}: a feed-forward layer, whose work does not depend on the context")
-        yield mechanism_subject(module) if module else model_subject(_loaded(name, settings))
+        yield mechanism_subject(module, settings) if module else model_subject(_loaded(name, settings))
 
 
 def _loaded(name: str, settings: Sequence[str]) -> Architecture:
@@ -102,6 +127,6 @@ def _loaded(name: str, settings: Sequence[str]) -> Architecture:
         return load_architecture(name, settings)
     except BadInput as error:
         if str(error).startswith("unknown architecture"):
-            known = ["all", "mechanisms", "models", *mixers.names(), *available("architectures")]
+            known = [*GROUPS, *mixers.names(), *available("architectures")]
             raise unknown("mechanism or architecture", name, known) from None
         raise

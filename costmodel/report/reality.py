@@ -94,10 +94,11 @@ def reality_and_print(form: str, inputs: Mapping[str, Any]) -> None:
     left_out: list[Impossible] = []
     progress = Progress(len(asked))
     for subject in asked:
-        try:
-            rows += reality([subject], devices, inputs["context"], phases=phases, **options)
-        except Impossible as error:
-            left_out.append(Impossible(f"{subject.name}: {error}"))
+        for device in devices:
+            try:
+                rows += reality([subject], [device], inputs["context"], phases=phases, **options)
+            except Impossible as error:
+                left_out.append(Impossible(f"{subject.name}: {error}"))
         progress.step()
     progress.close()
     if not rows and left_out:
@@ -126,12 +127,18 @@ def print_reality(form: str, inputs: Mapping[str, Any], rows: Sequence[Row]) -> 
         emit("")
         _table(form, "verdicts", members, VERDICT, 2)
         emit("")
-        for text in (*EXPLAINED, f"Times: {basis_of(members)}."):
-            emit(f"{text}\n" if form == "markdown" else wrapped(text, terminal_width() or WIDTH))
+        _line(form, f"Times: {basis_of(members)}.")
+    emit("")
+    for text in EXPLAINED:
+        _line(form, text)
+
+
+def _line(form: str, text: str) -> None:
+    emit(f"{text}\n" if form == "markdown" else wrapped(text, terminal_width() or WIDTH))
 
 
 def _table(form: str, title: str, rows: Sequence[Row], columns: Sequence[Column], keys: int) -> None:
     if form == "markdown":
-        emit(f"### {title}\n\n{markdown_table(rows, columns)}")
+        emit(f"{'#' * (2 + keys)} {title}\n\n{markdown_table(rows, columns)}")
     else:
         emit(f"{title}\n\n{text_table(rows, columns, terminal_width() or WIDTH, keys)}")
