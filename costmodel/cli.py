@@ -544,6 +544,9 @@ def simulate(
     host_layer: Annotated[
         str, typer.Option("--host-layer", metavar="TIME", help="Host time of a layer in an iteration.")
     ] = "0s",
+    host_moe_layer: Annotated[
+        str, typer.Option("--host-moe-layer", metavar="TIME", help="More of it for a layer of experts.")
+    ] = "0s",
     front_end: Annotated[
         str, typer.Option("--front-end", metavar="TIME", help="From the client to the engine's queue.")
     ] = "0s",
@@ -602,6 +605,7 @@ def simulate(
         "accepted": accepted,
         "host_step_s": host_step,
         "host_layer_s": host_layer,
+        "host_moe_layer_s": host_moe_layer,
         "front_end_s": front_end,
         "ttft_s": ttft,
         "tpot_s": tpot,

@@ -24,14 +24,12 @@ def linear_times(
     token: float = 4e-8,
     prompt: float = 2e-5,
     new_tokens: int = 1,
-    front_end_s: float = 0.0,
 ) -> StepTimes:
     """base + sequence·n + token·n·L for decoding, and prompt for every token of a prompt: no grid to be wrong on."""
     n, L = [1.0, 1024.0], [1.0, 300.0, 1000.0, 3000.0, 10_000.0, 1e6]
     return StepTimes(
         new_tokens=new_tokens,
         host_s=base,
-        front_end_s=front_end_s,
         tokens=(Line([0.0, 1.0], [0.0, 0.0]), Line([0.0, 1.0], [0.0, prompt])),
         rows=Line([0.0, 1.0], [0.0, 0.0]),
         decode=(n, L, [[sequence * b + token * b * c for c in L] for b in n]),

@@ -74,11 +74,13 @@ def test_lengths_that_vary_spread_the_wave_of_prompts(llama: Engine) -> None:
 
 
 def test_host_time_and_drafts_reach_the_engine() -> None:
-    host = HostTime(step_s=1e-3, layer_s=1e-5, front_end_s=0.05)
+    host = HostTime(step_s=1e-3, layer_s=1e-5, moe_layer_s=3e-5)
     settings = Settings(max_sequences=8, longest=4096)
     plain = one_device("llama-3.1-8b", "h100-sxm", settings)
     slow = one_device("llama-3.1-8b", "h100-sxm", settings, host=host)
     assert slow.times.decode_s(4, 1000) - plain.times.decode_s(4, 1000) == pytest.approx(1e-3 + 32 * 1e-5)
+    experts = [one_device("mixtral-8x7b", "b200-sxm", settings, host=of).times.host_s for of in (HostTime(), host)]
+    assert experts == [0.0, pytest.approx(1e-3 + 32 * 4e-5)]
     drafting = one_device("llama-3.1-8b", "h100-sxm", settings._replace(draft_tokens=3, acceptance=0.8))
     assert drafting.pace == pytest.approx(1 + 0.8 + 0.64 + 0.512)
     assert plain.times.decode_s(4, 1000) < drafting.times.decode_s(4, 1000) < 2 * plain.times.decode_s(4, 1000)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput, Impossible
+from costmodel.ffns import moe
 from costmodel.generation._rows import one_layer
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
@@ -185,8 +186,7 @@ def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS) -> Eng
         most_tokens=settings.max_batched_tokens,
         new_tokens=settings.draft_tokens + 1,
         draft=draft if drafting is not None else None,
-        host_s=host.step_s + host.layer_s * len(model.layers),
-        front_end_s=host.front_end_s,
+        host_s=host.step_s + host.layer_s * len(model.layers) + host.moe_layer_s * _layers_of_experts(model),
     )
     cache, room = _fullest(served, placed["prefill"], placed["decode"], settings)
     return Engine(
@@ -200,6 +200,10 @@ def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS) -> Eng
         snapshot_tokens=settings.snapshot_tokens,
         acceptance=settings.acceptance if settings.draft_tokens else 0.0,
     )
+
+
+def _layers_of_experts(model: Architecture) -> int:
+    return sum(ffn is not None and isinstance(model.ffns[ffn].dims, moe.Dims) for _, ffn in model.layers)
 
 
 def _fullest(served: Served, prefill: Placed, decode: Placed, settings: Settings) -> tuple[SequenceCache, float]:

@@ -41,11 +41,13 @@ Array = NDArray[numpy.float64]
 
 
 class HostTime(NamedTuple):
-    """What an engine's host adds, in seconds: to every iteration (and for every layer of it), and to every request
-    before it can be scheduled (its front end: HTTP, tokenizer, queue between processes)."""
+    """What an engine's host adds, in seconds: to every iteration, for every layer of it, for every layer of experts
+    besides, and to every request before it can be scheduled (its front end: HTTP, tokenizer, queue between
+    processes)."""
 
     step_s: float = 0.0
     layer_s: float = 0.0
+    moe_layer_s: float = 0.0
     front_end_s: float = 0.0
 
 
@@ -90,13 +92,12 @@ class StepTimes:
         *,
         new_tokens: int,
         host_s: float,
-        front_end_s: float,
         tokens: tuple[Line, Line],
         rows: Line,
         decode: tuple[list[float], list[float], list[list[float]]],
         prefill: tuple[list[float], list[float], list[float], list[list[list[float]]]],
     ) -> None:
-        self.new_tokens, self.host_s, self.front_end_s = new_tokens, host_s, front_end_s
+        self.new_tokens, self.host_s = new_tokens, host_s
         self.decode_tokens, self.prefill_tokens = tokens
         self.rows = rows
         self.batches, self.contexts, self.decode_table = decode
@@ -187,12 +188,11 @@ def tabulate(
     new_tokens: int = 1,
     draft: KernelSource | None = None,
     host_s: float = 0.0,
-    front_end_s: float = 0.0,
 ) -> StepTimes:
     """The tables up to so many decoding sequences, tokens in a sequence, and tokens in an iteration.
 
     draft: the kernels of a draft model, which proposes new_tokens − 1 tokens one after another before each
-    verification. host_s: host time of an iteration, front_end_s: of a request. Beyond the tables, times go on linearly.
+    verification. host_s: host time of an iteration. Beyond the tables, times go on linearly.
     """
     kind = kinds(kernels)
 
@@ -217,7 +217,6 @@ def tabulate(
     return StepTimes(
         new_tokens=new_tokens,
         host_s=host_s,
-        front_end_s=front_end_s,
         tokens=(
             Line(T.tolist(), table(as_decode, "token", T.shape).tolist()),
             Line(T.tolist(), table(as_prefill, "token", T.shape).tolist()),

@@ -30,6 +30,7 @@ Inputs = Mapping[str, Any]
 TIMES = {
     "host_step_s": "--host-step",
     "host_layer_s": "--host-layer",
+    "host_moe_layer_s": "--host-moe-layer",
     "front_end_s": "--front-end",
     "ttft_s": "--ttft",
     "tpot_s": "--tpot",
@@ -102,7 +103,7 @@ def _deployment(model: Architecture, device: Hardware, inputs: Inputs, longest: 
         device,
         make_precision(model, device, inputs["weights"], inputs["kv"], inputs["activations"]),
         inputs["library"],
-        HostTime(inputs["host_step_s"], inputs["host_layer_s"], inputs["front_end_s"]),
+        HostTime(*(inputs[name] for name in ("host_step_s", "host_layer_s", "host_moe_layer_s", "front_end_s"))),
         Options(overlap=inputs["overlap"], imbalance=inputs["imbalance"]),
     )
     return deployment(
