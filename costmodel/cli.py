@@ -189,6 +189,23 @@ Microbatches = Annotated[
     str | None,
     typer.Option("--microbatches", metavar="COUNT", help="Parts in which a batch passes the pipeline. [default: pp]"),
 ]
+SequenceParallel = Annotated[
+    bool,
+    typer.Option("--sequence-parallel", help="Devices of a tensor-parallel group share the tokens between blocks."),
+]
+Microbatch = Annotated[
+    str, typer.Option("--microbatch", metavar="COUNT", help="Training: sequences of a rank that run together.")
+]
+Recompute = Annotated[
+    str, typer.Option("--recompute", metavar="WHAT", help="Training: none, selective (attention) or full (layers).")
+]
+Zero = Annotated[
+    int,
+    typer.Option("--zero", metavar="STAGE", help="Training: 0 to 3, what data-parallel ranks share out; 3 as FSDP."),
+]
+Interleave = Annotated[
+    str, typer.Option("--interleave", metavar="COUNT", help="Training: pipeline stages on one device.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -287,6 +304,11 @@ def predict(
     overlap: Overlap = 0.0,
     imbalance: Imbalance = 1.0,
     microbatches: Microbatches = None,
+    sequence_parallel: SequenceParallel = False,
+    microbatch: Microbatch = "1",
+    recompute: Recompute = "none",
+    zero: Zero = 0,
+    interleave: Interleave = "1",
     settings: Settings = None,
     mechanism: Mechanisms = None,
     breakdown: Breakdown = False,
@@ -309,7 +331,9 @@ def predict(
     inputs |= {"caches": caches, "table": table}
     if layout:
         inputs |= {"layout": layout, "overlap": overlap, "imbalance": imbalance}
-        inputs |= {"microbatches": _count(microbatches, "microbatches")}
+        inputs |= {"microbatches": _count(microbatches, "microbatches"), "sequence_parallel": sequence_parallel}
+        inputs |= {"microbatch": _count(microbatch, "microbatch"), "recompute": recompute}
+        inputs |= {"zero": zero, "interleave": _count(interleave, "interleave")}
     predict_and_print(form, inputs, breakdown, plot)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
     from costmodel.fitting.measured_table import MeasuredTable
-    from costmodel.parallel.placement import Options
+    from costmodel.parallel.options import Options
 
 MAX_BATCH = 10**9
 CACHES = ("served", "benchmarked")
@@ -56,7 +56,8 @@ class StepPrediction(NamedTuple):
 
     Under a layout of several devices, FLOPs, bytes and energy are sums over all of them; memory_per_gpu_bytes is what
     the fullest device needs, and replicated_* the part of the sums that a single device would not hold. interval_s is
-    the time between the starts of two steps that follow one another, less than time_s in a full pipeline.
+    the time between the starts of two steps that follow one another, less than time_s in a full pipeline. mfu, of
+    training under a layout: three times the forward pass's FLOPs (exact pairs) over time and the devices' peak.
     """
 
     arch: str
@@ -93,6 +94,7 @@ class StepPrediction(NamedTuple):
     memory_per_gpu_bytes: float = 0.0
     replicated_weight_bytes: float = 0.0
     replicated_cache_bytes: float = 0.0
+    mfu: float | None = None
     breakdown: tuple[KernelRow, ...] = ()
 
     def to_dict(self, breakdown: bool = False) -> dict[str, Any]:
@@ -384,7 +386,7 @@ def _predict_layout(
     table: "MeasuredTable | None",
     options: "Options | None",
 ) -> StepPrediction:
-    from costmodel.parallel.placement import SERIAL
+    from costmodel.parallel.options import SERIAL
     from costmodel.parallel.rows import predict_layout
 
     return predict_layout(

@@ -17,7 +17,8 @@ from costmodel.model_file import load_architecture
 from costmodel.parallel.exchanges import Group, group
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
 from costmodel.parallel.memory import blocks_of, max_concurrency, memory_by_stage
-from costmodel.parallel.placement import SERIAL, Options, local_step, place, stage_sizes
+from costmodel.parallel.options import SERIAL, Options
+from costmodel.parallel.placement import local_step, place, stage_sizes
 from costmodel.parallel.remedies import remedies
 from costmodel.parallel.replicas import replicated
 from costmodel.parallel.stages import path_kernels, step_seconds

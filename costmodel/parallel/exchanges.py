@@ -172,9 +172,13 @@ class Exchanger(NamedTuple):
                     group=name, count=count
                 )
                 continue
-            # Low-latency kernels send a copy for each expert, those of large batches one for each device.
-            share = (at.ep - 1) / at.ep
-            copies = d.k * share if self.step.decoding else (at.ep - 1) * (1 - (1 - 1 / at.ep) ** d.k)
+            # Low-latency kernels send a copy for each expert. Those of large batches send one to each domain, where
+            # fast links pass it on; inside one domain, one to each device.
+            copies = d.k * (at.ep - 1) / at.ep
+            if not self.step.decoding:
+                places = at.ep if among.inside == at.ep else at.ep / among.inside
+                copies = (places - 1) * (1 - (1 - 1 / places) ** d.k)
+                among = among if places == at.ep else Group(among.size, 1)
             for op, e in (("dispatch", sent), ("combine", back)):
                 size = tokens * width * e * d.place.hottest
                 yield self.send(op, op, among, size, copies=copies, tokens=tokens)._replace(group=name, count=count)

@@ -20,56 +20,26 @@ from typing import Any, NamedTuple
 from costmodel.algebra import Quantity, ceil_div, floor_div, maximum
 from costmodel.architecture import Architecture, Block
 from costmodel.dims import split_dims, split_fields
-from costmodel.errors import BadInput, Impossible, unknown
+from costmodel.errors import Impossible
 from costmodel.ffns import moe
 from costmodel.layers.expert_placement import Placement
 from costmodel.parallel.layout import Layout
+from costmodel.parallel.options import SERIAL as SERIAL
+from costmodel.parallel.options import Options as Options
 from costmodel.step import Precision, Step
-
-EXCHANGES = ("alltoall", "allgather")
-
-
-class Options(NamedTuple):
-    """How a layout is run.
-
-    overlap: share of the communication's time that computation hides. imbalance: load of the fullest device of the
-    experts over the mean. experts: tokens travel to the devices of their experts alone (alltoall, as DeepEP), or to all
-    (allgather). sequence_parallel: between blocks each device of a tensor-parallel group has a part of the tokens.
-    microbatches: parts in which a batch passes the pipeline (None: as many as there are stages).
-    """
-
-    overlap: float = 0.0
-    imbalance: float = 1.0
-    experts: str = "alltoall"
-    sequence_parallel: bool = False
-    microbatches: int | None = None
-
-    def checked(self) -> "Options":
-        """These options. Raises BadInput for values outside their range."""
-        if not 0 <= self.overlap <= 1:
-            raise BadInput(f"overlap {self.overlap} is not a share from 0 to 1")
-        if not 1 <= self.imbalance <= 1e4:
-            raise BadInput(f"imbalance {self.imbalance} is not a load over the mean, 1 or more")
-        if self.experts not in EXCHANGES:
-            raise unknown("exchange of experts", self.experts, EXCHANGES)
-        if self.microbatches is not None and not 1 <= self.microbatches <= 10**6:
-            raise BadInput(f"microbatches {self.microbatches} is outside 1 to 1000000")
-        return self
-
-
-SERIAL = Options()
-"""Nothing overlaps, and experts are loaded evenly."""
 
 
 class Stage(NamedTuple):
     """A stage of the pipeline as one device holds it, and how many stages are like it.
 
-    cores: the same layers as the attention kernels see them, where their heads are split less than the rest.
+    cores: the same layers as the attention kernels see them, where their heads are split less than the rest. place: of
+    the first such stage.
     """
 
     part: Architecture
     cores: Architecture | None
     times: int = 1
+    place: int = 0
 
 
 class Placed(NamedTuple):
@@ -124,7 +94,7 @@ def place(architecture: Architecture, layout: Layout, phase: str = "decode", opt
         groups[key] += 1
         if key not in first:
             cut = partial(_cut, layers=layers, embeds=embeds, predicts=predicts)
-            first[key] = Stage(cut(part), None if cores is None else cut(cores))
+            first[key] = Stage(cut(part), None if cores is None else cut(cores), place=index)
     stages = tuple(stage._replace(times=groups[key]) for key, stage in first.items())
     return Placed(architecture, layout, phase, options, ways, Stage(part, cores), stages)
 

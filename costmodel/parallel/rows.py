@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from costmodel.calibration import Calibration
 from costmodel.energy import energy_joules
+from costmodel.errors import Impossible
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.exchanges import between_stages, cache_transfer
 from costmodel.parallel.layout import Disaggregated, Layout
 from costmodel.parallel.memory import memory_by_stage
-from costmodel.parallel.placement import SERIAL, Options, Placed, cache_bytes, filled, local_step, place
+from costmodel.parallel.options import SERIAL, Options
+from costmodel.parallel.placement import Placed, cache_bytes, filled, local_step, place
 from costmodel.parallel.stages import StepSeconds, flow, microbatches, path_kernels, stage_kernels
 from costmodel.prediction import KernelRow, StepPrediction, breakdown_of, served, summary
 from costmodel.step import Precision, Step
@@ -111,23 +113,26 @@ def _breakdown(time: StepTime, seconds: StepSeconds) -> tuple[KernelRow, ...]:
     rows = [row._replace(share=row.time_s / seconds.time_s) for row in breakdown_of(time)]
     waiting = seconds.time_s - time.time_s
     if waiting > 1e-9 * seconds.time_s:
-        rows.append(
-            KernelRow(
-                kernel=WAITING,
-                group="pipeline",
-                family="pipeline",
-                count=1,
-                time_s=waiting,
-                share=waiting / seconds.time_s,
-                bound=time.bound,
-                basis=time.basis,
-                flops=0.0,
-                executed_flops=0.0,
-                hbm_bytes=0.0,
-                implementation="pipeline",
-            )
-        )
+        rows.append(waiting_row(WAITING, waiting, seconds.time_s, time))
     return tuple(rows)
+
+
+def waiting_row(name: str, waiting_s: float, total_s: float, time: StepTime) -> KernelRow:
+    """The time in which a device waits for others of its pipeline, as a row of the breakdown."""
+    return KernelRow(
+        kernel=name,
+        group="pipeline",
+        family="pipeline",
+        count=1,
+        time_s=waiting_s,
+        share=waiting_s / total_s,
+        bound=time.bound,
+        basis=time.basis,
+        flops=0.0,
+        executed_flops=0.0,
+        hbm_bytes=0.0,
+        implementation="pipeline",
+    )
 
 
 def predict_layout(
@@ -144,7 +149,13 @@ def predict_layout(
     """A row for a layout; of a disaggregated one, for all workers of the step's phase, each with a batch of its own."""
     if isinstance(layout, Layout):
         placed = place(architecture, layout, step.phase, options)
+        if step.phase == "train":
+            from costmodel.parallel.training_rows import predict_training
+
+            return predict_training(placed, hardware, step, precision, calibration)
         return predict_placed(placed, hardware, step, precision, calibration, caches, table)
+    if step.phase == "train":
+        raise Impossible(f"layout {layout}: workers of prefill and decode do not train")
     prefill, decode = layout
     workers = decode if step.decoding else prefill
     placed = place(architecture, workers.layout, step.phase, options)

@@ -21,6 +21,7 @@ from costmodel.parallel.placement import Placed, Stage, core_step, filled, local
 from costmodel.step import Precision, Step
 from costmodel.timing import total_seconds
 
+NORMS = ("norm", "final norm", "norm backward", "final norm backward")
 OUTSIDE_CORES = ("norm", "sum of branches")
 """Passes over the hidden state, which every device of a group does alike."""
 
@@ -41,7 +42,7 @@ def stage_kernels(placed: Placed, stage: Stage, step: Step, precision: Precision
         every = sampling(placed.whole.V, step, precision)
         run = [every._replace(group="head") if kernel.name == "sampling" else kernel for kernel in run]
     if placed.options.sequence_parallel and placed.ways > 1:
-        run = [_on_a_part(kernel, placed.ways) if "norm" in kernel.name.split() else kernel for kernel in run]
+        run = [_on_a_part(kernel, placed.ways) if kernel.name in NORMS else kernel for kernel in run]
     exchanges = Exchanger(placed, stage, step, precision, hardware).all()
     if step.phase == "train":
         # The gradients of a sum are the same to all devices, those of a copy are summed: the same bytes once more.

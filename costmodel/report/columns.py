@@ -101,6 +101,12 @@ PARALLEL = (
     shows("replicated_weight_bytes", "replicated\nweights"),
     shows("replicated_cache_bytes", "replicated\ncache"),
 )
+TRAINING = (
+    *(column for column in PREDICTION if column.title not in ("memory", "fits", "FLOP/byte", "cache")),
+    Column("MFU", lambda row: "–" if row["mfu"] is None else percent(row["mfu"])),
+    shows("memory_per_gpu_bytes", "memory\nper GPU"),
+    shows("fits", right=False),
+)
 GENERATION = (
     shows("method", right=False),
     shows("passes"),

@@ -66,7 +66,7 @@ def _tell_replicas(
                     ("cache", entry.cache_bytes),
                     ("FLOPs", entry.flops),
                 )
-                if whole and extra / whole >= SMALL
+                if whole and extra / whole >= SMALL and not (name == "cache" and phase == "train")
             }
             if shares:
                 told = ", ".join(f"{name} +{percent(share)}" for name, share in shares.items())

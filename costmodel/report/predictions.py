@@ -11,6 +11,7 @@ from costmodel.report.columns import (
     KERNELS,
     PARALLEL,
     PREDICTION,
+    TRAINING,
     Column,
     Row,
     shows,
@@ -82,8 +83,8 @@ def print_predictions(
         print_csv(list(_kernel_rows(rows)) if breakdown else rows)
         return
     between = ""
-    for (hardware, architecture, *_), members in groups(rows, ("hw", "arch", "layout", "phase")):
-        columns = PREDICTION if members[0]["layout"] == "tp1" else PARALLEL
+    for (hardware, architecture, _, phase), members in groups(rows, ("hw", "arch", "layout", "phase")):
+        columns = PREDICTION if members[0]["layout"] == "tp1" else TRAINING if phase == "train" else PARALLEL
         columns = columns if len({row["basis"] for row in members}) == 1 else (*columns, BASIS)
         title = title_of(members[0], formats.get((architecture, hardware), ""))
         if between:

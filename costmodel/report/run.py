@@ -20,10 +20,11 @@ def _parallel(inputs: Inputs) -> dict[str, Any]:
     """The layouts asked for, and how they run."""
     if "layout" not in inputs:
         return {}
-    from costmodel.parallel.placement import Options
+    from costmodel.parallel.options import Options, Training
 
-    names = ("overlap", "imbalance", "microbatches")
-    return {"layout": inputs["layout"], "options": Options(**{name: inputs[name] for name in names})}
+    training = Training(**{name: inputs[name] for name in ("microbatch", "recompute", "zero", "interleave")})
+    names = ("overlap", "imbalance", "microbatches", "sequence_parallel")
+    return {"layout": inputs["layout"], "options": Options(**{name: inputs[name] for name in names}, training=training)}
 
 
 def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | None) -> None:

@@ -1,0 +1,78 @@
+"""How a layout is run: what overlaps, how evenly experts are loaded, and how a training step is composed."""
+
+from typing import NamedTuple
+
+from costmodel.errors import BadInput, unknown
+
+EXCHANGES = ("alltoall", "allgather")
+
+
+RECOMPUTED = ("none", "selective", "full")
+ZERO = (0, 1, 2, 3)
+ATTENTION = ("fused", "materialised")
+
+
+class Training(NamedTuple):
+    """How a training step is run.
+
+    microbatch: sequences of one rank of dp that run together. recompute: what the backward pass computes again:
+    nothing, attention, or whole layers from their input. zero: what ranks of dp share out instead of each holding it:
+    1 the optimizer's state, 2 gradients as well, 3 weights as well (FSDP). interleave: stages of the pipeline on one
+    device, each of a part of the layers. gradient_bytes: of one gradient, kept and reduced. hidden: share of the
+    reduction of gradients (and gathering of weights) that computation hides. attention: in one kernel that keeps no
+    probabilities, or materialised, as before FlashAttention.
+    """
+
+    microbatch: int = 1
+    recompute: str = "none"
+    zero: int = 0
+    interleave: int = 1
+    gradient_bytes: int = 4
+    hidden: float = 0.0
+    attention: str = "fused"
+
+
+class Options(NamedTuple):
+    """How a layout is run.
+
+    overlap: share of the communication's time that computation hides. imbalance: load of the fullest device of the
+    experts over the mean. experts: tokens travel to the devices of their experts alone (alltoall, as DeepEP), or to all
+    (allgather). sequence_parallel: between blocks each device of a tensor-parallel group has a part of the tokens.
+    microbatches: parts in which a batch passes the pipeline (None: as many as there are stages); of training, see
+    `Training`.
+    """
+
+    overlap: float = 0.0
+    imbalance: float = 1.0
+    experts: str = "alltoall"
+    sequence_parallel: bool = False
+    microbatches: int | None = None
+    training: Training = Training()
+
+    def checked(self) -> "Options":
+        """These options. Raises BadInput for values outside their range."""
+        if not 0 <= self.overlap <= 1:
+            raise BadInput(f"overlap {self.overlap} is not a share from 0 to 1")
+        if not 1 <= self.imbalance <= 1e4:
+            raise BadInput(f"imbalance {self.imbalance} is not a load over the mean, 1 or more")
+        if self.experts not in EXCHANGES:
+            raise unknown("exchange of experts", self.experts, EXCHANGES)
+        if self.microbatches is not None and not 1 <= self.microbatches <= 10**6:
+            raise BadInput(f"microbatches {self.microbatches} is outside 1 to 1000000")
+        how = self.training
+        if how.recompute not in RECOMPUTED:
+            raise unknown("recomputation", how.recompute, RECOMPUTED)
+        if how.attention not in ATTENTION:
+            raise unknown("attention", how.attention, ATTENTION)
+        if not 0 <= how.hidden <= 1:
+            raise BadInput(f"hidden {how.hidden} is not a share from 0 to 1")
+        if how.zero not in ZERO:
+            raise BadInput(f"zero {how.zero} is none of the stages 0, 1, 2 and 3")
+        for name in ("microbatch", "interleave"):
+            if not 1 <= getattr(how, name) <= 10**6:
+                raise BadInput(f"{name} {getattr(how, name)} is outside 1 to 1000000")
+        return self
+
+
+SERIAL = Options()
+"""Nothing overlaps, and experts are loaded evenly."""
