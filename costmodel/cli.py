@@ -978,6 +978,30 @@ def cite(
         print_rows("cite", form, {"name": name}, rows)
 
 
+Output = Annotated[str, typer.Option("--out", metavar="FILE", help="Where to write it.")]
+
+
+@app.command("page")
+def write_page(
+    out: Output = "explorer.html",
+    arch: Annotated[
+        list[str] | None, typer.Option("--arch", "-a", metavar="NAME,…", help="Architectures. [default: all]")
+    ] = None,
+    hw: Annotated[list[str] | None, typer.Option("--hw", metavar="NAME,…", help="Devices. [default: all]")] = None,
+    library: Library = None,
+    settings: Settings = None,
+    mechanism: Mechanisms = None,
+) -> None:
+    """Write a page in which anyone explores time, memory and cost by dragging: one HTML file that needs no network.
+
+    costmodel page --out explorer.html --arch llama-3.1-8b,kimi-linear-48b-a3b --hw h100-sxm,b200-sxm
+    """
+    from costmodel.report.page.write import write_page as write
+
+    asked = {"arch": _words(arch or (), "--arch"), "hw": _words(hw or (), "--hw")}
+    write({**asked, "out": out, "library": library, "set": list(settings or ())})
+
+
 def main() -> None:
     """Run the command line."""
     for name in ("stdout", "stderr"):

@@ -111,8 +111,8 @@ def traced_step(architecture: Architecture, phase: Phase, precision: Precision) 
 
 
 class FormProgram(NamedTuple):
-    """A time form on one structure of kernels: outputs as in OUTPUTS; inputs "k." and "h." with a path, "t." with the name
-    of a parameter. by_generation: whether it asked for the generation of the device."""
+    """A time form on one structure of kernels: outputs as in OUTPUTS; inputs "k." and "h." with a path,
+    "t." with the name of a parameter. by_generation: whether it asked for the generation of the device."""
 
     graph: Graph
     outputs: tuple[Traced, ...]

@@ -1,0 +1,82 @@
+"""Everything that the page knows: programs as JavaScript, and data as JSON."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import costmodel
+from costmodel.analysis.kernel_programs import OUTPUTS
+from costmodel.architecture import Architecture
+from costmodel.calibration import BASES, EXTRAPOLATION_SPREAD, TRANSFER_SPREAD, Calibration
+from costmodel.hardware import Hardware
+from costmodel.kernels.base import BOUNDS
+from costmodel.memory import TRAINING_BYTES_PER_PARAMETER
+from costmodel.report.page.architectures import KV, WEIGHTS, architecture_entry
+from costmodel.report.page.devices import calibration_entry, device_entry, family_entry
+from costmodel.report.page.formulas import Formulas
+from costmodel.report.page.programs import Programs
+from costmodel.step import PHASES
+from costmodel.timing import Z80
+
+
+class Content(NamedTuple):
+    """The functions of a page, and its data."""
+
+    programs: str
+    data: dict[str, Any]
+
+
+def content(
+    architectures: Sequence[Architecture],
+    devices: Sequence[tuple[Hardware, Calibration]],
+    step: Callable[[], None] = lambda: None,
+) -> Content:
+    """What a page of these models on these devices needs. step is called after each model."""
+    programs, formulas = Programs(devices), Formulas()
+    hardware = [device for device, _ in devices]
+    models = []
+    for architecture in architectures:
+        entry = architecture_entry(architecture, hardware, programs)
+        models.append({**entry, "blocks": formulas.add(architecture)})
+        step()
+    written = programs.written()
+    for model in models:
+        for phase in model["phases"].values():
+            phase["rows"] = [rows and [written.row_of[added] for added in rows] for rows in phase["rows"]]
+            phase["cache"] = [None if added is None else written.row_of[added] for added in phase["cache"]]
+    places: dict[str, int] = {}
+    for _, calibration in devices:
+        if calibration.place:
+            places.setdefault(calibration.place, len(places))
+    of = [family for family, _, _ in programs.keys]
+    data = {
+        "version": costmodel.__version__,
+        "outputs": list(OUTPUTS),
+        "bounds": list(BOUNDS),
+        "bases": list(BASES),
+        "phases": list(PHASES),
+        "weights": list(WEIGHTS),
+        "kv": list(KV),
+        "z80": Z80,
+        "trainingBytes": TRAINING_BYTES_PER_PARAMETER,
+        "transferSpread": TRANSFER_SPREAD,
+        "extrapolationSpread": EXTRAPOLATION_SPREAD,
+        "keys": [list(key) for key in programs.keys],
+        "rows": [[row.template, row.key, *row.numbers] for row in written.rows],
+        "formOf": written.form_of,
+        "families": [family_entry(form) for form in programs.families],
+        "calibrations": [calibration_entry(place, programs.kernels, of) for place in places],
+        "devices": [
+            {
+                **device_entry(
+                    device, calibration, programs.hardware_paths, programs.kernels, of, places.get(calibration.place)
+                ),
+                "variants": written.variant_of[index],
+            }
+            for index, (device, calibration) in enumerate(devices)
+        ],
+        "architectures": models,
+        "formulas": formulas.entries,
+        "prices": {},
+        "pricesNote": "Prices of devices are an input: nothing is known of them here.",
+    }
+    return Content(written.text, data)

@@ -1,0 +1,289 @@
+"""The page computes, in a browser, what the package computes in Python."""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodel.calibration import find_calibration
+from costmodel.errors import Impossible
+from costmodel.hardware import load_hardware
+from costmodel.model_file import load_architecture
+from costmodel.prediction import predict
+from costmodel.report.page.build import LARGEST, page
+from costmodel.report.page.data import Content, content
+from costmodel.report.page.write import write_page
+
+MODELS = (
+    "llama-3.1-8b",
+    "gemma-3-27b",
+    "deepseek-v3.2",
+    "kimi-linear-48b-a3b",
+    "nemotron-h-8b",
+    "minicpm4-8b",
+    "rwkv7-7.2b",
+    "hyena-1.3b",
+    "llada-8b",
+)
+DEVICES = ("h100-sxm", "a100-sxm", "gh200", "rtx-5090", "mi300x", "tpu-v5p")
+"""Two with calibrations of their own, two that borrow one, two without."""
+POINTS = 400
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
+SECONDS = 120
+
+EXACT = {
+    "time": "time_s",
+    "serial": "serial_s",
+    "roofline": "roofline_s",
+    "flops": "flops",
+    "bytes": "hbm_bytes",
+    "cache": "cache_bytes",
+    "memory": "memory_bytes",
+    "energy": "energy_j",
+    "tokensPerSecond": "tokens_per_s",
+    "bound": "bound",
+    "basis": "basis",
+    "fits": "fits",
+}
+"""What the page calls the values of a prediction."""
+
+ASK = """
+const answer = ({ arch, hw, phase, batch, context, weights, kv }) => {
+  const architecture = DATA.architectures.find((each) => each.name === arch);
+  const device = DATA.devices.find((each) => each.name === hw);
+  const precision = model.precisionOf(architecture, device, phase, weights, kv);
+  if (precision === null) return null;
+  const result = model.predict(architecture, device, { phase, B: batch, L: context, precision },
+    { wantSpread: true, wantKernels: true });
+  return { ...result, kernels: result.kernels.map(({ name, time, bound, basis }) => ({ name, time, bound, basis })) };
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def made() -> Content:
+    devices = [load_hardware(name) for name in DEVICES]
+    models = [load_architecture(name) for name in MODELS]
+    return content(models, [(device, find_calibration(device, None)) for device in devices])
+
+
+@pytest.fixture(scope="module")
+def text(made: Content) -> str:
+    return page(made, MODELS[:3])
+
+
+def questions() -> list[dict[str, Any]]:
+    """Random questions over everything that the page lets people choose."""
+    chance = random.Random(7)
+    found = []
+    for _ in range(POINTS):
+        phase = chance.choice(["prefill", "decode", "decode", "train"])
+        formats = {"weights": [None, "bf16", "fp8", "int4", "nvfp4"], "kv": [None, "bf16", "fp8"]}
+        chosen = {name: None if phase == "train" else chance.choice(values) for name, values in formats.items()}
+        found.append(
+            {
+                "arch": chance.choice(MODELS),
+                "hw": chance.choice(DEVICES),
+                "phase": phase,
+                "batch": chance.choice([1, 2, 7, 64, 300]),
+                "context": round(2 ** chance.uniform(0, 26.5)),
+                **chosen,
+            }
+        )
+    return found
+
+
+def expected(question: dict[str, Any]) -> Any:
+    """The row of the package; None where it refuses."""
+    try:
+        return predict(
+            question["arch"],
+            question["hw"],
+            question["context"],
+            **{name: question[name] for name in ("phase", "batch", "weights", "kv")},
+        ).row
+    except Impossible:
+        return None
+
+
+def browser() -> str | None:
+    named = os.environ.get("CHROMIUM")
+    return named or next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
+def dom(page_text: str, folder: Path, script: str, hash: str = "") -> str:
+    """What the page is after a script has run in it, in a headless browser without network.
+
+    The script may use DATA and model, and leaves its result in `answer`.
+    """
+    program = browser()
+    assert program is not None
+    asking = f"""<script>(async () => {{
+        const ready = () => window.costmodel && document.documentElement.dataset.ready === "1";
+        while (!ready()) await new Promise((done) => setTimeout(done, 20));
+        const {{ DATA, model }} = window.costmodel;
+        {script}
+        const place = document.createElement("pre");
+        place.id = "answers";
+        place.textContent = JSON.stringify(answer);
+        document.body.append(place);
+    }})();</script></body>"""
+    file = folder / "page.html"
+    file.write_text(page_text.replace("</body>", asking), encoding="utf-8")
+    command = [
+        program,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={folder / 'profile'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--virtual-time-budget=60000",
+        "--window-size=1280,900",
+        "--dump-dom",
+        f"{file.as_uri()}#{hash}",
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert 'id="answers"' in run.stdout, run.stderr[-2000:]
+    return run.stdout
+
+
+def answers_of(found: str) -> Any:
+    match = re.search(r'<pre id="answers">(.*?)</pre>', found, re.DOTALL)
+    assert match
+    return json.loads(unescape(match[1]))
+
+
+def answers_of_node(made: Content, folder: Path, asked: Any) -> Any:
+    """The same programs in Node, where there is no browser."""
+    model = Path(__file__).parent.parent / "costmodel" / "report" / "page" / "model.js"
+    script = folder / "ask.js"
+    script.write_text(
+        f"{made.programs}\nconst {{ makeModel }} = require({json.dumps(str(model))});\n"
+        f"const DATA = {json.dumps(made.data)};\nconst model = makeModel(DATA, TEMPLATES, FORMS);\n{ASK}\n"
+        f"console.log(JSON.stringify({json.dumps(asked)}.map(answer)));",
+        encoding="utf-8",
+    )
+    run = subprocess.run(["node", str(script)], capture_output=True, text=True, check=True, timeout=SECONDS)
+    return json.loads(run.stdout)
+
+
+def test_the_page_predicts_what_python_predicts(made: Content, text: str, tmp_path: Path) -> None:
+    asked = questions()
+    if browser():
+        script = ASK.replace("const answer =", "const each =") + f"const answer = {json.dumps(asked)}.map(each);"
+        found = answers_of(dom(text, tmp_path, script))
+    elif shutil.which("node"):
+        found = answers_of_node(made, tmp_path, asked)
+    else:
+        pytest.skip(f"no browser ({', '.join(BROWSERS)}, or CHROMIUM) and no node on this machine")
+    ends: list[float] = []
+    for question, answer in zip(asked, found, strict=True):
+        row = expected(question)
+        assert (answer is None) == (row is None), question
+        if row is None:
+            continue
+        for name, ours in EXACT.items():
+            value = getattr(row, ours)
+            exact = isinstance(value, str | bool) or value is None
+            assert answer[name] == (value if exact else pytest.approx(value, rel=1e-9)), (question, name)
+        ends += [abs(answer["low"] / row.time_low_s - 1), abs(answer["high"] / row.time_high_s - 1)]
+        times = {kernel["name"]: kernel["time"] for kernel in answer["kernels"]}
+        for kernel in row.breakdown:
+            if [other.kernel for other in row.breakdown].count(kernel.kernel) == 1:
+                assert times[kernel.kernel] == pytest.approx(kernel.time_s, rel=1e-9), (question, kernel.kernel)
+    assert len(ends) > POINTS
+    # Deviations of parameters are written with four digits. Where shifted parameters fill a wave of thread blocks
+    # exactly, the last bit of an exponential decides whether another wave starts.
+    assert sorted(ends)[int(0.98 * len(ends))] < 1e-3
+    assert max(ends) < 0.05
+
+
+@pytest.fixture(scope="module")
+def needs_browser() -> None:
+    if browser() is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} on the path, and CHROMIUM is not set")
+
+
+@pytest.mark.usefixtures("needs_browser")
+def test_a_link_asks_its_question_again(text: str, tmp_path: Path) -> None:
+    hash = "a=kimi-linear-48b-a3b,llama-3.1-8b&hw=a100-sxm&p=prefill&c=1000000&b=4&usd=2"
+    found = dom(text, tmp_path, "const answer = [window.costmodel.state(), location.hash];", hash)
+    state, link = answers_of(found)
+    assert state["a"] == ["kimi-linear-48b-a3b", "llama-3.1-8b"]
+    assert [state[name] for name in ("hw", "p", "c", "b", "usd")] == ["a100-sxm", "prefill", 1000000, 4, 2]
+    assert set(link.removeprefix("#").split("&")) == set(hash.split("&"))
+    shown = predict("llama-3.1-8b", "a100-sxm", 1000000, phase="prefill", batch=4).row
+    assert f"<b>{shown.time_s / 60:.3g} min</b>" in found
+    assert found.count("<svg") >= 3
+
+
+@pytest.mark.usefixtures("needs_browser")
+def test_a_link_with_nonsense_shows_the_default(text: str, tmp_path: Path) -> None:
+    hash = "a=%3Cscript%3E,no-such-model&hw=nothing&p=sleep&c=-5&b=NaN&w=fp99&usd=abc"
+    state = answers_of(dom(text, tmp_path, "const answer = window.costmodel.state();", hash))
+    assert state["a"] == list(MODELS[:3])
+    assert [state[name] for name in ("hw", "p", "c", "b", "w")] == ["h100-sxm", "decode", 131072, 1, ""]
+
+
+@pytest.mark.usefixtures("needs_browser")
+def test_memory_filled_takes_the_largest_batch_that_fits(text: str, tmp_path: Path) -> None:
+    script = """
+    const architecture = DATA.architectures[0], device = DATA.devices[0];
+    const question = { phase: "decode", L: 8192, precision: 0 };
+    const answer = model.largestBatch(architecture, device, question);
+    """
+    batch = answers_of(dom(text, tmp_path, script))
+    assert predict(MODELS[0], DEVICES[0], 8192, batch=batch).row.fits
+    assert not predict(MODELS[0], DEVICES[0], 8192, batch=batch + 1).row.fits
+
+
+@pytest.mark.usefixtures("needs_browser")
+def test_every_control_has_a_name_and_every_chart_a_description(text: str, tmp_path: Path) -> None:
+    script = """
+    const named = (each) => each.labels?.length || each.getAttribute("aria-label") || each.textContent.trim();
+    const controls = [...document.querySelectorAll("input, select, button")];
+    const answer = {
+      unnamed: controls.filter((each) => !named(each)).map((each) => each.id),
+      charts: [...document.querySelectorAll("svg[role=img]")].map((each) => each.getAttribute("aria-label")),
+      headings: [...document.querySelectorAll("h1, h2, h3")].map((each) => Number(each.tagName[1])),
+      ids: [...document.querySelectorAll("[id]")].map((each) => each.id),
+      wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
+    };
+    """
+    found = answers_of(dom(text, tmp_path, script, "usd=2"))
+    assert found["unnamed"] == []
+    assert len(found["charts"]) >= 3
+    assert all(MODELS[0] in description for description in found["charts"])
+    assert found["headings"][0] == 1
+    assert all(after - before <= 1 for before, after in zip(found["headings"], found["headings"][1:], strict=False))
+    assert len(set(found["ids"])) == len(found["ids"])
+    assert not found["wide"]
+
+
+def test_the_page_needs_nothing_but_itself(text: str) -> None:
+    assert len(text.encode()) < LARGEST
+    assert "default-src 'none'" in text
+    assert not re.search(r"""(src|href)=["'](?!#)""", text)
+    assert "fetch(" not in text
+    assert "/*DATA*/" not in text
+
+
+def test_the_same_question_gives_the_same_page(made: Content) -> None:
+    assert page(made, MODELS[:1]) == page(made, MODELS[:1])
+
+
+@pytest.mark.usefixtures("needs_browser")
+def test_formats_without_an_engine_are_refused_in_words(tmp_path: Path) -> None:
+    out = tmp_path / "explorer.html"
+    asked = {"arch": ["deepseek-v3.2"], "hw": ["a100-sxm"], "library": None, "set": [], "out": str(out)}
+    write_page(asked)
+    found = dom(out.read_text(encoding="utf-8"), tmp_path, "const answer = 1;")
+    assert "a100-sxm has no engine for the number formats of deepseek-v3.2" in found
