@@ -137,6 +137,10 @@ def test_what_does_not_divide_is_refused_with_what_would() -> None:
         place(load_architecture("llama-3.1-8b"), Layout(pp=64))
     with pytest.raises(Impossible, match="no engine splits by tokens"):
         place(load_architecture("deepseek-v3.2"), Layout(cp=2), "decode")
+    with pytest.raises(Impossible, match="whole sequence at once"):
+        place(load_architecture("hyena-153m"), Layout(cp=2), "prefill")
+    with pytest.raises(Impossible, match="no experts to spread"):
+        place(load_architecture("llama-3.1-8b"), Layout(dp=2, ep=2))
 
 
 # --- layouts --------------------------------------------------------------------------------------------------------
@@ -291,6 +295,20 @@ def test_a_split_prompt_computes_what_the_whole_one_does() -> None:
         k for k in model.kernels(local_step(placed, step), BF16) if k.group in model.mixers or k.group in model.ffns
     ]
     assert 8 * flops(part) == pytest.approx(flops(whole), rel=1e-12)
+
+
+def test_devices_of_a_split_prompt_hand_on_keys_or_states() -> None:
+    step = Step(B=2, S=32768, P=0)
+    found = exchanged("qwen3-next-80b-a3b", "cp4", step)
+    model = load_architecture("qwen3-next-80b-a3b")
+    attention, gdn = (next(b.dims for b in model.mixers.values() if b.kind == kind) for kind in ("gqa", "gdn"))
+    keys = next(kernel for (name, _), kernel in found.items() if name == "keys and values all-gather")
+    assert keys.work.network == 3 / 4 * 2 * 32768 * 2 * attention.Hkv * attention.dk * 2
+    states = next(kernel for (name, _), kernel in found.items() if name == "states all-gather")
+    # The state of every head with what each part does to it, and three inputs of the convolution.
+    each = 4 * gdn.Hv * gdn.dk * (gdn.dv + gdn.dk) + 3 * (2 * gdn.Hk * gdn.dk + gdn.Hv * gdn.dv) * 2
+    assert states.work.network == 3 * 2 * each
+    assert (keys.count, states.count) == (12, 36)
 
 
 def test_a_split_cache_is_kept_once() -> None:

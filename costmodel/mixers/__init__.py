@@ -23,6 +23,8 @@ optionally CLAIM: `Claim`, what its authors say of its growth, with the source, 
 UNVERIFIED: texts on what no source or measurement confirms yet;
 optionally partial_sums(d, D, ways): what devices that share a layer must add up inside it (`layers.partial_sum`);
 optionally CACHE_SPLITS = True: decode kernels may each attend to a part of the cached tokens;
+optionally WHOLE_SEQUENCE, a reason: devices cannot share the new tokens of a sequence;
+optionally transition_bytes(d): what devices that share the tokens hand on beside their states;
 optionally REFINES (kind, field): a block of that kind that has that field is this mechanism; own_projections(d, D):
 of shared weights (`copies` in an architecture file), the projections that every layer has for itself;
 

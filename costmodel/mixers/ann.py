@@ -47,6 +47,7 @@ SOURCES = (
     "arXiv:2409.10516 (RetrievalAttention)",
 )
 TENSOR_PARALLEL = "by heads, each with an index of its own; no engine is known that splits them"
+WHOLE_SEQUENCE = "its index covers all keys of a head"
 ORDER = Order(prefill_flops=2, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("sublinear", "sublinear", "https://www.lesswrong.com/posts/kpSXeMcthtHgnwMx3, discussion")
 UNVERIFIED = (

@@ -89,6 +89,11 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return product.cache(rule(d), precision)
 
 
+def transition_bytes(d: Dims) -> Quantity:
+    """What a run of tokens does to a state: dk × dk numbers of each head, since the delta rule mixes its rows."""
+    return 4 * d.H * d.dk * d.dk
+
+
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
     """One layer: projections, convolutions, β, the recurrence, norm, output projection."""
     *inputs, out = projections(d, D)

@@ -97,6 +97,11 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return Cache(fixed=state + state_bytes(channels(d), d.conv, precision.hidden_bytes))
 
 
+def transition_bytes(d: Dims) -> Quantity:
+    """What a run of tokens does to a state: dk × dk numbers of each head, since the delta rule mixes its rows."""
+    return 4 * d.Hv * d.dk * d.dk
+
+
 def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     """The five launches of fla's chunk_gated_delta_rule as one kernel; Triton compiles and tunes it per head count.
 

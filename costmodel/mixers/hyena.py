@@ -37,6 +37,7 @@ SOURCES = (
 TENSOR_PARALLEL = (
     "channels are independent, and so are their filters but for the network before them; no engine splits them"
 )
+WHOLE_SEQUENCE = "its long convolution transforms the whole sequence at once"
 ORDER = Order(prefill_flops=1, decode_flops=1, decode_bytes=1, cache=1)
 CLAIM = Claim("O(L log L)", "not stated", "arXiv:2302.10866, section 3")
 UNVERIFIED = ("transforms on matrix engines (FlashFFTConv), which are not modelled",)

@@ -96,6 +96,11 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return Cache(fixed=state.fixed + state_bytes(d.H * d.dv, d.conv, precision.hidden_bytes))
 
 
+def transition_bytes(d: Dims) -> Quantity:
+    """What a run of tokens does to a state: dk × dk numbers of each head, since the delta rule mixes its rows."""
+    return 4 * d.H * d.dk * d.dk
+
+
 def dynamic_conv(d: Dims, step: Step, precision: Precision) -> Kernel:
     """The convolution on v, its taps read for every token instead of once."""
     c = ShortConv(step.B, step.S, d.H * d.dv, d.conv, precision.hidden_bytes)

@@ -105,6 +105,11 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return Cache(fixed=state + state_bytes(channels(d), d.conv, precision.hidden_bytes))
 
 
+def transition_bytes(d: Dims) -> Quantity:
+    """What a run of tokens does to a state: dk × dk numbers of each head, since the delta rule mixes its rows."""
+    return 4 * d.H * d.dk * d.dk
+
+
 def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     """The launches of fla's chunk_kda as one kernel: 8.6 KB per token and head at dk = dv = 128, C = 64 in bf16.
 

@@ -42,6 +42,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/log_linear_attn/chunk.py and fla/layers/log_linear_mamba2.py",
 )
 TENSOR_PARALLEL = "as its base; the weights of the levels are per head; no engine is known that splits it"
+WHOLE_SEQUENCE = "the states of its levels would have to be folded across devices"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L log L)", "O(log L)", "arXiv:2506.04761, section 3")
 UNVERIFIED = ("the pipeline of the Gated DeltaNet base, for which no public kernel exists",)

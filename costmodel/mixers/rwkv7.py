@@ -98,6 +98,11 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return Cache(fixed=state + 2 * d.shift * d.H * d.d * precision.hidden_bytes)
 
 
+def transition_bytes(d: Dims) -> Quantity:
+    """What a run of tokens does to a state: d × d numbers of each head, since the delta rule mixes its rows."""
+    return 4 * d.H * d.d * d.d
+
+
 def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     """The launches of fla's chunk_dplr_delta_rule: 5.5 KB per token and head at d = 64, C = 16; fused 0.9 KB.
 

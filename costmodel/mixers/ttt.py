@@ -39,6 +39,7 @@ SOURCES = (
     "fla-org/flash-linear-attention, fla/ops/ttt/chunk.py (kernels)",
 )
 TENSOR_PARALLEL = "heads are independent; no engine is known that splits them"
+WHOLE_SEQUENCE = "its update is not linear in the state, so each device would wait for the one before"
 ORDER = Order(prefill_flops=1, decode_flops=0, decode_bytes=0, cache=0)
 CLAIM = Claim("O(L)", "O(1)", "arXiv:2407.04620, section 2")
 

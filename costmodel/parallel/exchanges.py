@@ -205,7 +205,9 @@ class Exchanger(NamedTuple):
                 size = step.B * minimum(2 * cache.limit, step.S * (among.size - 1)) * cache.per_token
                 yield self.send("keys and values of the window", "send", among, size)
         if not (isinstance(cache.fixed, int) and cache.fixed == 0):
-            yield self.send("states all-gather", "all_gather", among, step.B * cache.fixed * among.size)
+            transition = getattr(block.module, "transition_bytes", None)
+            handed = cache.fixed + (transition(block.dims) if transition else 0)
+            yield self.send("states all-gather", "all_gather", among, step.B * handed * among.size)
 
     def _of_cache(self, name: str, among: Group) -> Iterator[Kernel]:
         """Cached tokens are split: every device gets the queries of all, and the outputs are put together."""

@@ -78,6 +78,10 @@ def place(architecture: Architecture, layout: Layout, phase: str = "decode", opt
     ways = layout.tp * layout.cp if decoding else layout.tp
     if layout.pp > len(architecture.layers):
         raise Impossible(f"pp{layout.pp}: {architecture.name} has {len(architecture.layers)} layers")
+    if layout.ep > 1 and not any(isinstance(block.dims, moe.Dims) for block in architecture.ffns.values()):
+        raise Impossible(f"{layout}: {architecture.name} has no experts to spread")
+    if layout.cp > 1 and not decoding:
+        _check_split_tokens(architecture)
     part = _local(architecture, layout, ways, options)
     cores = None
     if decoding and layout.cp > 1:
@@ -150,6 +154,14 @@ def _local_dims(block: Block, layout: Layout, ways: int, options: Options) -> An
         hottest=options.imbalance if layout.ep > 1 else 1.0,
     )
     return moe.place(block.dims, ways, spread)
+
+
+def _check_split_tokens(architecture: Architecture) -> None:
+    """Devices that share the tokens of a sequence need mechanisms whose parts can be put together."""
+    for name, block in architecture.mixers.items():
+        reason = getattr(block.module, "WHOLE_SEQUENCE", None)
+        if reason:
+            raise Impossible(f"cp: {architecture.name}, mixers.{name}: {block.module.TITLE}: {reason}")
 
 
 def _check_split_cache(architecture: Architecture) -> None:
