@@ -1,12 +1,16 @@
 """Parallel layouts: what devices hold adds up to the model and its replicas, and they send what textbooks say."""
 
+import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from costmodel import ffns, mixers, pairs, predict
 from costmodel.architecture import Architecture, Block, mixer_parameters
+from costmodel.cli import app
 from costmodel.dims import split_dims, split_fields
 from costmodel.errors import BadInput, Impossible
 from costmodel.ffns import moe
@@ -458,3 +462,58 @@ def test_a_model_of_one_architecture_object_is_not_changed_by_placing_it() -> No
     before = model.parameters
     assert isinstance(place(model, Layout(tp=4)).whole, Architecture)
     assert model.parameters == before
+
+
+# --- command --------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["predict", "--hw", "h100-sxm", "--context", "8k", *arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_the_command_takes_several_layouts() -> None:
+    layouts = ("--layout", "tp4", "--layout", "tp2pp2", "--layout", "prefill:2xtp4,decode:3xtp8")
+    result = run("--arch", "llama-3.1-70b", "--batch", "16", *layouts, "--breakdown", "--format", "json")
+    document = json.loads(result.stdout)
+    assert [(row["layout"], row["gpus"]) for row in document["rows"]] == [
+        ("tp4", 4),
+        ("tp2pp2", 4),
+        ("prefill:2xtp4,decode:3xtp8", 24),
+    ]
+    assert document["inputs"]["layout"] == ["tp4", "tp2pp2", "prefill:2xtp4,decode:3xtp8"]
+    for row in document["rows"]:
+        assert row["memory_per_gpu_bytes"] * row["gpus"] >= 0.99 * row["memory_bytes"]
+        assert "collective" in {kernel["family"] for kernel in row["breakdown"]}
+
+
+def test_the_command_tells_replicas_and_remedies() -> None:
+    result = run("--arch", "deepseek-v3", "--batch", "64", "--layout", "tp8")
+    assert "8 h100-sxm as tp8" in result.stdout
+    assert "replicated beyond the whole: attn (weights +56.6 %, cache +700.0 %" in result.stderr
+    assert "does not fit in the 80 GiB of one h100-sxm as tp8: 8k by" in result.stderr
+    assert "would fit with tp16 (" in result.stderr
+    assert "would fit with" in run("--arch", "llama-3.1-70b").stderr
+    assert "would fit" not in run("--arch", "llama-3.1-8b").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--arch", "qwen2.5-7b", "--layout", "tp8"), 1, "heads 28 does not divide"),
+        (("--arch", "qwen2.5-7b", "--layout", "tq8"), 2, "unknown degree 'tq'"),
+        (("--arch", "qwen2.5-7b", "--layout", "tp4", "--overlap", "2"), 2, "overlap 2.0"),
+        (("--arch", "qwen2.5-7b", "--layout", "tp4", "--zero", "7"), 2, "zero 7"),
+        (("--arch", "qwen2.5-7b", "--layout", "tp4", "--hw", "cpu"), 1, "no bandwidth of a link"),
+    ],
+)
+def test_the_command_refuses_with_its_exit_codes(arguments: tuple[str, ...], code: int, told: str) -> None:
+    assert told in run(*arguments, code=code).stderr
+
+
+def test_the_command_trains() -> None:
+    how = ("--layout", "tp8pp4dp2", "--sequence-parallel", "--zero", "1", "--recompute", "full", "--interleave", "2")
+    result = run("--arch", "llama-3.1-70b", "--phase", "train", "--batch", "64", *how, "--microbatch", "2")
+    assert "64 h100-sxm as dp2tp8pp4" in result.stdout
+    assert re.search(r"MFU.*memory|memory.*MFU", result.stdout.replace("\n", " "))
