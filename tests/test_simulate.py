@@ -107,6 +107,9 @@ def test_a_trace_is_replayed_or_refused_by_line(tmp_path: Path) -> None:
     refused = run(*LLAMA, "--trace", str(path), code=2)
     assert "line 4: arrival_s 'x' is not a number" in refused.stderr
     assert not refused.stdout
+    assert "leave out --input" in run(*LLAMA, "--trace", str(path), "--skip-bad-lines", "--input", "5", code=2).stderr
+    first = run(*LLAMA, "--trace", str(path), "--skip-bad-lines", "--requests", "1", "--format", "json")
+    assert json.loads(first.stdout)["rows"][0]["requests"] == 1
     result = run(*LLAMA, "--trace", str(path), "--skip-bad-lines", "--format", "json")
     assert "1 bad lines were skipped" in result.stderr
     assert json.loads(result.stdout)["rows"][0]["requests"] == 2
@@ -134,6 +137,7 @@ BAD = {
     ("--rate", "10", "--concurrency", "4"): "one of them; given: --rate and --concurrency",
     (): "given: none of them",
     ("--rate", "-1"): "--rate '-1' is not a number of requests per second",
+    ("--rate", "5", "--warmup", "300"): "--warmup 300 leaves none of 300 requests",
     ("--rate", "5", "--ttft", "soon"): "--ttft 'soon' is not a time",
     ("--rate", "5", "--input", "20..10"): "goes down",
     ("--rate", "5", "--routing", "least-load"): "did you mean 'least-loaded'",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ class Load:
         self.clients: int | None = inputs["concurrency"]
         self.trace: Trace | None = None
         if inputs["trace"] is not None:
-            if inputs["input"] is not None or inputs["output"] is not None:
-                raise BadInput("--trace says the lengths of prompts and answers itself; leave out --input and --output")
+            if inputs["input"] is not None or inputs["output"] is not None or inputs["prefix_hit"]:
+                raise BadInput("--trace says lengths and prefixes itself; leave out --input, --output and --prefix-hit")
             self.trace = read_trace(Path(inputs["trace"]), skip=inputs["skip_bad_lines"])
-            self.count = len(self.trace)
+            self.count = min(len(self.trace), inputs["requests"] or len(self.trace))
             self.longest = self.trace.longest[1]
+            self._check_warmup()
             return
         for name in ("input", "output"):
             if inputs[name] is None:
@@ -39,11 +41,16 @@ class Load:
         default = OPEN_REQUESTS if self.clients is None else REQUESTS_PER_CLIENT * self.clients + inputs["warmup"]
         self.count = inputs["requests"] or default
         self.longest = sum(map(_longest, self.lengths))
+        self._check_warmup()
+
+    def _check_warmup(self) -> None:
+        if self.inputs["warmup"] >= self.count:
+            raise BadInput(f"--warmup {self.inputs['warmup']} leaves none of {self.count} requests to measure")
 
     def requests(self) -> Iterable[Request]:
         """All of them, in order."""
         if self.trace is not None:
-            return self.trace
+            return islice(self.trace, self.count)
         inputs = self.inputs
         return drawn(
             self.count,
