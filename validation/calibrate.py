@@ -18,10 +18,18 @@ from costmodel.fitting.calibrate import Calibrated, Source, calibrate
 from costmodel.fitting.calibration_file import Header
 from costmodel.hardware import Hardware, hardware_from_mapping
 from costmodel.loading import read_mapping, user_folder, write_atomically
-from validation.canary import LIMITS
 from validation.device import DeviceFacts, facts
 from validation.measured_profile import profile_name
-from validation.measurements import Group, Journal, Measurement, measurements_in, read_measurements, series_of, to_csv
+from validation.measurements import (
+    LIMITS,
+    Group,
+    Journal,
+    Measurement,
+    measurements_in,
+    read_measurements,
+    series_of,
+    to_csv,
+)
 from validation.probes import profile
 from validation.runners import Runner, runners
 from validation.sweep import Job, jobs, sweep

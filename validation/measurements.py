@@ -21,7 +21,7 @@ from costmodel.errors import BadInput, unknown
 from costmodel.fitting.series import Part, Series
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel, replayed
-from costmodel.kernels.processor import for_device
+from costmodel.kernels.processor import PROCESSOR, for_device
 from costmodel.loading import read_text, write_atomically
 from validation.runners import ROLES, Runner, Shape, runners
 from validation.stopwatch import MODES
@@ -36,6 +36,9 @@ NOTES = ("throttle", "method", "kernels", "device", "driver", "packages", "date"
 WORDS = ("dtype",)
 """Names of shapes that hold text; all others hold whole numbers."""
 DRIFTED = "drift"
+LIMITS = {"cuda": 0.03, "cpu": math.inf}
+"""Drift of the canary beyond which rows beside it are left out. A processor's load comes and goes with other programs:
+its rows are compared by their fastest tenth, and an operator's are measured together, but none is left out."""
 LARGEST = 1e30
 
 
@@ -306,12 +309,17 @@ def _series(
         instance=instance,
         phase=runner.phase,
         shapes=shapes.astype(numpy.float64),
-        seconds=numpy.array([row.seconds for row in first.values()], dtype=numpy.float64),
+        seconds=numpy.array([_seconds(row, hardware) for row in first.values()], dtype=numpy.float64),
         flags=numpy.array([DRIFTED if key in flagged else "" for key in first], dtype=str),
         tokens=shapes["context"].to_numpy(dtype=numpy.float64),
         build=partial(_built, runner, warm, words, hardware),
         aside=numpy.array([row.role != "fit" for row in first.values()], dtype=bool),
     )
+
+
+def _seconds(row: Measurement, hardware: Hardware) -> float | None:
+    """The median; on a processor the fastest tenth, because other programs only ever slow a call down."""
+    return row.p10_s if hardware.name == PROCESSOR and row.p10_s else row.seconds
 
 
 def _built(

@@ -16,9 +16,8 @@ from costmodel.report.output import emit, note, print_csv, print_json, print_tab
 from costmodel.timing import expected, spread
 from validation import compare
 from validation.calibrate import LIBRARY, calibrate_device, chosen, parse_part, stored
-from validation.canary import LIMITS
 from validation.device import facts
-from validation.measurements import Measurement, series_of
+from validation.measurements import LIMITS, Measurement, series_of
 
 Inputs = Mapping[str, Any]
 

@@ -13,6 +13,7 @@ from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention, key_bytes, pair_count, visible_keys
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
+from costmodel.kernels.processor import PROCESSOR
 
 ROWS = 64
 """Query rows of one matrix instruction (WGMMA M = 64)."""
@@ -70,7 +71,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * (splits - 1.0)
     several = minimum(maximum(most - 1.0, 0.0) * theta["split_share"], 1.0)
     tensor: Quantity = 0.0
-    for dtype, flops in work.tensor.items():
+    # A core has no tile to fill.
+    computed = kernel.ideal.tensor if hardware.generation == PROCESSOR else work.tensor
+    for dtype, flops in computed.items():
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
     again = 1.0 + (repeats - 1.0) * theta["read_again"]
     stream_s = minimum(key_blocks, divided / splits) * BLOCK * key_bytes(a) / theta["block_bandwidth"]

@@ -16,6 +16,7 @@ from costmodel.dtypes import compute_dtype, element_bytes, product_name
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, scaled, waves
+from costmodel.kernels.processor import PROCESSOR
 
 
 class GroupedGemm(NamedTuple):
@@ -132,7 +133,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     activation = element_bytes(shape.activations)
     elsewhere = not (isinstance(shape.idle_experts, int) and shape.idle_experts == 0)
     best: Terms | None = None
-    for rows in TILE_ROWS:
+    core = hardware.generation == PROCESSOR
+    # A core calls one product per expert, however many rows it has, and computes no others.
+    for rows in TILE_ROWS[-1:] if core else TILE_ROWS:
         rounds = waves(tiles_of(shape, active, rows) * columns, units, theta["wave_weight"])
         operands = (rows * activation + weights) * shape.d_in
         chain = rounds * (theta["block_s"] + operands / block_bandwidth)
@@ -140,7 +143,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
             idle = maximum(shape.idle_rows / rows + shape.idle_experts / 2, shape.idle_experts)
             chain = chain + idle * columns / units * theta["idle_block_s"]
         candidate = Terms(
-            tensor=rounds * 2 * rows * COLUMNS * shape.d_in / peak_per_unit,
+            tensor=kernel.ideal.tensor[dtype] / peak_per_unit
+            if core
+            else rounds * 2 * rows * COLUMNS * shape.d_in / peak_per_unit,
             memory=memory,
             chain=chain,
             launch=theta["launch_s"],

@@ -14,6 +14,7 @@ from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention, visible_keys
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, memory_seconds, no_backward, waves
 from costmodel.kernels.decode_attention import decode_attention
+from costmodel.kernels.processor import PROCESSOR
 
 BLOCK = 64
 """Keys of one step of a thread block."""
@@ -41,6 +42,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     blocks_of_all = a.B * ceil_div(a.H * a.S, factor * ROWS)
     tiles = blocks_of_all + theta["small_tiles"] * (groups - blocks_of_all)
     rows = ROWS * whole + theta["small_tiles"] * (FEW_ROWS * groups - ROWS * whole)
+    if hardware.generation == PROCESSOR:
+        rows = a.B * a.H * a.S  # a core has no tile to fill
     blocks = ceil_div(keys, BLOCK)
     splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
     splits = maximum(theta["least_splits"], splits)

@@ -42,6 +42,8 @@ def _widened(parameter: Parameter) -> Parameter:
         )
     if parameter.high == 1.0:  # a share
         return parameter._replace(spread=max(parameter.spread, SHARE_SPREAD), low=parameter.low * LOWER)
+    if parameter.unit == "heads":
+        return parameter._replace(spread=SECONDS_SPREAD, low=1.0)
     if parameter.name == "l2_over_hbm":
         return parameter._replace(spread=max(parameter.spread, SHARE_SPREAD), high=parameter.high * CACHES)
     return parameter

@@ -122,17 +122,19 @@ def whole_sequence(shape: Shape, facts: "DeviceFacts") -> str:
 
 def implementations(run: Callable[[Shape, Inputs], Outputs], length: Support) -> tuple[Implementation, ...]:
     """torch's attention on a CPU, and its three kernels on a GPU; length says which tokens the call can mask."""
+    return (Implementation("torch.sdpa", ("cpu",), run, supports=length), *backends(run, length))
+
+
+def backends(run: Callable[[Shape, Inputs], Outputs], length: Support) -> tuple[Implementation, ...]:
+    """torch's three kernels on a GPU."""
 
     def both(other: Support) -> Support:
         return lambda shape, facts: length(shape, facts) or other(shape, facts)
 
     support = {"cudnn": length, "flash": both(one_width), "efficient": both(ungrouped)}
-    return (
-        Implementation("torch.sdpa", ("cpu",), run, supports=length),
-        *(
-            Implementation(f"torch.sdpa-{name}", ("cuda",), with_backend(name, run), supports=support[name])
-            for name in BACKENDS
-        ),
+    return tuple(
+        Implementation(f"torch.sdpa-{name}", ("cuda",), with_backend(name, run), supports=support[name])
+        for name in BACKENDS
     )
 
 
@@ -178,7 +180,7 @@ FEW_PAIRS = 2**28
 def small(shape: Shape) -> Shape:
     """One sequence of few tokens; head counts and widths as they are, up to 8 heads."""
     group = number(shape, "heads") // number(shape, "kv_heads")
-    context = min(number(shape, "context"), 160)
+    context = min(number(shape, "context"), 96)
     S = number(shape, "new_tokens")
     kv_heads = min(number(shape, "kv_heads"), max(1, 8 // group))
     tokens = context if S == number(shape, "context") else min(S, context)

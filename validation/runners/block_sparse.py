@@ -150,8 +150,8 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
 
 
 def small(shape: Shape) -> Shape:
-    """Blocks of 16 tokens, six of them and a ragged one."""
-    return {**shape, "batch": 1, "block": 16, "k": 3, "context": 99, "new_tokens": 99}
+    """Four blocks of 12 tokens and a ragged one."""
+    return {**shape, "batch": 1, "block": 12, "k": 3, "context": 55, "new_tokens": 55}
 
 
 RUNNERS = tuple(

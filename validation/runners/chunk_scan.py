@@ -37,8 +37,8 @@ def points(m: Mechanism, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
 
 
 def small(m: Mechanism, shape: Shape) -> Shape:
-    """Two heads, two whole chunks and a ragged one."""
-    tokens = min(number(shape, "context"), 2 * m.C + 3)
+    """Two heads, a whole chunk and a ragged one."""
+    tokens = min(number(shape, "context"), m.C + 3)
     heads = min(number(shape, "heads"), 2)
     return {**shape, "batch": 1, "heads": heads, "context": tokens, "new_tokens": tokens}
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 TOP = 2048
 """Tokens that are selected afterwards; the scores do not depend on it."""
-SLICE = 128
-"""Queries whose scores of all heads are in memory at a time."""
+SCORES = {"cuda": 2**28, "cpu": 2**17}
+"""Scores of all heads that are in memory at a time: on a processor, in its cache."""
 
 
 def kernels(shape: Shape) -> list[Kernel]:
@@ -73,8 +73,9 @@ def sliced(shape: Shape, inputs: Inputs) -> Outputs:
     B, S, H, d = q.shape
     L = k.shape[1]
     out = torch.zeros(B, S, L, dtype=torch.float32, device=q.device)
-    for first in range(0, S, SLICE):
-        last = min(first + SLICE, S)
+    step = max(1, SCORES[q.device.type] // (B * H * L))
+    for first in range(0, S, step):
+        last = min(first + step, S)
         end = L - S + last
         products = q[:, first:last].reshape(B, -1, d) @ k[:, :end].mT
         scores = torch.relu(products).reshape(B, last - first, H, end)
