@@ -323,6 +323,9 @@ def test_a_split_cache_is_kept_once() -> None:
         for text in ("tp8", "tp2cp4")
     }
     assert both["tp8"].cache == 4 * both["tp2cp4"].cache
+    for layout, copies in ((Layout(tp=8), 8), (Layout(tp=2, cp=4), 2)):
+        attention = replicated(place(model, layout), step, BF16)[0]
+        assert attention.cache_bytes[0] == (copies - 1) * attention.cache_bytes[1]
     assert both["tp8"].weights == both["tp2cp4"].weights
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from costmodel.algebra import Quantity
 from costmodel.architecture import mixer_parameters
 from costmodel.kernels.base import Kernel
-from costmodel.parallel.placement import Placed, dispatches
+from costmodel.parallel.placement import Placed, dispatches, splits_cache
 from costmodel.step import Precision, Step
 
 
@@ -38,17 +38,22 @@ def replicated(placed: Placed, step: Step, precision: Precision) -> list[Replica
             n = ways if dispatched and dispatches(other) else placed.ways
             if kind == "mixer":
                 weights = [mixer_parameters(block, whole.D) for block in (one, other)]
-                kept = other if placed.model.cores is None else placed.model.cores.mixers[name]
+                cores = placed.model.cores
+                by_tokens = cores is not None and splits_cache(one)
+                kept = cores.mixers[name] if cores is not None and by_tokens else other
+                # A cache that is split by tokens has as many copies as its heads are split.
+                copies = placed.layout.tp if by_tokens else placed.ways
                 caches = [block.module.cache(block.dims, precision).bytes(step.L) for block in (one, kept)]
             else:
                 weights = [block.module.parameters(block.dims, whole.D) for block in (one, other)]
-                caches = [0, 0]
+                caches, copies = [0, 0], 1
             steps = (step._replace(B=step.B * n // placed.ways), step)
             flops = [
                 _flops(block.module.kernels(block.dims, whole.D, of, precision))
                 for block, of in zip((one, other), steps, strict=True)
             ]
-            more = [(count * (n * local - all_), count * all_) for all_, local in (weights, caches, flops)]
+            counted = ((n, weights), (copies, caches), (n, flops))
+            more = [(count * (times * local - all_), count * all_) for times, (all_, local) in counted]
             rows.append(Replicated(name, *more))
     return rows
 

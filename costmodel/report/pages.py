@@ -183,8 +183,10 @@ def _block_page(kind: str, module: Any, remarks: list[str]) -> Page:
     aliases = [f"also called: {', '.join(module.ALIASES)}"] if module.ALIASES else []
     columns = (ENTRY, SYMBOL, shows("default"), shows("allowed", right=False), MEANING)
     sources = [f"source: {text}" for text in module.SOURCES]
+    split = getattr(module, "TENSOR_PARALLEL", None)
+    shared = [f"tensor parallel: {split}"] if split else []
     title = f"{module.NAME}: {module.TITLE}. {module.SUMMARY}"
-    return Page(kind, title, rows, columns, [*aliases, *remarks, *sources], list(module.SOURCES))
+    return Page(kind, title, rows, columns, [*aliases, *remarks, *shared, *sources], list(module.SOURCES))
 
 
 def kernel_page(name: str) -> Page:
