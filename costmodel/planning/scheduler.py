@@ -34,6 +34,7 @@ class Replica:
         self.engine, self.watcher, self.itl, self.role, self.generator = engine, watcher, itl, role, generator
         self.name, self.version, self.busy = "", 0, False
         self.pace = engine.pace
+        self.reserves = engine.cache.state_bytes > 0 or bool(engine.cache.limited)
         growing = engine.cache.token_bytes > 0
         self.page_bytes = engine.cache.token_bytes * engine.page_tokens if growing else 1.0
         self.pages = Pages(engine.page_tokens, engine.cache_bytes / self.page_bytes, self.pace if growing else 0.0)
@@ -63,7 +64,8 @@ class Replica:
         """
         request = sequence.request
         sequence.cached = self.engine.cached(request)
-        sequence.reserved = self.engine.reserved_bytes(request) / self.page_bytes
+        if self.reserves:
+            sequence.reserved = self.engine.reserved_bytes(request) / self.page_bytes
         needed = self.pages.pages(self._longest(sequence)) + sequence.reserved
         if needed > self.pages.capacity:
             raise Impossible(
