@@ -59,9 +59,18 @@ def small_shape(operator: Runner) -> Shape:
     limits = {"d_k": 16, "d_v": 16, "latent": 32, "rope": 16, "head_dim": 32, "heads": 4, "kv_heads": 2, "channels": 6}
     limits |= {"context": 40, "new_tokens": 40} if operator.name.startswith(("moba", "msa")) else {}
     shape |= {name: min(int(shape[name]), limit) for name, limit in limits.items() if name in shape}
+    if operator.name == "nsa-prefill":
+        shape |= {
+            "heads": 16,
+            "kv_heads": 1,
+            "block": 16,
+            "k": 4,
+            "context": 39,
+            "new_tokens": 39,
+        }  # fla takes no fewer heads
     if operator.family == "chunk-scan":
         shape |= {"context": 67, "new_tokens": 67}  # a whole chunk and a ragged one
-    if operator.name.startswith(("mla", "sparse", "indexer", "moba", "msa", "deltanet-prefill")):
+    if operator.name.startswith(("mla", "sparse", "indexer", "moba", "msa", "nsa", "deltanet-prefill")):
         shape["dtype"] = "fp16"  # the interpreter computes no products of bf16
     return shape
 

@@ -83,10 +83,15 @@ OPERATORS = {
 }
 
 
+def fla_module(name: str) -> Any:
+    """A module of fla, told before its first import to run its own kernels."""
+    os.environ.setdefault("FLA_DISABLE_BACKEND_DISPATCH", "1")
+    return importlib.import_module(name)
+
+
 def function(module: str, kind: str) -> Any:
     """fla's function of this kind, "chunk" or "fused_recurrent"."""
-    os.environ.setdefault("FLA_DISABLE_BACKEND_DISPATCH", "1")
-    return getattr(importlib.import_module(f"fla.ops.{module}"), f"{kind}_{module}")
+    return getattr(fla_module(f"fla.ops.{module}"), f"{kind}_{module}")
 
 
 def arguments(mechanism: str, kind: str, x: Inputs) -> Arguments:
@@ -122,8 +127,7 @@ def convolution(shape: Shape, inputs: Inputs) -> Inputs:
     """Tokens before channels, and a history as long as the taps, whose first place is not read."""
     import torch
 
-    os.environ.setdefault("FLA_DISABLE_BACKEND_DISPATCH", "1")
-    module = importlib.import_module("fla.modules.causal_conv1d")
+    module = fla_module("fla.modules.causal_conv1d")
     cache = torch.cat([torch.zeros_like(inputs["history"][..., :1]), inputs["history"]], -1)
     given = {"x": inputs["x"].mT.contiguous(), "weight": inputs["taps"], "activation": "silu"}
     if inputs["x"].shape[-1] == 1:
