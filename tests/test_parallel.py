@@ -16,6 +16,7 @@ from costmodel.errors import BadInput, Impossible
 from costmodel.ffns import moe
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel
+from costmodel.kernels.collective import Collective, collective, link_bandwidth
 from costmodel.layers.expert_placement import Placement
 from costmodel.model_file import load_architecture
 from costmodel.parallel.exchanges import Group, group
@@ -232,6 +233,33 @@ def test_tokens_travel_to_their_experts_and_back() -> None:
     assert dispatch.work.network == pytest.approx(7168 * 8 * 63 / 64, rel=1e-3)
     assert combine.work.network == 2 * 7168 * 8 * 63 / 64
     assert not [key for key, kernel in found.items() if kernel.shape.op == "all_reduce"]
+
+
+def test_large_batches_send_one_copy_to_each_domain() -> None:
+    found = exchanged("deepseek-v3", "dp32ep32", Step(B=32, S=4096, P=0))
+    # Four domains of eight: of the three others, a token of 8 choices reaches each with 1 − (3/4)^8.
+    copies = 3 * (1 - (3 / 4) ** 8)
+    assert found["dispatch", "moe"].work.network == pytest.approx(4096 * 7168 * copies, rel=1e-3)
+    inside = exchanged("deepseek-v3", "dp8ep8", Step(B=8, S=4096, P=0))
+    assert inside["combine", "moe"].work.network == pytest.approx(4096 * 7168 * 2 * 7 * (1 - (7 / 8) ** 8))
+
+
+def test_a_group_across_domains_shares_the_slow_links() -> None:
+    size = 2**30
+
+    def seconds(op: str, devices: int, inside: int) -> float:
+        kernel = collective("c", Collective(op, devices, size, inside=inside))
+        return float(kernel.form.terms(kernel, H100, kernel.form.priors()).total())
+
+    theta = collective("c", Collective("all_gather", 2, size)).form.priors()
+    # Sixteen devices, eight of each host: a ring uses eight slow links at once, single devices their own.
+    ring = size * 15 / 16 / (8 * 50e9 * theta["link_efficiency"])
+    assert seconds("all_gather", 16, 8) == pytest.approx(ring, rel=0.05)
+    assert seconds("all_gather", 16, 1) == pytest.approx(8 * ring, rel=0.05)
+    # Of what a device sends to every other, 8 of 15 parts leave the host, over its own link.
+    assert link_bandwidth(H100, 16, 8, ring=False) == pytest.approx(50e9 * 15 / 8)
+    assert link_bandwidth(H100, 8, 8, ring=False) == 450e9
+    assert seconds("send", 2, 2) < seconds("send", 2, 1)
 
 
 def test_experts_inside_a_tensor_parallel_group_only_add_up() -> None:

@@ -114,7 +114,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         switched = latency + theta["large_s"], shape.bytes / (bandwidth * theta["switch_bandwidth"])
         switched = _faster(large, switched)
         # A switch adds up what its own domain sends.
-        in_switch = where(n <= (n if shape.inside is None else shape.inside), n, 0) >= SWITCH_DEVICES
+        in_switch = (n if shape.inside is None else where(n <= shape.inside, n, 0)) >= SWITCH_DEVICES
         large = where(in_switch, switched[0], large[0]), where(in_switch, switched[1], large[1])
     middle_bandwidth = bandwidth * theta["middle_bandwidth"]
     middle = latency * theta["middle_latency"], moved / middle_bandwidth
