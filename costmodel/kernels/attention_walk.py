@@ -6,13 +6,14 @@ share tiles.
 
 Source: Dao-AILab/flash-attention, hopper/tile_size.h, hopper/pack_gqa.h and, before Hopper,
 csrc/flash_attn/src/flash_fwd_launch_template.h; two tiles of 128 rows per block on Blackwell: NVIDIA/cutlass,
-examples/77_blackwell_fmha.
+examples/77_blackwell_fmha; on a processor: pytorch/pytorch, aten/src/ATen/native/cpu/FlashAttentionKernel.cpp.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, nominal
+from costmodel.kernels.processor import PROCESSOR
 
 if TYPE_CHECKING:
     from costmodel.kernels.attention import Attention
@@ -36,7 +37,13 @@ SMALL_TILE = 64, 64
 BLACKWELL_SMALL_TILE = 128, 128
 
 
-def device_tiles(a: "Attention", generation: str) -> tuple[tuple[int, int], tuple[int, int]]:
+CORE_ROWS, CORE_KEYS = 32, 512
+"""Tiles of a core's kernel, of which the keys beyond the last are not computed."""
+
+Tile = tuple[Quantity, Quantity]
+
+
+def device_tiles(a: "Attention", generation: str) -> tuple[Tile, Tile]:
     """The large and the small tile (query rows × keys) of the kernels of a GPU generation.
 
     >>> from costmodel.kernels.attention import Attention
@@ -44,6 +51,12 @@ def device_tiles(a: "Attention", generation: str) -> tuple[tuple[int, int], tupl
     >>> [device_tiles(a, name)[0] for name in ("ampere", "hopper", "blackwell")]
     [(128, 64), (128, 128), (256, 128)]
     """
+    if generation == PROCESSOR:
+        core: Tile = CORE_ROWS, CORE_ROWS
+        if not a.bidirectional:
+            # Windows are run slice by slice: as many queries as keys of a window, masked at both ends.
+            core = (CORE_ROWS, minimum(CORE_KEYS, a.P + a.S)) if a.w is None else (minimum(a.w, a.S), CORE_ROWS)
+        return core, core
     width = nominal(a.dk, 128)
     if width > 256:
         return (64, 64), SMALL_TILE
@@ -62,7 +75,7 @@ def device_tiles(a: "Attention", generation: str) -> tuple[tuple[int, int], tupl
     return (128 if width <= 192 else 64, 64), SMALL_TILE
 
 
-def walk_of_a_head(a: "Attention", rows: int, columns: int, share: Quantity) -> Walk:
+def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Quantity) -> Walk:
     """The walk over one sequence of `share` query heads whose rows lie side by side in the tiles.
 
     A tile then holds rows / share positions, and ends on the diagonal that many keys after the one before it; where
