@@ -84,7 +84,11 @@ def draw(path: str, rows: Sequence[Row]) -> None:
 
     Raises BadInput for another ending, a path that cannot be written, or without matplotlib.
     """
-    form = plot_format(path)
+    write_atomically(Path(path), picture(rows, plot_format(path)))
+
+
+def picture(rows: Sequence[Row], form: str) -> bytes:
+    """The figure as png or svg. Raises BadInput without matplotlib."""
     matplotlib = prepared_matplotlib()
     # The same question gives the same file, byte for byte.
     settings: dict[Any, Any] = {
@@ -103,7 +107,7 @@ def draw(path: str, rows: Sequence[Row]) -> None:
         figure = _figure(curves(rows))
         metadata = {"Date": None} if form == "svg" else {"Software": None}
         figure.savefig(buffer, format=form, dpi=200, bbox_inches="tight", metadata=metadata)
-    write_atomically(Path(path), buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _figure(lines: Sequence[Curve]) -> Any:

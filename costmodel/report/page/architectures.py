@@ -174,3 +174,8 @@ def dimensions(block: Block) -> dict[str, Any]:
     """The numbers of a block by the symbols of its formulas."""
     values = {item.name: getattr(block.dims, item.name) for item in fields_by_name(type(block.dims)).values()}
     return {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
+
+
+def sizes_text(block: Block) -> str:
+    """The numbers of a block as text."""
+    return ", ".join(f"{name} = {value}" for name, value in dimensions(block).items())

@@ -31,7 +31,7 @@ const FORMAT = {
   },
   dollars(value) {
     return value === 0 ? "$0" : value < 0.01 ? `$${value.toPrecision(2)}` : value >= 1e6 ? `$${FORMAT.digits(value / 1e6)}M`
-      : `$${value >= 1000 ? Math.round(value).toLocaleString("en-US") : value.toFixed(2)}`;
+      : `$${value >= 100 ? Math.round(value).toLocaleString("en-US") : value.toFixed(2)}`;
   },
 };
 
@@ -42,17 +42,17 @@ function svg(name, attributes = {}, ...children) {
   return element;
 }
 
-/** Places of ticks for seconds: powers of ten below a second, then what clocks show. */
-function decimalTicks(low, high, most) {
+/** Powers of ten, with what lies between them where these are few; of seconds above ten what clocks show. */
+function decimalTicks(low, high, most, clock) {
   const decades = Math.log10(high / low);
   const step = Math.max(1, Math.ceil(decades / most));
-  const mantissas = decades <= 1.2 ? [1, 2, 5] : decades <= 2.4 && most > 5 ? [1, 3] : [1];
-  const ticks = [];
+  const mantissas = decades <= 1.2 ? [1, 2, 5] : decades <= 2.4 ? [1, 3] : [1];
+  const ticks = clock ? [60, 600, 3600, 36000, 86400, 864000, 8640000, 86400000, 864000000] : [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
     if (power % step) continue;
-    for (const mantissa of mantissas) ticks.push(mantissa * 10 ** power);
+    for (const mantissa of mantissas) if (!clock || mantissa * 10 ** power <= 10) ticks.push(mantissa * 10 ** power);
   }
-  return ticks.filter((value) => low <= value && value <= high);
+  return ticks.filter((value) => low <= value && value <= high).sort((a, b) => a - b);
 }
 
 function binaryTicks(low, high, most, base = 2) {
@@ -103,8 +103,11 @@ function draw(host, chart) {
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": chart.description });
   const clip = `clip-${host.id}`;
   root.append(svg("clipPath", { id: clip }, svg("rect", { x: left, y: top - 4, width: right - left, height: bottom - top + 8 })));
-  const ticks = chart.binary ? binaryTicks(low, high, 6) : decimalTicks(low, high, 6);
+  const ticks = chart.binary ? binaryTicks(low, high, 6) : decimalTicks(low, high, 6, chart.format === FORMAT.seconds);
+  let lowest = Infinity;
   for (const value of ticks) {
+    if (lowest - y(value) < 22) continue;
+    lowest = y(value);
     root.append(svg("line", { x1: left, x2: right, y1: y(value), y2: y(value), class: "grid" }),
       svg("text", { x: left - 8, y: y(value) + 4, class: "tick", "text-anchor": "end" }, chart.format(value)));
   }

@@ -9,7 +9,7 @@ from costmodel.calibration import Calibration, Fit, prior_fit, read_calibration
 from costmodel.energy import IDLE_SHARE
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel
-from costmodel.loading import parse_mapping
+from costmodel.report.errors_of_fits import held_out
 
 COLUMN_DIGITS = 4
 """Significant digits of a parameter's standard deviation: they move an interval by less than a thousandth."""
@@ -86,15 +86,6 @@ def fit_entry(fit: Fit, form: Form) -> dict[str, Any]:
         "points": fit.points,
         "kernel": fit.kernel,
     }
-
-
-def held_out(calibration: Calibration, fit: Fit) -> dict[str, float] | None:
-    """The errors on the points that the fit never saw, as the calibration's file states them."""
-    for document in calibration.entries[fit.key[0]]:
-        if (document.key, document.kernel) == (fit.key, fit.kernel):
-            line = next((line for line in document.text.split("\n") if line.startswith("held_out: ")), None)
-            return None if line is None else dict(parse_mapping(line, Path(calibration.place))["held_out"])
-    return None
 
 
 def _short(value: float) -> float:

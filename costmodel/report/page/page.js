@@ -61,6 +61,7 @@ function start(DATA) {
     byId("weights").replaceChildren(...DATA.weights.map((each) => option(each || "", each || "the model's own")));
     byId("kv").replaceChildren(...DATA.kv.map((each) => option(each || "", each || "the model's own")));
     byId("architectures").replaceChildren(...DATA.architectures.map((each) => option(each.name, each.title)));
+    byId("more").open = !matchMedia("(max-width: 900px)").matches;
     const set = (name, value) => { state[name] = value; update(); };
     byId("hw").onchange = (event) => set("hw", event.target.value);
     byId("phase").onchange = (event) => set("p", event.target.value);

@@ -39,12 +39,12 @@ function summary(host, answers, price) {
     price === null ? "–" : FORMAT.dollars(cost(result, price)),
     String(B),
     FORMAT.bytes(result.cache / B),
-    html("span", { class: result.fits ? null : "over" }, FORMAT.bytes(result.memory), result.fits ? "" : " does not fit"),
+    html("span", { class: result.fits ? null : "over" }, FORMAT.bytes(result.memory), result.fits ? "" : html("br"), result.fits ? "" : "does not fit"),
     result.bound,
     html("span", { title: BASES[result.basis] }, result.basis),
   ]);
-  table(host, ["", "time of a step", "80 % interval", "time per token over the first", "tokens/s", "US$ per 1M tokens", "batch",
-    "cache per sequence", "memory", "bound by", "rests on"], lines);
+  table(host, ["", "time of a step", "80 % interval", html("span", { title: "time per token over that of the first" }, "vs first"), "tokens/s",
+    "$ per 1M tokens", "batch", "cache, each", "memory", "bound by", "rests on"], lines);
 }
 
 /** US$ per million tokens, from the price of a device-hour. */
