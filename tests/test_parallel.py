@@ -16,7 +16,7 @@ from costmodel.errors import BadInput, Impossible
 from costmodel.ffns import moe
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.collective import Collective, collective, link_bandwidth
+from costmodel.kernels.collective import OUTSIDE_EFFICIENCY, Collective, collective, link_bandwidth
 from costmodel.layers.expert_placement import Placement
 from costmodel.model_file import load_architecture
 from costmodel.parallel.exchanges import Group, group
@@ -251,15 +251,32 @@ def test_a_group_across_domains_shares_the_slow_links() -> None:
         kernel = collective("c", Collective(op, devices, size, inside=inside))
         return float(kernel.form.terms(kernel, H100, kernel.form.priors()).total())
 
-    theta = collective("c", Collective("all_gather", 2, size)).form.priors()
     # Sixteen devices, eight of each host: a ring uses eight slow links at once, single devices their own.
-    ring = size * 15 / 16 / (8 * 50e9 * theta["link_efficiency"])
+    ring = size * 15 / 16 / (8 * 50e9 * OUTSIDE_EFFICIENCY)
     assert seconds("all_gather", 16, 8) == pytest.approx(ring, rel=0.05)
     assert seconds("all_gather", 16, 1) == pytest.approx(8 * ring, rel=0.05)
     # Of what a device sends to every other, 8 of 15 parts leave the host, over its own link.
     assert link_bandwidth(H100, 16, 8, ring=False) == pytest.approx(50e9 * 15 / 8)
     assert link_bandwidth(H100, 8, 8, ring=False) == 450e9
     assert seconds("send", 2, 2) < seconds("send", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("ep", "dispatch_us", "combine_us"),
+    [(8, 77, 114), (16, 118, 195), (32, 155, 273), (64, 173, 314), (128, 192, 369), (256, 194, 360)],
+)
+def test_low_latency_kernels_of_deepep(ep: int, dispatch_us: float, combine_us: float) -> None:
+    # deepseek-ai/DeepEP, README: H800, 128 tokens a device, hidden 7168, top 8, fp8 there and bf16 back.
+    model = load_architecture("deepseek-v3")
+    placed = place(model, Layout(dp=ep, ep=ep))
+    h800 = load_hardware("h800")
+    step = Step(B=128, S=1, P=4095, phase="decode")
+    run = path_kernels(placed, step, make_precision(model, h800), h800)
+    found = {}
+    for kernel in run:
+        if kernel.name in ("dispatch", "combine"):
+            found[kernel.name] = float(kernel.form.terms(kernel, h800, kernel.form.priors()).total()) * 1e6
+    assert found == pytest.approx({"dispatch": dispatch_us, "combine": combine_us}, rel=0.21)
 
 
 def test_experts_inside_a_tensor_parallel_group_only_add_up() -> None:
