@@ -10,9 +10,21 @@ import pytest
 
 from costmodel.errors import BadInput
 from validation import compile_check
-from validation.absent_device import compiling
+from validation.absent_device import compiling, described
 from validation.occupancy import LIMITS, occupancy
-from validation.resources import FILES, Report, Resources, occupancy_of, parsed, read, resources, shipped, write
+from validation.resources import (
+    FILES,
+    Report,
+    Resources,
+    occupancy_of,
+    parsed,
+    read,
+    resident,
+    resources,
+    shipped,
+    write,
+)
+from validation.runners import runner
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
@@ -72,7 +84,7 @@ def test_products_run_on_the_matrix_engines_of_their_generation() -> None:
         many_rows = "128 heads" in row.example or row.operator == "indexer_logits"
         if row.operator not in ATTENTION or row.kernel == "combine_kernel":
             assert row.tensor == "", row
-        elif many_rows and row.arch != "sm_80":
+        elif many_rows and row.arch in ("sm_90", "sm_100"):
             assert row.tensor == {"sm_90": "wgmma", "sm_100": "tcgen05"}[row.arch], row
         else:
             assert row.tensor == "mma.sync", row
@@ -87,6 +99,16 @@ def test_the_cost_model_reads_occupancy_without_triton() -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     expected = resources("mla_decode", "sm_90", "16 heads").occupancy
     assert result.stdout.split() == [str(expected), "False", "False"]
+
+
+def test_the_grid_of_a_kernel_takes_the_compiled_occupancy() -> None:
+    priced = runner("moba-prefill").kernels(runner("moba-prefill").points(described("sm_90"), "quick")[0].shape)
+    compiled = resources("block_sparse", "sm_90", "moba").occupancy
+    assert priced[0].grid is not None
+    assert priced[0].grid.occupancy != compiled
+    told = resident(priced, "block_sparse", (9, 0), "moba")
+    assert told[0].grid == priced[0].grid._replace(occupancy=compiled)
+    assert told[0].ideal == priced[0].ideal
 
 
 def test_a_device_that_was_not_compiled_for_counts_one_block_per_unit() -> None:

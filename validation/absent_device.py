@@ -25,6 +25,7 @@ class Part(NamedTuple):
 
 PARTS = {
     "sm_80": Part("NVIDIA A100-SXM4-80GB", 108, 80 * 10**9, "a100-sxm"),
+    "sm_89": Part("NVIDIA L40S", 142, 48 * 10**9, "l40s"),
     "sm_90": Part("NVIDIA H100 80GB HBM3", 132, 80 * 10**9, "h100-sxm"),
     "sm_100": Part("NVIDIA B200", 148, 180 * 10**9, "b200-sxm"),
 }
@@ -117,6 +118,7 @@ def torch_answers(arch: str) -> dict[str, Any]:
         minor=minor,
         multi_processor_count=part.units,
         total_memory=part.memory_bytes,
+        shared_memory_per_block=48 * 1024,
         shared_memory_per_block_optin=shared_bytes(arch),
     )
     return {

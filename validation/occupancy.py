@@ -21,6 +21,7 @@ class Limits(NamedTuple):
 
 LIMITS = {
     "sm_80": Limits(warps=64, blocks=32, registers=65536, shared_bytes=164 * 1024),
+    "sm_89": Limits(warps=48, blocks=24, registers=65536, shared_bytes=100 * 1024),
     "sm_90": Limits(warps=64, blocks=32, registers=65536, shared_bytes=228 * 1024),
     "sm_100": Limits(warps=64, blocks=32, registers=65536, shared_bytes=228 * 1024, tensor_columns=512),
 }

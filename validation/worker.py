@@ -87,6 +87,8 @@ class Bench:
 
         self.stated, self.canary = stated, canary
         self.device = torch.device(stated.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # Triton launches on the current device, wherever the tensors are
         self.checked: dict[tuple[str, tuple[Any, ...]], Checked] = {}
         self.passed: dict[tuple[str, str, tuple[Any, ...]], Answer] = {}
 

@@ -51,11 +51,12 @@ def splits_of_cache(shape: Shape, inputs: Inputs) -> Inputs:
     import torch
 
     from validation.triton_kernels.mla_decode import split_count, tile_of
+    from validation.triton_kernels.shared_memory import roomy
 
     B, H, L = (number(shape, name) for name in ("batch", "heads", "context"))
     device = inputs["q"].device
     room = slots(device, "mla_decode", "16 heads" if H <= 16 else "128 heads")
-    splits = split_count(B * -(-H // tile_of(H).heads), L, room)
+    splits = split_count(B * -(-H // tile_of(H, roomy(device)).heads), L, room)
     return {"lengths": torch.full((B,), L, dtype=torch.int32, device=device), "splits": splits}
 
 
@@ -96,9 +97,10 @@ def narrow_indices(shape: Shape, inputs: Inputs) -> Inputs:
     import torch
 
     from validation.triton_kernels.mla_decode import split_count, tile_of
+    from validation.triton_kernels.shared_memory import roomy
 
     q, H = inputs["q"], number(shape, "heads")
-    programs = q.shape[0] * q.shape[1] * -(-H // tile_of(H).heads)
+    programs = q.shape[0] * q.shape[1] * -(-H // tile_of(H, roomy(q.device)).heads)
     room = slots(q.device, "sparse_mla", "16 heads" if H <= 16 else "128 heads")
     return {"rows": inputs["indices"].to(torch.int32), "splits": split_count(programs, number(shape, "k"), room)}
 

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from validation.triton_kernels.shared_memory import roomy
+
 ROWS = 128
 """Queries times heads of one thread block."""
 
@@ -115,7 +117,7 @@ def indexer_logits(
         KEYS,
         key_scale is not None,
         num_warps=8,
-        num_stages=3,
+        num_stages=3 if roomy(q.device) else 2,
     )
     return logits
 

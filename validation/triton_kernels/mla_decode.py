@@ -15,6 +15,7 @@ import triton.language as tl
 
 from validation.triton_kernels.combine import combine
 from validation.triton_kernels.online_softmax import normalised, online_softmax
+from validation.triton_kernels.shared_memory import roomy
 
 LOG2_E = 1.4426950408889634
 
@@ -78,13 +79,15 @@ def mla_decode_kernel(
         tl.store(lse + row, highest + tl.log2(total), mask=head < heads)
 
 
-def tile_of(heads: int) -> Tile:
-    """Few heads: a warp's matrix instruction; many: a warpgroup's.
+def tile_of(heads: int, wide: bool = True) -> Tile:
+    """Few heads, or little shared memory (not wide): a warp's matrix instruction; many heads: a warpgroup's.
 
-    >>> tile_of(16).heads, tile_of(128).heads
-    (16, 64)
+    >>> tile_of(16).heads, tile_of(128).heads, tile_of(128, wide=False).heads
+    (16, 64, 16)
     """
-    return Tile(heads=16, keys=64, warps=4, stages=2) if heads <= 16 else Tile(heads=64, keys=32, warps=8, stages=2)
+    if heads <= 16 or not wide:
+        return Tile(heads=16, keys=64 if wide else 32, warps=4, stages=2)
+    return Tile(heads=64, keys=32, warps=8, stages=2)
 
 
 def split_count(programs: int, keys: int, units: int, keys_per_split: int = 128, most: int = 64) -> int:
@@ -105,7 +108,7 @@ def mla_decode(
     two. Returns [B, H, c] in q's dtype. splits: thread blocks that share the keys of a sequence.
     """
     B, H, width = q.shape
-    c, tile = width - dr, tile_of(H)
+    c, tile = width - dr, tile_of(H, roomy(q.device))
     grid = (splits, triton.cdiv(H, tile.heads), B)
     out = torch.empty(B, H, c, dtype=q.dtype, device=q.device)
     partial = out if splits == 1 else torch.empty(splits, B * H, c, dtype=torch.float32, device=q.device)

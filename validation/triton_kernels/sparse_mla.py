@@ -15,6 +15,7 @@ import triton.language as tl
 from validation.triton_kernels.combine import combine
 from validation.triton_kernels.mla_decode import LOG2_E, tile_of
 from validation.triton_kernels.online_softmax import normalised, online_softmax
+from validation.triton_kernels.shared_memory import roomy
 
 
 @triton.jit
@@ -78,7 +79,7 @@ def sparse_mla(
     and dr powers of two. Returns [B, S, H, c] in q's dtype, 0 where a query has no index.
     """
     B, S, H, width = q.shape
-    c, k, tile = width - dr, indices.shape[2], tile_of(H)
+    c, k, tile = width - dr, indices.shape[2], tile_of(H, roomy(q.device))
     grid = (B * S, triton.cdiv(H, tile.heads), splits)
     out = torch.empty(B, S, H, c, dtype=q.dtype, device=q.device)
     partial = out if splits == 1 else torch.empty(splits, B * S * H, c, dtype=torch.float32, device=q.device)
