@@ -565,3 +565,14 @@ def test_the_command_trains() -> None:
     result = run("--arch", "llama-3.1-70b", "--phase", "train", "--batch", "64", *how, "--microbatch", "2")
     assert "64 h100-sxm as dp2tp8pp4" in result.stdout
     assert re.search(r"MFU.*memory|memory.*MFU", result.stdout.replace("\n", " "))
+
+
+@pytest.mark.parametrize(("device", "devices"), [("l40s", 8), ("h100-sxm", 8)])
+def test_measured_shares_of_a_link_hold_on_one_host(device: str, devices: int) -> None:
+    hardware = load_hardware(device)
+    kernel = collective("c", Collective("all_gather", devices, 2**30))
+    priors = kernel.form.priors()
+    times = [
+        float(kernel.form.terms(kernel, hardware, {**priors, "link_efficiency": share}).network) for share in (0.6, 0.3)
+    ]
+    assert times[1] == pytest.approx(2 * times[0])

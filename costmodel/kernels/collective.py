@@ -93,12 +93,14 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     domain = hardware.links.scale_up.devices if shape.inside is None else shape.inside
     # A slow link is easier to fill than a fast one, on which the measured share was found.
     filled = where(n <= domain, theta["link_efficiency"], maximum(theta["link_efficiency"], OUTSIDE_EFFICIENCY))
-    bandwidth = link_bandwidth(hardware, n, shape.inside, ring) * filled
-    if not hardware.links.scale_up.bandwidth:
+    bandwidth = link_bandwidth(hardware, n, shape.inside, ring)
+    if hardware.links.scale_up.bandwidth:
+        bandwidth = bandwidth * filled
+    else:
         # Devices behind one host share its bridges: the more of them, the less each one gets, and more than one
         # socket holds must also cross to the other.
         across = where(n > SOCKET_DEVICES, theta["socket_bandwidth"], 1.0)
-        bandwidth = bandwidth * power(2 / n, theta["host_sharing"]) * across
+        bandwidth = bandwidth * theta["link_efficiency"] * power(2 / n, theta["host_sharing"]) * across
     latency = theta["latency_s"] + theta["hop_s"] * (n - 1)
     moved = link_bytes(shape)
     if shape.op in TO_EXPERTS:
