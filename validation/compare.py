@@ -101,7 +101,6 @@ def point_rows(found: Sequence[Compared], everything: bool) -> list[dict[str, An
 class Line(NamedTuple):
     """Points that differ in their context alone, by increasing context: indices into a series."""
 
-    label: str
     shape: Shape
     contexts: Floats
     rows: Indices
@@ -119,12 +118,7 @@ def lines(one: Compared) -> list[Line]:
     found = []
     for key, rows in groups.items():
         order = sorted(rows, key=lambda index: one.series.tokens[index])
-        label = " ".join(
-            f"{name}={value}" for name, value in key if name not in ("dtype", "new_tokens") or value == "all"
-        )
-        found.append(
-            Line(label, dict(key), one.series.tokens[numpy.array(order)], numpy.array(order, dtype=numpy.intp))
-        )
+        found.append(Line(dict(key), one.series.tokens[numpy.array(order)], numpy.array(order, dtype=numpy.intp)))
     return found
 
 

@@ -221,7 +221,11 @@ def _draw(folder: Path, compared: Sequence[compare.Compared], hardware: Hardware
             if len(line.rows) < 2 or line.contexts[0] == line.contexts[-1]:
                 continue
             curve = Curve(
-                label=f"{one.series.kernel} {line.label}",
+                fields={
+                    "": one.series.kernel,
+                    "mode": one.mode,
+                    **{name: str(value) for name, value in line.shape.items()},
+                },
                 points=compare.curve(one, line, hardware, partial(seconds, source=one.series.source)),
                 contexts=[float(value) for value in line.contexts],
                 seconds=[float(one.series.seconds[index]) for index in line.rows],

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ MOST_CURVES = 5
 class Curve(NamedTuple):
     """Points that differ in their context alone, and the prediction along it.
 
-    points: context, expected seconds, and both ends of the 80 % interval. contexts, seconds: measured; held_out: which
-    of them no fit saw.
+    fields: what sets it apart, by name. points: context, expected seconds, and both ends of the 80 % interval.
+    contexts, seconds: measured; held_out: which of them no fit saw.
     """
 
-    label: str
+    fields: Mapping[str, str]
     points: Sequence[tuple[float, float, float, float]]
     contexts: Sequence[float]
     seconds: Sequence[float]
@@ -71,11 +71,27 @@ def draw_measured(place: Path, device: str, panels: Sequence[Panel]) -> Path:
     return path
 
 
+def labels(curves: Sequence[Curve]) -> list[str]:
+    """What sets each curve of a panel apart from the others; of one alone, what it is.
+
+    >>> base = Curve({"": "kernel", "heads": "4", "d": "64"}, [], [], [], [])
+    >>> labels([base, base._replace(fields={**base.fields, "heads": "2"})])
+    ['heads 4', 'heads 2']
+    >>> labels([base])
+    ['kernel']
+    """
+    names = dict.fromkeys(name for curve in curves for name in curve.fields)
+    telling = [name for name in names if len({curve.fields.get(name) for curve in curves}) > 1] or [""]
+    return [", ".join(f"{name} {curve.fields.get(name, '–')}".strip() for name in telling) for curve in curves]
+
+
 def _panel(axis: Any, panel: Panel) -> None:
+    from matplotlib.ticker import NullFormatter
+
     kept = sorted(panel.curves, key=lambda curve: -len(curve.contexts))[:MOST_CURVES]
-    for curve, colour in zip(kept, COLOURS, strict=False):
+    for curve, label, colour in zip(kept, labels(kept), COLOURS, strict=False):
         contexts, expected, low, high = (list(column) for column in zip(*curve.points, strict=True))
-        axis.plot(contexts, expected, color=colour, linewidth=1.3, label=curve.label)
+        axis.plot(contexts, expected, color=colour, linewidth=1.3, label=label)
         axis.fill_between(contexts, low, high, color=colour, alpha=0.15, linewidth=0)
         for held_out, face in ((False, colour), (True, "white")):
             points = [
@@ -89,5 +105,7 @@ def _panel(axis: Any, panel: Panel) -> None:
     axis.set_xscale("log", base=2)
     axis.tick_params(labelsize=7)
     axis.title.set_fontsize(9)
-    axis.legend(fontsize=5, frameon=False, loc="upper left")
+    axis.set_xlabel("tokens in the sequence (rows of a bare kernel)", fontsize=7)
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.legend(fontsize=6, frameon=False, loc="upper left")
     axis.grid(alpha=0.2, linewidth=0.5)
