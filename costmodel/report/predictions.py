@@ -190,7 +190,7 @@ def notes_on(architectures: Sequence["Architecture"], devices: Sequence["Hardwar
             note(f"note: {model.name}: contexts above {stated} are longer than its publisher states")
         _unverified(model.name, model.unverified)
     if any(row["hw"] == "cpu" and row.get("basis") == "transferred" for row in rows):
-        note("note: cpu: measured in fp32, one thread, one head width; other kernels take the same shares of their peaks")
+        note("note: cpu: measured in fp32, one thread, one head width; others take the same shares of their peaks")
     for device in devices:
         _unverified(device.name, device.unverified)
 
