@@ -1,11 +1,13 @@
 """The page computes, in a browser, what the package computes in Python."""
 
+import importlib.util
 import json
 import os
 import random
 import re
 import shutil
 import subprocess
+import sys
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from costmodel.prediction import predict
 from costmodel.report.page.build import LARGEST, page
 from costmodel.report.page.data import Content, content
 from costmodel.report.page.write import write_page
+from tests.devtools import document
 
 MODELS = (
     "llama-3.1-8b",
@@ -37,6 +40,7 @@ DEVICES = ("h100-sxm", "a100-sxm", "gh200", "rtx-5090", "mi300x", "tpu-v5p")
 POINTS = 400
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 SECONDS = 120
+NO_BROWSER = f"no browser: CHROMIUM is not set, none of {', '.join(BROWSERS)} on the path, no PyQt6-WebEngine"
 
 EXACT = {
     "time": "time_s",
@@ -113,9 +117,18 @@ def expected(question: dict[str, Any]) -> Any:
         return None
 
 
-def browser() -> str | None:
-    named = os.environ.get("CHROMIUM")
-    return named or next((found for name in BROWSERS if (found := shutil.which(name))), None)
+def chromium() -> str | None:
+    """The program that CHROMIUM names, or one on the path."""
+    return os.environ.get("CHROMIUM") or next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
+def has_web_engine() -> bool:
+    """Whether the browser in the wheels of PyQt6-WebEngine is there."""
+    return bool(importlib.util.find_spec("PyQt6") and importlib.util.find_spec("PyQt6.QtWebEngineWidgets"))
+
+
+def has_browser() -> bool:
+    return chromium() is not None or has_web_engine()
 
 
 def dom(page_text: str, folder: Path, script: str, hash: str = "") -> str:
@@ -123,8 +136,6 @@ def dom(page_text: str, folder: Path, script: str, hash: str = "") -> str:
 
     The script may use DATA and model, and leaves its result in `answer`.
     """
-    program = browser()
-    assert program is not None
     asking = f"""<script>(async () => {{
         const ready = () => window.costmodel && document.documentElement.dataset.ready === "1";
         while (!ready()) await new Promise((done) => setTimeout(done, 20));
@@ -137,21 +148,13 @@ def dom(page_text: str, folder: Path, script: str, hash: str = "") -> str:
     }})();</script></body>"""
     file = folder / "page.html"
     file.write_text(page_text.replace("</body>", asking), encoding="utf-8")
-    command = [
-        program,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={folder / 'profile'}",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--virtual-time-budget=60000",
-        "--window-size=1280,900",
-        "--dump-dom",
-        f"{file.as_uri()}#{hash}",
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    assert 'id="answers"' in run.stdout, run.stderr[-2000:]
+    url = f"{file.as_uri()}#{hash}"
+    program = chromium()
+    if program is not None:
+        return document(program, url, "answers", folder / "profile", SECONDS)
+    command = [sys.executable, str(Path(__file__).with_name("web_engine.py")), url, "answers", str(SECONDS)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=2 * SECONDS)
+    assert run.returncode == 0, run.stderr[-2000:]
     return run.stdout
 
 
@@ -177,13 +180,13 @@ def answers_of_node(made: Content, folder: Path, asked: Any) -> Any:
 
 def test_the_page_predicts_what_python_predicts(made: Content, text: str, tmp_path: Path) -> None:
     asked = questions()
-    if browser():
+    if has_browser():
         script = ASK.replace("const answer =", "const each =") + f"const answer = {json.dumps(asked)}.map(each);"
         found = answers_of(dom(text, tmp_path, script))
     elif shutil.which("node"):
         found = answers_of_node(made, tmp_path, asked)
     else:
-        pytest.skip(f"no browser ({', '.join(BROWSERS)}, or CHROMIUM) and no node on this machine")
+        pytest.skip(f"{NO_BROWSER}, and no node")
     ends: list[float] = []
     for question, answer in zip(asked, found, strict=True):
         row = expected(question)
@@ -208,8 +211,8 @@ def test_the_page_predicts_what_python_predicts(made: Content, text: str, tmp_pa
 
 @pytest.fixture(scope="module")
 def needs_browser() -> None:
-    if browser() is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} on the path, and CHROMIUM is not set")
+    if not has_browser():
+        pytest.skip(NO_BROWSER)
 
 
 @pytest.mark.usefixtures("needs_browser")
