@@ -885,9 +885,7 @@ def trade_off(
     arch: Annotated[
         list[str] | None, typer.Option("--arch", "-a", metavar="NAME,…", help="Only these architectures.")
     ] = None,
-    hw: Annotated[
-        list[str] | None, typer.Option("--hw", metavar="NAME,…", help="Devices. [default: h200-sxm]")
-    ] = None,
+    hw: Annotated[list[str] | None, typer.Option("--hw", metavar="NAME,…", help="Devices. [default: h200-sxm]")] = None,
     context: Annotated[
         list[str] | None,
         typer.Option("--context", "-c", metavar="COUNTS", help="Tokens after the step. [default: 128k]"),
