@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
@@ -153,18 +154,13 @@ def test_larger_products_take_longer() -> None:
 def test_outputs_do_not_cost_new_pages_in_every_call() -> None:
     x = torch.zeros(2**24)
 
-    def faults() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-    def writes() -> None:
+    def new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         x.mul(2.0)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    for _ in range(10):
-        writes()
-    before = faults()
-    for _ in range(10):
-        writes()
-    assert faults() - before < 1000  # 64 MiB are 16,384 pages in every call
+    # 64 MiB are 16,384 pages. Now and then a call finds its place taken by what another thread or test has kept.
+    assert median(new_pages() for _ in range(21)) < 100
 
 
 def test_an_unknown_mode_is_refused() -> None:
