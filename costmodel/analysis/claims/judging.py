@@ -1,0 +1,274 @@
+"""From a claim to a verdict: every number of it predicted under its set-up, and compared.
+
+A claim of several numbers is reproduced when each of them is within the tolerance; how many are is told beside it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from costmodel.analysis.claims.files import UNITS, Change, Claim, load_claims
+from costmodel.analysis.claims.quantities import COMPARISONS, QUANTITIES, SHAPES, Value, weaker
+from costmodel.analysis.claims.setups import SetUp
+from costmodel.errors import Impossible
+from costmodel.units import format_count
+
+REPRODUCED, CONDITIONAL, CONTRADICTED, UNSTATED = "reproduced", "reproduced-if", "contradicted", "setup-unstated"
+VERDICTS = (REPRODUCED, CONDITIONAL, CONTRADICTED, UNSTATED)
+
+
+class Outcome(NamedTuple):
+    """The predicted numbers of a claim in its unit, and each over the claimed one."""
+
+    values: tuple[Value, ...]
+    ratios: tuple[float, ...]
+    holds: tuple[bool, ...]
+
+    @property
+    def all_hold(self) -> bool:
+        """Whether every number is as claimed."""
+        return all(self.holds)
+
+
+def holds(ratio: float, relation: str, tolerance: float) -> bool:
+    """Whether predicted over claimed is as the claim has it.
+
+    >>> holds(1.14, "equals", 0.15), holds(0.84, "equals", 0.15), holds(2.0, "at-least", 0.15)
+    (True, False, True)
+    """
+    low, high = 1 - tolerance <= ratio, ratio <= 1 + tolerance
+    return {"equals": low and high, "at-least": low, "at-most": high}[relation]
+
+
+def evaluate(claim: Claim, change: Change | None = None) -> Outcome:
+    """The claim's numbers under its set-up, or under a changed one. Raises as predictions do."""
+    quantity = QUANTITIES[(change.quantity if change else None) or claim.quantity]
+    compared = (change.compared if change else None) or claim.compared
+    values = []
+    for point in claim.points:
+        own = claim.setup.changed(point)
+        changed = own.changed(change.setup) if change else own
+        value = _measured(claim.shape, quantity, changed)
+        if claim.baseline is not None and compared is not None:
+            base = own.changed(claim.baseline)
+            if change:
+                # A condition holds for both, unless the baseline's own entries, or the condition's for it, say else.
+                base = own.changed(change.setup).changed(claim.baseline).changed(change.baseline or {})
+            value = COMPARISONS[compared](value, _measured(claim.shape, quantity, base))
+        values.append(value.scaled(1 / UNITS[claim.unit]))
+    ratios = tuple(value.value / claimed for value, claimed in zip(values, claim.claimed, strict=True))
+    return Outcome(tuple(values), ratios, tuple(holds(ratio, claim.relation, claim.tolerance) for ratio in ratios))
+
+
+def _measured(shape: str | None, quantity: Any, setup: SetUp) -> Value:
+    return quantity(setup) if shape is None else SHAPES[shape](quantity, setup)
+
+
+def judge(claim: Claim) -> dict[str, Any]:
+    """The row of a claim: see `judged`."""
+    try:
+        outcome = evaluate(claim)
+    except Impossible as error:
+        return _row(claim, None, None, None, CONTRADICTED, f"cannot be run: {error}")
+    conditional = None if claim.condition is None or outcome.all_hold else evaluate(claim, claim.condition)
+    fair = evaluate(claim, claim.fair) if claim.fair else None
+    if claim.unstated:
+        verdict = UNSTATED
+    elif outcome.all_hold:
+        verdict = REPRODUCED
+    else:
+        verdict = CONDITIONAL if conditional is not None and conditional.all_hold else CONTRADICTED
+    return _row(claim, outcome, conditional, fair, verdict, _reason(claim, outcome, conditional))
+
+
+def judged(ids: Sequence[str] = (), everything: bool = True) -> list[dict[str, Any]]:
+    """A row for each claim of these names (none: all), in the order of the files.
+
+    everything: also claims that are uncertain or whose set-up is not stated. Keys: id, paper, mechanism, what, kind,
+    source, uncertain, unstated, setup, unit, claimed, predicted, low, high (80 % interval), ratio (predicted over
+    claimed), verdict, reason, tolerance, points, points_within, points_in_interval, basis, condition,
+    condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command. Of a claim of several
+    numbers, claimed, predicted, low, high and the ratios are lists, and `at` names the points.
+
+    Raises BadInput for an unknown name, or with every problem of a file.
+    """
+    claims = load_claims(ids)
+    if not everything:
+        claims = [claim for claim in claims if not claim.uncertain and not claim.unstated]
+    return [judge(claim) for claim in claims]
+
+
+def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many claims there are and how they fare. The shares are of those that are certain and whose set-up is stated.
+
+    points, points_within: numbers of these claims, and those within the tolerance.
+    """
+    rows = list(rows)
+    certain = [row for row in rows if not row["uncertain"]]
+    stated = [row for row in certain if not row["unstated"]]
+    counts = {verdict: sum(row["verdict"] == verdict for row in stated) for verdict in VERDICTS[:3]}
+    n = len(stated)
+    return {
+        "claims": len(rows),
+        "stated_and_certain": n,
+        **{name.replace("-", "_"): count for name, count in counts.items()},
+        **{f"{name.replace('-', '_')}_share": count / n if n else None for name, count in counts.items()},
+        "setup_unstated": sum(bool(row["unstated"]) for row in certain),
+        "uncertain": len(rows) - len(certain),
+        "points": sum(row["points"] for row in stated),
+        "points_within": sum(row["points_within"] for row in stated),
+    }
+
+
+def _shown(values: Sequence[Any]) -> Any:
+    """One number as such, several as a list."""
+    return values[0] if len(values) == 1 else list(values)
+
+
+def _row(
+    claim: Claim,
+    outcome: Outcome | None,
+    conditional: Outcome | None,
+    fair: Outcome | None,
+    verdict: str,
+    reason: str,
+) -> dict[str, Any]:
+    values = outcome.values if outcome else ()
+    inside = [value.low <= claimed <= value.high for value, claimed in zip(values, claim.claimed, strict=False)]
+    return {
+        "id": claim.id,
+        "mechanism": claim.mechanism,
+        "source": claim.source,
+        "setup": setup_text(claim),
+        "claimed": _shown(claim.claimed),
+        "predicted": _shown([value.value for value in values]) if values else None,
+        "low": _shown([value.low for value in values]) if values else None,
+        "high": _shown([value.high for value in values]) if values else None,
+        "ratio": _shown(outcome.ratios) if outcome else None,
+        "verdict": verdict,
+        "reason": reason,
+        "paper": claim.paper,
+        "what": claim.what,
+        "kind": claim.kind,
+        "uncertain": claim.uncertain,
+        "unstated": list(claim.unstated),
+        "unit": claim.unit,
+        "relation": claim.relation,
+        "at": [point_text(point) for point in claim.points] if len(claim.points) > 1 else None,
+        "tolerance": claim.tolerance,
+        "points": len(claim.claimed),
+        "points_within": sum(outcome.holds) if outcome else 0,
+        "points_in_interval": sum(inside),
+        "basis": weaker(*(value.basis for value in values)) if values else None,
+        "condition": claim.condition.text if claim.condition else None,
+        "condition_predicted": _shown([value.value for value in conditional.values]) if conditional else None,
+        "condition_ratio": _shown(conditional.ratios) if conditional else None,
+        "fair": claim.fair.text if claim.fair else None,
+        "fair_predicted": _shown([value.value for value in fair.values]) if fair else None,
+        "fair_low": _shown([value.low for value in fair.values]) if fair else None,
+        "fair_high": _shown([value.high for value in fair.values]) if fair else None,
+        "command": command(claim),
+    }
+
+
+def span(numbers: Sequence[float]) -> str:
+    """Ratios as people read them.
+
+    >>> span([1.0312]), span([0.9, 1.2, 1.0])
+    ('1.03', '0.9 … 1.2')
+    """
+    low, high = f"{min(numbers):.3g}", f"{max(numbers):.3g}"
+    return low if low == high else f"{low} … {high}"
+
+
+def _reason(claim: Claim, outcome: Outcome, conditional: Outcome | None) -> str:
+    """Why the verdict is what it is, from the numbers; then what the claim's file says of a difference."""
+    parts = []
+    if claim.unstated:
+        parts.append(
+            f"not stated: {', '.join(claim.unstated)}; with the set-up that is taken instead, {_found(claim, outcome)}"
+        )
+    else:
+        parts.append(_found(claim, outcome))
+    if conditional is not None and claim.condition is not None:
+        parts.append(f"if {claim.condition.text}: {_found(claim, conditional)}")
+    if claim.why and not outcome.all_hold:
+        parts.append(claim.why)
+    return "; ".join(parts)
+
+
+def _found(claim: Claim, outcome: Outcome) -> str:
+    n, within = len(outcome.holds), sum(outcome.holds)
+    text = f"predicted is {span(outcome.ratios)} of claimed"
+    if claim.relation != "equals":
+        text += f", claimed as {claim.relation.replace('-', ' ')}"
+    if n > 1:
+        text += f", {within} of {n} within {claim.tolerance:.0%}"
+    basis = weaker(*(value.basis for value in outcome.values))
+    return f"{text} ({basis})"
+
+
+def point_text(point: Mapping[str, Any]) -> str:
+    """The entries of one claimed number.
+
+    >>> point_text({"context": 131072, "batch": 4})
+    '128k, batch 4'
+    """
+    return ", ".join(_entry_text(name, value) for name, value in point.items())
+
+
+def _entry_text(name: str, value: Any) -> str:
+    if name == "mixer":
+        return f"{value.get('kind')} " + " ".join(f"{key} {size}" for key, size in value.items() if key != "kind")
+    if name in ("context", "prompt", "output", "tokens"):
+        shown = format_count(value)
+        return shown if name == "context" else f"{name} {shown}"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    plain = name in ("architecture", "hardware", "phase", "layout", "library", "method", "part")
+    if name == "architecture":
+        value = str(value).rpartition("/")[2].removesuffix(".yaml")
+    return str(value) if plain else f"{name.replace('_', ' ')} {value}"
+
+
+def setup_text(claim: Claim) -> str:
+    """The set-up in one line: every entry that differs from the default."""
+    defaults = SetUp()
+    varied = {name for point in claim.points for name in point} if len(claim.points) > 1 else set()
+    changed = {
+        name: value
+        for name, value in claim.setup._asdict().items()
+        if value != getattr(defaults, name) and name not in varied
+    }
+    if len(claim.points) == 1:
+        changed |= claim.points[0]
+    if "batch" not in changed and not claim.setup.tokens and "batch" not in varied:
+        changed["batch"] = claim.setup.batch
+    parts = [_entry_text(name, value) for name, value in changed.items()]
+    if claim.baseline is not None:
+        entries = [_entry_text(name, value) for name, value in claim.baseline.items()]
+        parts.append(f"over: {', '.join(entries)}")
+    return " · ".join(parts)
+
+
+OPTIONS = ("layout", "weights", "kv", "activations", "library", "caches", "new_tokens")
+
+
+def command(claim: Claim) -> str | None:
+    """A command line that shows the kernels behind the claim's last number; None for a lone layer or a generation."""
+    setup = claim.setup.changed(claim.points[-1])
+    if setup.mixer is not None or setup.full_attention or not (setup.hardware and setup.context):
+        return None
+    defaults = SetUp()
+    words = [f"costmodel predict --arch {setup.architecture} --hw {setup.hardware}"]
+    words.append(f"--context {setup.context} --phase {setup.phase} --breakdown")
+    if setup.tokens or setup.batch != 1:
+        from costmodel.analysis.claims.setups import sequences
+
+        words.append(f"--batch {sequences(setup)}")
+    words += [
+        f"--{name.replace('_', '-')} {getattr(setup, name)}"
+        for name in OPTIONS
+        if getattr(setup, name) != getattr(defaults, name)
+    ]
+    words += [f"--set {text}" for text in setup.settings]
+    return " ".join(words)

@@ -1,0 +1,371 @@
+"""What a claim measures: one small function for each quantity, from a set-up to a value with its interval.
+
+Every value is in SI units. Counts (bytes, FLOPs, sequences) have an interval of one point.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from costmodel.analysis.claims.setups import (
+    SetUp,
+    calibration_of,
+    capacity,
+    device_of,
+    layout_of,
+    model_of,
+    precision_of,
+    sequences,
+)
+from costmodel.analysis.crossover import model_precision
+from costmodel.calibration import BASES
+from costmodel.errors import BadInput
+from costmodel.generation import generate
+from costmodel.kernels.base import Kernel
+from costmodel.parallel.options import Options
+from costmodel.parallel.rows import predict_layout
+from costmodel.planning.deployment import Served, Settings, deployment
+from costmodel.planning.replay import replay
+from costmodel.planning.serving import steady_state
+from costmodel.planning.step_times import HostTime
+from costmodel.planning.traffic import Request
+from costmodel.prediction import KernelRow, make_step, served
+from costmodel.timing import time_step
+
+COUNTED = "counted"
+"""The basis of what is counted and not timed."""
+
+
+class Value(NamedTuple):
+    """A predicted number with its 80 % interval and how firm it is."""
+
+    value: float
+    low: float
+    high: float
+    basis: str
+
+    def scaled(self, factor: float) -> "Value":
+        """The value and its interval times a factor."""
+        return self._replace(value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+    def inverse(self, factor: float = 1.0) -> "Value":
+        """factor over the value."""
+        return Value(factor / self.value, factor / self.high, factor / self.low, self.basis)
+
+
+def counted(value: float) -> Value:
+    """A count, which has no interval."""
+    return Value(float(value), float(value), float(value), COUNTED)
+
+
+def weaker(*bases: str) -> str:
+    """The least firm of several.
+
+    >>> weaker("counted", "fitted", "prior")
+    'prior'
+    """
+    order = (COUNTED, *BASES)
+    return max(bases, key=order.index)
+
+
+def chosen(setup: SetUp, kernels: Sequence[Kernel]) -> list[Kernel]:
+    """The kernels that the set-up names. Raises BadInput where a name means none of them."""
+
+    def means(kernel: Kernel, name: str) -> bool:
+        forward = kernel.name.removesuffix(" backward")
+        return name in (kernel.name, forward, kernel.family, kernel.group)
+
+    for name in (*setup.kernels, *setup.without):
+        if not any(means(kernel, name) for kernel in kernels):
+            known = dict.fromkeys(kernel.name for kernel in kernels)
+            raise BadInput(f"kernel {name!r} is none of {', '.join(known)}, nor a family or block of them")
+    found = [kernel for kernel in kernels if not any(means(kernel, name) for name in setup.without)]
+    if setup.kernels:
+        found = [kernel for kernel in found if any(means(kernel, name) for name in setup.kernels)]
+    if setup.part != "both":
+        found = [kernel for kernel in found if kernel.gradient == (setup.part == "backward")]
+    return [kernel for kernel in found if kernel.count]
+
+
+def kernels_of(setup: SetUp) -> list[Kernel]:
+    """The kernels of the step on one device, those that the set-up names."""
+    if not setup.context:
+        raise BadInput("the set-up names no context")
+    model = model_of(setup)
+    step = make_step(model, setup.phase, setup.context, sequences(setup), setup.new_tokens)
+    return served(chosen(setup, model.kernels(step, precision_of(setup))), setup.caches)
+
+
+def new_tokens_of(setup: SetUp) -> int:
+    """New tokens of one sequence in the step."""
+    return int(make_step(model_of(setup), setup.phase, setup.context, 1, setup.new_tokens).S)
+
+
+def time(setup: SetUp) -> Value:
+    """Seconds of the step, or of the kernels that the set-up names."""
+    if layout_of(setup).gpus > 1:
+        found = _placed_time(setup)
+    else:
+        step = time_step(kernels_of(setup), device_of(setup), calibration_of(setup))
+        found = Value(step.time_s, step.low_s, step.high_s, step.basis)
+    return Value(found.value + setup.host_s, found.low + setup.host_s, found.high + setup.host_s, found.basis)
+
+
+def _placed_time(setup: SetUp) -> Value:
+    model = model_of(setup)
+    step = make_step(model, setup.phase, setup.context, sequences(setup), setup.new_tokens)
+    options = Options(overlap=setup.overlap, imbalance=setup.imbalance)
+    row = predict_layout(
+        model,
+        layout_of(setup),
+        device_of(setup),
+        step,
+        precision_of(setup),
+        calibration_of(setup),
+        setup.caches,
+        None,
+        options,
+    )
+    factor = 1.0
+    if setup.kernels or setup.without:
+        factor = sum(kernel.time_s for kernel in row.breakdown if _named(setup, kernel)) / row.time_s
+    return Value(row.time_s, row.time_low_s, row.time_high_s, row.basis).scaled(factor)
+
+
+def _named(setup: SetUp, row: KernelRow) -> bool:
+    names = {row.kernel, row.family, row.group}
+    return not names & {*setup.without} and (not setup.kernels or bool(names & {*setup.kernels}))
+
+
+def time_per_token(setup: SetUp) -> Value:
+    """Seconds of the step over its new tokens in all sequences."""
+    return time(setup).scaled(1 / (sequences(setup) * new_tokens_of(setup)))
+
+
+def token_rate(setup: SetUp) -> Value:
+    """New tokens per second and device."""
+    return time(setup).inverse(sequences(setup) * new_tokens_of(setup) / setup.gpus)
+
+
+def cost_per_token(setup: SetUp) -> Value:
+    """US dollars for a token at this place in the sequence."""
+    return time_per_token(setup).scaled(setup.gpus * setup.usd_per_gpu_hour / 3600)
+
+
+def kernel_share(setup: SetUp) -> Value:
+    """The part of the step's time that the named kernels take."""
+    part, whole = time(setup), time(setup._replace(kernels=(), without=()))
+    share = part.value / whole.value
+    # What part and whole have in common moves both: the interval is that of the part against the rest.
+    rest = max(whole.value - part.value, 1e-12 * whole.value)
+    odds = part.value / rest
+    width = math.hypot(math.log(part.high / part.value), math.log(whole.high / whole.value))
+    low, high = odds * math.exp(-width), odds * math.exp(width)
+    return Value(share, low / (1 + low), high / (1 + high), whole.basis)
+
+
+def flops(setup: SetUp) -> Value:
+    """FLOPs of the step, or of the kernels that the set-up names: exact pairs, no padding."""
+    return counted(float(sum(kernel.ideal.flops * kernel.count for kernel in _counted_kernels(setup))))
+
+
+def hbm_bytes(setup: SetUp) -> Value:
+    """HBM bytes that the step's kernels cannot avoid."""
+    return counted(float(sum(kernel.ideal.hbm_bytes * kernel.count for kernel in _counted_kernels(setup))))
+
+
+def _counted_kernels(setup: SetUp) -> list[Kernel]:
+    """As `kernels_of`, without a device: in the model's own number formats."""
+    if setup.hardware:
+        return kernels_of(setup)
+    model = model_of(setup)
+    step = make_step(model, setup.phase, setup.context, sequences(setup), setup.new_tokens)
+    return chosen(setup, model.kernels(step, model_precision(model)))
+
+
+def flop_rate(setup: SetUp) -> Value:
+    """FLOP/s of the named kernels: exact pairs over predicted time."""
+    return time(setup).inverse(flops(setup).value)
+
+
+def byte_rate(setup: SetUp) -> Value:
+    """Bytes per second of the named kernels: unavoidable HBM bytes over predicted time."""
+    return time(setup).inverse(hbm_bytes(setup).value)
+
+
+def cache_bytes(setup: SetUp) -> Value:
+    """Bytes that one sequence keeps."""
+    model = model_of(setup)
+    precision = precision_of(setup) if setup.hardware else model_precision(model)._replace(kv=setup.kv or model.kv)
+    return counted(float(model.cache_bytes(setup.context, precision)))
+
+
+def batch_that_fits(setup: SetUp) -> Value:
+    """Sequences that fit in memory."""
+    return counted(capacity(setup))
+
+
+def generation_flops(setup: SetUp) -> Value:
+    """FLOPs of a whole answer, prompt included: exact pairs, every step."""
+    return counted(float(_generated(setup)["flops"]))
+
+
+def generation_rate(setup: SetUp) -> Value:
+    """Tokens per second of a whole generation, the prompt's time included; host_s is added to every pass."""
+    row = _generated(setup)
+    tokens, host = row["batch"] * row["new_tokens"], setup.host_s * row["passes"]
+    times = (row["time_s"] + host, row["time_low_s"] + host, row["time_high_s"] + host)
+    return Value(*times, row["basis"]).inverse(tokens)
+
+
+def _generated(setup: SetUp) -> dict[str, Any]:
+    return generate(
+        model_of(setup),
+        device_of(setup),
+        prompt=setup.prompt,
+        new_tokens=setup.output,
+        methods=(setup.method,),
+        block=setup.block,
+        steps=setup.steps,
+        accepted=setup.accepted,
+        batch=int(setup.batch),
+        draft_tokens=setup.draft_tokens or 4,
+        weights=setup.weights,
+        kv=setup.kv,
+        activations=setup.activations,
+        library=setup.library,
+    )[0]
+
+
+def _deployment(setup: SetUp) -> Any:
+    served_model = Served(
+        model_of(setup),
+        device_of(setup),
+        precision_of(setup),
+        setup.library,
+        HostTime(step_s=setup.host_s),
+        Options(overlap=setup.overlap, imbalance=setup.imbalance),
+    )
+    longest = setup.prompt + setup.output
+    more = Settings(longest=longest, draft_tokens=setup.draft_tokens, acceptance=setup.accepted or 0.7)
+    return deployment(served_model, layout_of(setup), more)
+
+
+def _uncertainty(setup: SetUp) -> Value:
+    """A decode step in the middle of the answers of one engine: its interval stands for that of serving."""
+    model, middle = model_of(setup), setup.prompt + setup.output // 2
+    step = time(setup._replace(phase="decode", context=middle, new_tokens=None, batch=1, tokens=0, kernels=()))
+    assert model is not None
+    return step.scaled(1 / step.value)
+
+
+def serving_rate(setup: SetUp) -> Value:
+    """Output tokens per second and device of an engine that always has requests waiting; batch: its most sequences."""
+    engines = _deployment(setup)
+    clients = 4096 * engines.replicas if setup.batch == "fill" else int(setup.batch)
+    found = steady_state(engines, clients, setup.prompt, setup.output)
+    return _uncertainty(setup).scaled(found.requests_per_s * setup.output / setup.gpus)
+
+
+def serving_total_rate(setup: SetUp) -> Value:
+    """Tokens per second and device of prompts and answers together."""
+    return serving_rate(setup).scaled((setup.prompt + setup.output) / setup.output)
+
+
+def answered(setup: SetUp) -> Value:
+    """Seconds until an engine has answered a batch of requests that are all there at once; what does not fit waits."""
+    requests = [Request(0.0, setup.prompt, setup.output) for _ in range(int(setup.batch))]
+    return _uncertainty(setup).scaled(replay(_deployment(setup), requests).end_s)
+
+
+Quantity = Callable[[SetUp], Value]
+QUANTITIES: dict[str, Quantity] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        time,
+        time_per_token,
+        token_rate,
+        cost_per_token,
+        kernel_share,
+        flops,
+        hbm_bytes,
+        flop_rate,
+        byte_rate,
+        cache_bytes,
+        batch_that_fits,
+        generation_flops,
+        generation_rate,
+        serving_rate,
+        serving_total_rate,
+        answered,
+    )
+}
+
+
+def slope(of: Quantity, setup: SetUp) -> Value:
+    """The growth of a quantity per token of context, between the ends of the set-up's range."""
+    first, last = setup.contexts
+    low, high = (of(setup._replace(context=L)) for L in (first, last))
+    rise = (high.value - low.value) / (last - first)
+    width = math.log(high.high / high.value)
+    return Value(rise, rise * math.exp(-width), rise * math.exp(width), weaker(low.basis, high.basis))
+
+
+def exponent(of: Quantity, setup: SetUp) -> Value:
+    """d log / d log L of a quantity between the ends of the set-up's range."""
+    first, last = setup.contexts
+    low, high = (of(setup._replace(context=L)) for L in (first, last))
+    return counted(math.log(high.value / low.value) / math.log(last / first))._replace(basis=high.basis)
+
+
+PLACES = 33
+"""Contexts at which a curve is looked at for its knee, evenly spaced."""
+
+
+def knee(of: Quantity, setup: SetUp) -> Value:
+    """The context where two straight lines that fit a quantity best (least squares) meet."""
+    first, last = setup.contexts
+    places = [round(first + (last - first) * i / (PLACES - 1)) for i in range(PLACES)]
+    values = [of(setup._replace(context=L)) for L in places]
+    heights = [value.value for value in values]
+    best = min(range(2, PLACES - 2), key=lambda i: _misfit(places[:i], heights[:i]) + _misfit(places[i:], heights[i:]))
+    (a, b), (c, d) = (_line(x, y) for x, y in ((places[:best], heights[:best]), (places[best:], heights[best:])))
+    return counted((a - c) / (d - b))._replace(basis=values[-1].basis)
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Intercept and slope of the least-squares line."""
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    rise = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
+    return my - rise * mx, rise
+
+
+def _misfit(x: Sequence[float], y: Sequence[float]) -> float:
+    a, b = _line(x, y)
+    return sum((value - a - b * place) ** 2 for place, value in zip(x, y, strict=True))
+
+
+SHAPES: dict[str, Callable[[Quantity, SetUp], Value]] = {"slope": slope, "exponent": exponent, "knee": knee}
+"""What is said of a quantity's curve over the context."""
+
+
+def less(own: Value, baseline: Value) -> Value:
+    """How many times less than the baseline."""
+    return more(baseline, own)
+
+
+def more(own: Value, baseline: Value) -> Value:
+    """How many times more than the baseline. The errors of the two are taken to be independent."""
+    ratio = own.value / baseline.value
+    up = math.hypot(math.log(own.high / own.value), math.log(baseline.high / baseline.value))
+    return Value(ratio, ratio * math.exp(-up), ratio * math.exp(up), weaker(own.basis, baseline.basis))
+
+
+def cut(own: Value, baseline: Value) -> Value:
+    """The part of the baseline that is saved."""
+    rest = more(own, baseline)
+    return Value(1 - rest.value, 1 - rest.high, 1 - rest.low, rest.basis)
+
+
+COMPARISONS: dict[str, Callable[[Value, Value], Value]] = {"times-less": less, "times-more": more, "cut": cut}
+"""How a set-up is compared with its baseline."""

@@ -1,0 +1,207 @@
+"""The set-up of a claim: what runs, on what, in which formats, how much at a time; read strictly from a mapping."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from costmodel.analysis.full_attention import one_layer, with_full_attention
+from costmodel.architecture import Architecture, Block
+from costmodel.calibration import Calibration, calibration_path, find_calibration, read_calibration
+from costmodel.errors import BadInput, unknown
+from costmodel.hardware import Hardware, load_hardware
+from costmodel.loading import Problems
+from costmodel.mixers import mixer
+from costmodel.model_file import load_architecture, read_dims
+from costmodel.parallel.layout import Layout, parse_layout
+from costmodel.parallel.memory import max_concurrency
+from costmodel.parallel.placement import place
+from costmodel.prediction import make_precision
+from costmodel.settings import split_settings
+from costmodel.step import Precision
+
+FILL = "fill"
+"""A batch as large as memory holds."""
+
+
+class SetUp(NamedTuple):
+    """Under what a number was measured. Entries have the names of the command line's options where those exist.
+
+    architecture: a name, or a file beside the claim; mixer: instead, one layer of this mechanism (fields as in an
+    architecture's file) of width d_model. full_attention: the same model with full attention in every layer.
+    settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's.
+    batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
+    new_tokens: of the step, None: one in decode, the whole context in prefill. kernels: only these, by name, family or
+    block; without: not these. part: forward, backward or both (of training). host_s: seconds that the engine's host
+    adds to each step. prompt, output: tokens of a request; method, block, steps, accepted, draft_tokens: as for
+    `generate`. contexts: the range in which a slope or a knee is looked for. usd_per_gpu_hour: what a device costs.
+    """
+
+    architecture: str = ""
+    mixer: Mapping[str, Any] | None = None
+    d_model: int = 4096
+    full_attention: bool = False
+    settings: tuple[str, ...] = ()
+    hardware: str = ""
+    library: str | None = None
+    calibrated_on: str = ""
+    layout: str = ""
+    overlap: float = 0.0
+    imbalance: float = 1.0
+    weights: str | None = None
+    kv: str | None = None
+    activations: str | None = None
+    caches: str = "served"
+    phase: str = "decode"
+    part: str = "both"
+    context: int = 0
+    batch: int | str = 1
+    tokens: int = 0
+    new_tokens: int | None = None
+    kernels: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    host_s: float = 0.0
+    prompt: int = 0
+    output: int = 0
+    method: str = "autoregressive"
+    block: int = 32
+    steps: int | None = None
+    accepted: float | None = None
+    draft_tokens: int = 0
+    contexts: tuple[int, ...] = ()
+    usd_per_gpu_hour: float = 0.0
+
+    def changed(self, changes: Mapping[str, Any]) -> "SetUp":
+        """This set-up with other entries; settings are added to those that it has, a batch takes the place of tokens.
+
+        >>> SetUp(settings=("a=1",)).changed({"settings": ("b=2",), "batch": 4}).settings
+        ('a=1', 'b=2')
+        """
+        settings = self.settings + tuple(changes.get("settings", ()))
+        tokens = changes.get("tokens", 0 if "batch" in changes else self.tokens)
+        return self._replace(**{**changes, "settings": settings, "tokens": tokens})
+
+    @property
+    def gpus(self) -> int:
+        """Devices that run a step."""
+        return parse_layout(self.layout).gpus if self.layout else 1
+
+
+LISTS = ("settings", "kernels", "without", "contexts")
+CHOICES = {
+    "caches": ("served", "benchmarked"),
+    "phase": ("prefill", "decode", "train"),
+    "part": ("forward", "backward", "both"),
+}
+WHOLE = ("context", "tokens", "new_tokens", "prompt", "output", "block", "steps", "draft_tokens", "d_model")
+REAL = ("overlap", "imbalance", "host_s", "accepted", "usd_per_gpu_hour")
+
+
+def entries(problems: Problems, raw: Any, where: str, folder: Path) -> dict[str, Any]:
+    """The entries of a set-up, or of a change to one, as `SetUp` has them; problems are noted."""
+    given = problems.mapping(raw, where)
+    problems.unknown_keys(given, SetUp._fields, where)
+    known = {name: value for name, value in given.items() if name in SetUp._fields}
+    return {name: entry(problems, name, value, f"{where}.{name}", folder) for name, value in known.items()}
+
+
+def entry(problems: Problems, name: str, value: Any, place: str, folder: Path) -> Any:
+    """One entry of a set-up. An architecture's file in the claim's folder becomes its path."""
+    if name in LISTS:
+        if not isinstance(value, list):
+            problems.add(f"{place}: {str(value)[:60]!r} is not a list")
+            return ()
+        return tuple(problems.whole_number(item, place) if name == "contexts" else str(item) for item in value)
+    if value is None:
+        return SetUp._field_defaults[name]
+    if name == "mixer":
+        return problems.mapping(value, place)
+    if name == "full_attention":
+        if not isinstance(value, bool):
+            problems.add(f"{place}: {str(value)[:60]!r} is not true or false")
+        return bool(value)
+    if name in WHOLE or (name == "batch" and value != FILL):
+        return problems.whole_number(value, place)
+    if name in REAL:
+        return problems.number(value, place)
+    if name in CHOICES and value not in CHOICES[name]:
+        problems.add(f"{place}: {unknown(name, str(value), CHOICES[name])}")
+    text = str(value)
+    return str(folder / text) if name == "architecture" and (folder / text).is_file() else text
+
+
+@functools.lru_cache(maxsize=256)
+def _architecture(name: str, full_attention: bool, settings: tuple[str, ...]) -> Architecture:
+    found = load_architecture(name, settings)
+    return with_full_attention(found).model if full_attention else found
+
+
+@functools.lru_cache(maxsize=64)
+def _device(name: str, settings: tuple[str, ...]) -> Hardware:
+    return load_hardware(name, settings)
+
+
+@functools.lru_cache(maxsize=64)
+def _calibration(name: str, settings: tuple[str, ...], library: str | None, calibrated_on: str) -> Calibration:
+    device = _device(name, settings)
+    if not calibrated_on:
+        return find_calibration(device, library)
+    slower = load_hardware(calibrated_on).compute.clock / device.compute.clock
+    return read_calibration(calibration_path(calibrated_on, library or "vllm"), slower)
+
+
+def model_of(setup: SetUp) -> Architecture:
+    """The model that runs: an architecture, or a lone layer. Raises BadInput for what cannot be understood."""
+    if setup.mixer is None:
+        if not setup.architecture:
+            raise BadInput("the set-up names neither an architecture nor a mixer")
+        return _architecture(setup.architecture, setup.full_attention, split_settings(setup.settings)[0])
+    fields = dict(setup.mixer)
+    problems = Problems("mixer")
+    module: Any = mixer(str(fields.pop("kind", "")))
+    dims = read_dims(problems, module.Dims, fields, "mixer")
+    if dims is not None:
+        for message in module.check(dims):
+            problems.add(message)
+    problems.raise_if_any()
+    layer = one_layer(Block("layer", module, dims), setup.d_model)
+    return with_full_attention(layer).model if setup.full_attention else layer
+
+
+def device_of(setup: SetUp) -> Hardware:
+    """The device, changed by the set-up's settings."""
+    if not setup.hardware:
+        raise BadInput("the set-up names no hardware")
+    return _device(setup.hardware, split_settings(setup.settings)[1])
+
+
+def calibration_of(setup: SetUp) -> Calibration:
+    """The measured kernels that the set-up's device and library have."""
+    _, of_hardware = split_settings(setup.settings)
+    return _calibration(setup.hardware, of_hardware, setup.library, setup.calibrated_on)
+
+
+def precision_of(setup: SetUp) -> Precision:
+    """The number formats: the model's own, changed by the set-up's."""
+    return make_precision(model_of(setup), device_of(setup), setup.weights, setup.kv, setup.activations)
+
+
+def layout_of(setup: SetUp) -> Layout:
+    """The layout of one replica. Raises BadInput for separate workers of prefill and decode."""
+    found = parse_layout(setup.layout or "tp1")
+    if not isinstance(found, Layout):
+        raise BadInput(f"layout {setup.layout}: a set-up has one layout; write the other one into a set-up of its own")
+    return found
+
+
+def capacity(setup: SetUp) -> int:
+    """Sequences of the set-up's context that fit in the memory of its devices."""
+    placed = place(model_of(setup), layout_of(setup), "decode")
+    return max_concurrency(placed, setup.context, precision_of(setup), device_of(setup))
+
+
+def sequences(setup: SetUp) -> int:
+    """Sequences of a step, once a batch that fills memory is counted; at least one."""
+    if setup.tokens:
+        return max(1, setup.tokens // setup.context)
+    return max(1, capacity(setup)) if setup.batch == FILL else int(setup.batch)
