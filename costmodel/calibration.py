@@ -119,7 +119,7 @@ class Fit(NamedTuple):
 
     def for_another(self) -> "Fit":
         """What these parameters are worth for a kernel that was not measured: a processor's are measured in fp32 and
-        one head width, and stand in for all others."""
+        one head width, and stand in for all others; a family's for one that is like it."""
         return self._replace(transferred=True, model_spread=self.model_spread * TRANSFER_SPREAD)
 
     def shifted(self, column: Mapping[str, float], sign: float) -> dict[str, float]:
@@ -179,7 +179,7 @@ class Calibration(NamedTuple):
 
     def fit(self, kernel: Kernel) -> Fit:
         """The fit of a kernel's instance inside its module, else anywhere, else of a less special instance (the name
-        without what follows its last hyphen), at last of its family; where there is none, the prior."""
+        without what follows its last hyphen), at last of its family, or of one that is like it; where there is none, the prior."""
         documents = self.entries.get(kernel.family, ())
         instance = kernel.instance
         while documents:
@@ -192,6 +192,9 @@ class Calibration(NamedTuple):
             if not instance:
                 break
             instance = instance.rpartition("-")[0]
+        like = kernel.form.like
+        if like is not None and like.family in self.entries:
+            return self.fit(kernel._replace(form=like)).for_another()
         return prior_fit(kernel.form)
 
 

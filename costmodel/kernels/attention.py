@@ -36,7 +36,7 @@ class Attention(NamedTuple):
     tanh per score; sinks: one more logit per head; dtype: of the products; kv: of the cache; shared_kv: the values are
     (part of) the keys (K = V); row_bytes: bytes of a key with its value, per key head, where a cache layout mixes
     dtypes; c: tokens of a chunk, outside which a query sees nothing, or None; passes: FLOPs of a pair over those of the
-    forward pass.
+    forward pass. appends: the new keys and values are written into a cache first, which training does not have.
     """
 
     B: Quantity
@@ -56,6 +56,7 @@ class Attention(NamedTuple):
     row_bytes: Quantity | None = None
     c: Quantity | None = None
     passes: Quantity = 1
+    appends: bool = True
 
 
 def tile(dk: Quantity, dtype: str = "bf16") -> tuple[int, int]:
@@ -196,7 +197,7 @@ def append_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float
     Source: vllm-project/vllm, csrc/cache_kernels.cu, reshape_and_cache_flash.
     """
     a: Attention = kernel.shape
-    if a.bidirectional or "append_share" not in theta:
+    if a.bidirectional or not a.appends or "append_share" not in theta:
         return 0.0
     tokens, width = a.B * a.S, a.Hkv * (a.dk + a.dv)
     copied = memory_seconds(kernel, hardware, theta, tokens * width * (2 + element_bytes(a.kv)) * theta["append_share"])
@@ -293,7 +294,9 @@ SKIPPING = WINDOW._replace(parameters=PARAMETERS, elsewhere=(MASKED.name,))
 """For fits of kernels that skip what lies outside the window: nothing short may be read as a share of what is long."""
 MASKING = WINDOW._replace(parameters=(*PARAMETERS, MASKED._replace(prior=0.6, spread=0.5, low=0.01)))
 """For fits of kernels that walk what lies outside the window and mask it."""
-DIFFUSION = PREFILL._replace(family="diffusion-attention", summary="fused bidirectional attention", model_spread=0.4)
+DIFFUSION = PREFILL._replace(
+    family="diffusion-attention", summary="fused bidirectional attention", model_spread=0.4, like=PREFILL
+)
 FORMS = (PREFILL, WINDOW, DIFFUSION)
 
 

@@ -121,6 +121,8 @@ class Form(NamedTuple):
     """Standard deviation of ln(measured/predicted) left when the parameters are right."""
     starts: tuple[Mapping[str, float], ...] = ()
     """Values besides the priors from which a fit tries, where kernels of different design share the form."""
+    like: "Form | None" = None
+    """A family whose kernels are the same but for a mask: its fits stand in where this one was not measured."""
     elsewhere: tuple[str, ...] = ()
     """Parameters that only other kernels of the family have: a relative's calibration may hold them all the same."""
 

@@ -186,6 +186,7 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
         shared_kv=True,
         dtype=precision.hidden,
         kv=precision.kv,
+        appends=step.phase != "train",
         row_bytes=row_bytes(d, precision),
     )
     core = decode_attention("attention", a) if step.decoding else attention("attention", a)

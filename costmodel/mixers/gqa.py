@@ -107,6 +107,7 @@ def core(d: Dims, step: Step, precision: Precision, w: Quantity | None = None) -
         sinks=d.sinks,
         dtype=precision.attention,
         kv=precision.kv,
+        appends=step.phase != "train",
     )
     return decode_attention("attention", a) if step.decoding else attention("attention", a)
 

@@ -150,6 +150,7 @@ def near(d: Dims, step: Step, precision: Precision) -> Kernel:
         bidirectional=everywhere(d, step),
         dtype=precision.hidden,
         kv=precision.kv,
+        appends=step.phase != "train",
     )
     return decode_attention("window attention", a) if step.decoding else attention("window attention", a)
 

@@ -63,7 +63,10 @@ def _plain(value: float | None) -> str:
 
 
 def claims_and_print(form: str, inputs: Mapping[str, Any]) -> None:
-    """`claims`: rows to stdout, the tally below them (JSON: beside them). Raises Impossible where `check` finds a change."""
+    """`claims`: rows to stdout, the tally below them (JSON: beside them).
+
+    Raises Impossible where `check` finds a verdict that is not the recorded one.
+    """
     names = inputs["id"]
     whole = bool(names or inputs["all"] or inputs["check"] or inputs["record"])
     if names and inputs["record"]:
@@ -103,9 +106,9 @@ def tally_text(found: Mapping[str, Any]) -> str:
         share = found[f"{key}_share"]
         parts.append(f"{found[key]} {verdict}" + ("" if share is None else f" ({percent(share)})"))
     return (
-        f"Of {n} claims that are certain and state their set-up: {', '.join(parts)}. They hold {found['points']} numbers, "
-        f"of which {found['points_within']} are within the tolerance. Besides: {found['setup_unstated']} claims without a "
-        f"stated set-up, {found['uncertain']} uncertain ones."
+        f"Of {n} claims that are certain and state their set-up: {', '.join(parts)}. They hold {found['points']} "
+        f"numbers, of which {found['points_within']} are within the tolerance. Besides: {found['setup_unstated']} claims "
+        f"without a stated set-up, {found['uncertain']} uncertain ones."
     )
 
 

@@ -10,7 +10,7 @@ from costmodel.analysis.comparisons import papers_folder
 from costmodel.loading import read_mapping
 
 FILE = "verdicts.yaml"
-HEAD = "# Written by `costmodel claims --record FILE`, compared with by `costmodel claims --check`.\nschema: 1\nverdicts:\n"
+HEAD = "# Written by `costmodel claims --record FILE`; `costmodel claims --check` compares.\nschema: 1\nverdicts:\n"
 
 
 def record_text(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -23,7 +23,7 @@ def record_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def recorded() -> dict[str, str]:
-    """Claim → verdict of the recorded file, empty where there is none. Raises BadInput for a file that cannot be read."""
+    """Claim → verdict of the recorded file, empty where there is none."""
     path = papers_folder() / FILE
     return dict(read_mapping(path)["verdicts"]) if path.is_file() else {}
 
