@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from costmodel.analysis.crossover import model_precision, step_at
-from costmodel.analysis.gains import Room
+from costmodel.analysis.gains import Kept, Room
 from costmodel.analysis.orders import (
     CONSTANT,
     FAR,
@@ -128,13 +128,53 @@ def test_the_exponent_of_a_dense_model_rises_from_one_to_two() -> None:
     assert exponents[-1] == pytest.approx(2, abs=0.01)
 
 
-def test_the_ceiling_is_what_remains_of_full_attentions_time_without_its_attention() -> None:
-    for phase in ("prefill", "decode"):
-        step = predict("llama-3.1-8b", "h100-sxm", 131072, phase=phase).row
-        attention = sum(kernel.time_s for kernel in step.breakdown if "attention" in kernel.family)
-        found = row("llama-3.1-8b", 131072, phase=phase)
-        assert found["ceiling"] == pytest.approx(step.time_s / (step.time_s - attention), rel=1e-9)
-        assert (found["speedup"], found["coefficient_vs_full"]) == (1, 1)
+def test_a_linear_mechanism_gains_at_most_what_remains_without_its_mixing() -> None:
+    for name, phase in (("mamba2-2.7b", "prefill"), ("samba-1.3b", "decode")):
+        found = row(name, 131072, phase=phase)
+        step = predict(name, "h100-sxm", 131072, phase=phase).row
+        mixing = (
+            "chunk-scan",
+            "recurrent-step",
+            "selective-scan",
+            "short-conv",
+            "decode-attention",
+            "window-attention",
+        )
+        own = [kernel for kernel in step.breakdown if kernel.family in (*mixing, "elementwise")]
+        rest = step.time_s - sum(kernel.time_s for kernel in own if kernel.family in mixing)
+        # Elementwise kernels stand in mixers and outside of them.
+        least = rest - sum(kernel.time_s for kernel in own if kernel.family == "elementwise")
+        assert found["full_time_s"] / rest <= found["ceiling"] * (1 + 1e-9) <= found["full_time_s"] / least * (1 + 1e-9)
+        assert found["speedup"] < found["ceiling"]
+
+
+@pytest.mark.parametrize("name", ["kimi-linear-48b-a3b", "nsa", "dsa", "gqa", "csa", "mamba3", "dsv4-window", "hyena"])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_no_gain_is_above_its_ceiling(name: str, phase: str) -> None:
+    for context in (8192, 2**20):
+        found = row(name, context, phase=phase)
+        assert found["speedup"] <= found["ceiling"] * (1 + 1e-9)
+        if found["limit"] is not None:
+            assert found["ceiling"] <= max(found["limit"], found["speedup"]) * (1 + 1e-9)
+
+
+def test_the_ceiling_of_a_hybrid_is_its_ratio_of_layers() -> None:
+    assert row("kimi-linear-48b-a3b")["ceiling"] == pytest.approx(27 / 7, rel=1e-3)
+    assert row("llama-3.1-8b")["ceiling"] == 1
+
+
+@pytest.mark.parametrize(
+    "name,tokens",
+    [("kimi-linear-48b-a3b", 5400), ("qwen3-next-80b-a3b", 3100), ("nemotron-3-nano-30b-a3b", 8000)],
+)
+def test_the_state_of_a_hybrid_is_told_in_tokens_of_the_cache_that_it_has(name: str, tokens: int) -> None:
+    assert row(name)["state_tokens"] == pytest.approx(tokens, rel=0.02)
+
+
+def test_a_recurrence_beside_sparse_attention_is_compared_with_that_attentions_heads() -> None:
+    full = next(subjects(["minicpm-sala-9b"])).full.model
+    assert {(block.dims.H, block.dims.Hkv) for block in full.mixers.values()} == {(32, 2)}
+    assert full.counts()[0]["lightning"] == 24
 
 
 def test_the_gain_of_a_hybrid_tends_to_its_ratio_of_layers() -> None:
@@ -282,9 +322,8 @@ FINDING = Finding(
     cache=term(1),
     coefficient=0.25,
     limit=4.0,
-    state_bytes=1024.0,
+    kept=Kept(1024.0, 0.0),
     state_tokens=10.0,
-    window=False,
     chain_bound=False,
     speedup=2.2,
     room=Room(1, 4, 1, 6.3),
@@ -308,6 +347,8 @@ LINEAR = FINDING._replace(
         (FINDING._replace(room=Room(1, 4, 4, 6.3)), "quadratic over a generation, 4× smaller constant"),
         (LINEAR, "linear, fixed state of 1 KiB (≈ 10 tokens of its own KV)"),
         (LINEAR._replace(chain_bound=True), "linear but chain-bound; fixed state of 1 KiB"),
+        (LINEAR._replace(kept=Kept(512, 512)), "linear, fixed state and window of 1 KiB (≈ 10 tokens of its own KV)"),
+        (LINEAR._replace(kept=Kept(0, 64), state_tokens=1.1), "linear, window of 64 B (≈ 1 token of its own KV)"),
         (LINEAR._replace(time=term(2)), "quadratic in time, though not in FLOPs"),
         (
             FINDING._replace(denoises=True, coefficient=2.0, flops=term(2)),
@@ -322,6 +363,7 @@ def test_the_verdict_follows_from_what_was_found(finding: Finding, expected: str
 def test_serial_latency_of_a_recurrence_grows_where_that_of_attention_hardly_does() -> None:
     # 32 heads of one sequence: whatever the device, 16,384 chunks follow each other.
     assert row("kda", 2**20)["serial_vs_full"] > 3
+    assert row("dsa", 2**20)["serial_s"] < 1e-3  # top-k and indexer launches: their work grows, not their chains
     assert row("kda", 2**20)["flops_vs_full"] < 0.02
 
 

@@ -5,7 +5,8 @@ of the same latents, other kinds with softmax attention: of a recurrence with ma
 the key width and its columns the value width; of a mechanism without heads, heads of 128 fill the model's width.
 
 A model's counterpart has full attention in every layer that has a mixer: the full attention that the model itself
-has in other layers, else each mixer's own counterpart. FFNs, embedding and head stay.
+has in other layers, else each mixer's own counterpart; a recurrence beside sparse or windowed attention gets that
+attention's. FFNs, embedding and head stay.
 """
 
 from dataclasses import fields, replace
@@ -116,6 +117,8 @@ def with_full_attention(model: Architecture) -> Counterpart:
     precision = model_precision(model)
     own.sort(key=lambda name: (not _keeps(model.mixers[name], precision), -counts[name]))
     blocks: dict[str, Block] = {name: _causal(model.mixers[name]) for name in own}
+    # Beside a recurrence, whose heads say little of keys and values, attention of a kind says how many are kept.
+    attending = next((name for name in counts if _keeps(model.mixers[name], precision)), None)
     layers: list[tuple[Any, str | None]] = []
     replaced: list[str] = []
     for mixers, ffn in model.layers:
@@ -125,7 +128,9 @@ def with_full_attention(model: Architecture) -> Counterpart:
             replaced.append(here[0])
             full = own[:1] or [here[0]]
         for name in full:
-            blocks.setdefault(name, _causal(full_block(model.mixers[name], model.D)))
+            keeps = attending is None or _keeps(model.mixers[name], precision)
+            like = model.mixers[name if keeps else str(attending)]
+            blocks.setdefault(name, _causal(full_block(like, model.D)._replace(name=name)))
         layers.append((tuple(full) if len(full) > 1 else full[0] if full else None, ffn))
     changed = model._replace(
         name=f"{model.name} with full attention", mixers=blocks, layers=tuple(layers), generation="autoregressive"

@@ -73,28 +73,49 @@ def endless(hardware: Hardware) -> Hardware:
 
 
 def serial_seconds(times: Sequence[KernelTime], hardware: Hardware, calibration: Calibration) -> float:
-    """Seconds that no further units shorten: launches, and the longest chain of one thread block of each kernel."""
+    """Seconds that no further units shorten: launches, and the longest chain of one thread block of each kernel.
+
+    Work and traffic are left out rather than divided by a large number: what a fit knows of them need not scale.
+    """
     kernels = [entry.kernel for entry in times]
-    return float(sum(entry.time_s for entry in expected(kernels, endless(hardware), calibration)))
+    entries = expected(kernels, endless(hardware), calibration)
+    return float(sum((entry.terms.chain + entry.terms.launch) * entry.kernel.exposed for entry in entries))
+
+
+def of_mixing(entry: KernelTime, model: Architecture) -> bool:
+    """Whether a kernel is a mixer's own, its projections left out."""
+    return entry.kernel.group in model.mixers and entry.kernel.family not in PROJECTIONS
 
 
 def chain_bound(times: Sequence[KernelTime], model: Architecture) -> bool:
     """Whether the mixers' kernels, their projections left out, spend most of their time bound by a chain."""
-    own = [entry for entry in times if entry.kernel.group in model.mixers and entry.kernel.family not in PROJECTIONS]
+    own = [entry for entry in times if of_mixing(entry, model)]
     whole = sum(float(entry.time_s) for entry in own)
     return sum(float(entry.time_s) for entry in own if entry.bound == "chain") > whole / 2
 
 
-def kept_bytes(model: Architecture, precision: Precision, L: int) -> tuple[float, bool]:
-    """Bytes that a sequence of L tokens keeps without growing further, and whether most of them are a window."""
-    fixed = window = 0.0
+class Kept(NamedTuple):
+    """Bytes that a sequence keeps without growing further: states, and windows of tokens."""
+
+    states: float
+    windows: float
+
+    @property
+    def whole(self) -> float:
+        """Both together."""
+        return self.states + self.windows
+
+
+def kept_bytes(model: Architecture, precision: Precision, L: int) -> Kept:
+    """What a sequence of L tokens keeps that does not grow."""
+    states = windows = 0.0
     for name, count in model.counts()[0].items():
         block = model.mixers[name]
         cache = block.module.cache(block.dims, precision)
-        fixed += float(count * cache.fixed)
+        states += float(count * cache.fixed)
         if cache.limit is not None:
-            window += float(count * cache.per_token * min(L, cache.limit))
-    return fixed + window, window > fixed
+            windows += float(count * cache.per_token * min(L, cache.limit))
+    return Kept(states, windows)
 
 
 def weakest_basis(times: Sequence[KernelTime]) -> str:

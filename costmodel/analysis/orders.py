@@ -150,18 +150,6 @@ def _seconds(kernel: Kernel, hardware: Hardware, calibration: Calibration) -> di
     return {name: float(getattr(terms, name) * kernel.count) for name in (*OVERLAPPING, "launch")}
 
 
-def growing_kernels(
-    kernels_at: Callable[[int], Sequence[Kernel]], hardware: Hardware, calibration: Calibration, power: float
-) -> set[Place]:
-    """The kernels whose seconds grow at least as L^power."""
-    found = set()
-    for near, far in zip(kernels_at(FAR), kernels_at(FARTHER), strict=True):
-        first, second = (_seconds(kernel, hardware, calibration) for kernel in (near, far))
-        if any(first[name] > 0 and slope_order(first[name], second[name]) >= (power, 0) for name in first):
-            found.add((near.group, near.name))
-    return found
-
-
 def local_exponent(seconds: Callable[[int], float], L: int) -> float:
     """d log t / d log L at a context, as a central difference over a factor of about √2 in the context.
 

@@ -23,6 +23,7 @@ from costmodel.analysis.gains import (
     chain_bound,
     kept_bytes,
     kernels_at,
+    of_mixing,
     room,
     serial_seconds,
     weakest_basis,
@@ -33,7 +34,6 @@ from costmodel.analysis.orders import (
     Place,
     Term,
     counted_order,
-    growing_kernels,
     local_exponent,
     quantity_order,
     time_order,
@@ -47,6 +47,7 @@ from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware
 from costmodel.prediction import MAX_BATCH, make_precision
 from costmodel.step import Phase
+from costmodel.timing import KernelTime
 
 
 class Growing(NamedTuple):
@@ -58,7 +59,7 @@ class Growing(NamedTuple):
 
 
 class Against(NamedTuple):
-    """What holds at every context: own and full attention's growth, their ratios, and full attention's quadratic part.
+    """What holds at every context: own and full attention's growth, and their ratios.
 
     of_flops, of_bytes, of_time: coefficients over full attention's, see `relative`.
     """
@@ -69,7 +70,6 @@ class Against(NamedTuple):
     of_flops: float | None
     of_bytes: float | None
     of_time: float | None
-    quadratic: set[Place]
     quadratic_context: int | None
 
 
@@ -157,7 +157,6 @@ def _against(
         of_flops=relative(own.flops, full.flops),
         of_bytes=relative(own.bytes, full.bytes),
         of_time=relative(own_time, full_time),
-        quadratic=growing_kernels(steps[1], mine.hardware, mine.calibration, 1.0 if mine.phase == "decode" else 2.0),
         quadratic_context=quadratic_context,
     )
 
@@ -170,12 +169,13 @@ def _row(subject: Subject, against: Against, mine: Priced, theirs: Priced, L: in
     carried = max((own.bytes, own.flops) if by_bytes else (own.flops, own.bytes), key=lambda term: term.key)
     times, full_times = mine.times(L, batch), theirs.times(L, batch)
     seconds, full_seconds = (float(sum(entry.time_s for entry in each)) for each in (times, full_times))
-    quadratic_seconds = sum(
-        float(entry.time_s) for entry in full_times if (entry.kernel.group, entry.kernel.name) in against.quadratic
-    )
     cache, full_cache = mine.cache_bytes(L), theirs.cache_bytes(L)
-    state, window = kept_bytes(mine.model, mine.precision, L)
+    fixed = kept_bytes(mine.model, mine.precision, L)
+    state = fixed.whole
     serial, full_serial = (serial_seconds(each, mine.hardware, mine.calibration) for each in (times, full_times))
+    # A hybrid has keys and values of its own to measure its states by.
+    kept = own.cache if own.cache.key == (1, 0) else full.cache
+    limit = 1 / against.of_time if against.of_time else None
     fits = room(mine, theirs, L, subject.layers) if by_bytes else None
     finding = Finding(
         phase=mine.phase,
@@ -184,10 +184,9 @@ def _row(subject: Subject, against: Against, mine: Priced, theirs: Priced, L: in
         time=against.own_time,
         cache=own.cache,
         coefficient=coefficient,
-        limit=1 / against.of_time if against.of_time else None,
-        state_bytes=state,
-        state_tokens=state / full.cache.coefficient if full.cache.key == (1, 0) else 0.0,
-        window=window,
+        limit=limit,
+        kept=fixed,
+        state_tokens=state / kept.coefficient if kept.key == (1, 0) else 0.0,
         chain_bound=chain_bound(times, mine.model),
         speedup=full_seconds / seconds,
         room=fits or Room(1, None, None, None),
@@ -207,7 +206,7 @@ def _row(subject: Subject, against: Against, mine: Priced, theirs: Priced, L: in
         "coefficient_vs_full": coefficient,
         "quadratic_context": against.quadratic_context,
         "exponent": local_exponent(lambda length: mine.seconds(length, batch), L),
-        "ceiling": full_seconds / (full_seconds - quadratic_seconds),
+        "ceiling": _ceiling(full_seconds, times, mine.model, limit),
         "verdict": verdict(finding),
         "phase": mine.phase,
         "batch": batch,
@@ -237,6 +236,16 @@ def _row(subject: Subject, against: Against, mine: Priced, theirs: Priced, L: in
         "best_batch_full": fits.batch_full if fits else None,
         "capacity_speedup": fits.speedup if fits else None,
     }
+
+
+def _ceiling(full_seconds: float, times: Sequence[KernelTime], model: Architecture, limit: float | None) -> float:
+    """The most that a subject can gain at equal batch: the gain that its leading terms tend to, and at this context
+    no more than if its mixing took no time beside its projections, FFNs and head."""
+    seconds = sum(float(entry.time_s) for entry in times)
+    rest = seconds - sum(float(entry.time_s) for entry in times if of_mixing(entry, model))
+    free = full_seconds / rest
+    # A gain that is there already is possible, though the leading terms tend to a smaller one.
+    return free if limit is None else min(free, max(limit, full_seconds / seconds))
 
 
 def _carrier(subject: Subject, place: Place) -> str:

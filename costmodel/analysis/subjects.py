@@ -85,7 +85,9 @@ def model_subject(model: Architecture) -> Subject:
             layers[text] = layers.get(text, 0) + count
         plain = {own[name][0][phase] for name in counts if is_full(model.mixers[name], model.D)}
         better = {text: count for text, count in layers.items() if text not in plain} or layers
-        texts = [text if count == whole else f"{text} in {count} of {whole} layers" for text, count in better.items()]
+        # Branches of one layer are mixers of their own.
+        unit = "layers" if whole == sum(mixer is not None for mixer, _ in model.layers) else "mixers"
+        texts = [text if count == whole else f"{text} in {count} of {whole} {unit}" for text, count in better.items()]
         claims[phase] = "; ".join(texts) + (" per denoising step" if model.bidirectional else "")
     sources = dict.fromkeys(source for _, source in own.values())
     return Subject(model.name, "model", model, with_full_attention(model), claims, "; ".join(sources), None, 1)

@@ -136,7 +136,7 @@ def _efficiency(
     options: dict[str, Any] = {"batch": batch, **formats}
     decode, prefill = (predict(model, device, L, phase=phase, **options).row for phase in ("decode", "prefill"))
     precision = make_precision(model, device, formats["weights"], formats["kv"], formats["activations"])
-    state, _ = (0.0, False) if model.bidirectional else kept_bytes(model, precision, L)
+    state = 0.0 if model.bidirectional else kept_bytes(model, precision, L).whole
     cache = 0.0 if model.bidirectional else float(model.cache_bytes(L, precision))
     # A cache that keeps every token recalls it: only what is kept whatever the context is bounded.
     bounded = 0 < cache <= state

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from costmodel.analysis.gains import Room
+from costmodel.analysis.gains import Kept, Room
 from costmodel.analysis.orders import Term
 from costmodel.units import format_bytes
 
@@ -20,8 +20,8 @@ class Finding(NamedTuple):
     flops, bytes, time, cache: leading terms of the step and of a sequence's cache. coefficient: that of the term with
     full attention's order over full attention's (None where the step grows faster than full attention does).
     limit: gain in time over full attention as the context grows without end, None where it grows without end itself.
-    state_bytes: what a sequence keeps that does not grow; state_tokens: the tokens whose keys and values in the same
-    shape take as much; window: whether that is a window of tokens. chain_bound: whether the mixers' kernels without
+    kept: what a sequence keeps that does not grow; state_tokens: the tokens whose keys and values take as much, its
+    own where its cache grows, else those of the same shape. chain_bound: whether the mixers' kernels without
     their projections wait most of their time for a serial chain. speedup: over full attention at equal batch; room:
     what fits in memory and what that gains. denoises: whether a step denoises the whole sequence.
     """
@@ -33,9 +33,8 @@ class Finding(NamedTuple):
     cache: Term
     coefficient: float | None
     limit: float | None
-    state_bytes: float
+    kept: Kept
     state_tokens: float
-    window: bool
     chain_bound: bool
     speedup: float
     room: Room
@@ -101,10 +100,11 @@ def _limit(found: Finding) -> str:
 def _linear(found: Finding) -> str:
     if found.cache.key >= (1, 0):
         return f"linear, but its cache grows by {format_bytes(found.cache.coefficient)} per token"
-    if not found.state_bytes:
+    if not found.kept.whole:
         return "linear, without a state of its own"
-    kept = f"{format_bytes(found.state_bytes)} (≈ {found.state_tokens:,.0f} tokens of its own KV)"
-    text = f"window of {kept}" if found.window else f"fixed state of {kept}"
+    parts = [word for word, part in (("fixed state", found.kept.states), ("window", found.kept.windows)) if part]
+    tokens = f"{found.state_tokens:,.0f} token{'' if round(found.state_tokens) == 1 else 's'}"
+    text = f"{' and '.join(parts)} of {format_bytes(found.kept.whole)} (≈ {tokens} of its own KV)"
     return f"linear but chain-bound; {text}" if found.chain_bound else f"linear, {text}"
 
 
