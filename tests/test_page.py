@@ -40,7 +40,10 @@ DEVICES = ("h100-sxm", "a100-sxm", "gh200", "rtx-5090", "mi300x", "tpu-v5p")
 POINTS = 400
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 SECONDS = 120
-NO_BROWSER = f"no browser: CHROMIUM is not set, none of {', '.join(BROWSERS)} on the path, no PyQt6-WebEngine"
+NO_BROWSER = (
+    f"no browser: CHROMIUM is not set, none of {', '.join(BROWSERS)} on the path, and PyQt6-WebEngine, which has one "
+    "in its wheels, is not installed (pip install '.[test]')"
+)
 
 EXACT = {
     "time": "time_s",
@@ -59,7 +62,7 @@ EXACT = {
 """What the page calls the values of a prediction."""
 
 ASK = """
-const answer = ({ arch, hw, phase, batch, context, weights, kv }) => {
+const each = ({ arch, hw, phase, batch, context, weights, kv }) => {
   const architecture = DATA.architectures.find((each) => each.name === arch);
   const device = DATA.devices.find((each) => each.name === hw);
   const precision = model.precisionOf(architecture, device, phase, weights, kv);
@@ -127,10 +130,6 @@ def has_web_engine() -> bool:
     return bool(importlib.util.find_spec("PyQt6") and importlib.util.find_spec("PyQt6.QtWebEngineWidgets"))
 
 
-def has_browser() -> bool:
-    return chromium() is not None or has_web_engine()
-
-
 def dom(page_text: str, folder: Path, script: str, hash: str = "") -> str:
     """What the page is after a script has run in it, in a headless browser without network.
 
@@ -152,6 +151,7 @@ def dom(page_text: str, folder: Path, script: str, hash: str = "") -> str:
     program = chromium()
     if program is not None:
         return document(program, url, "answers", folder / "profile", SECONDS)
+    assert has_web_engine(), NO_BROWSER
     command = [sys.executable, str(Path(__file__).with_name("web_engine.py")), url, "answers", str(SECONDS)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=2 * SECONDS)
     assert run.returncode == 0, run.stderr[-2000:]
@@ -164,29 +164,9 @@ def answers_of(found: str) -> Any:
     return json.loads(unescape(match[1]))
 
 
-def answers_of_node(made: Content, folder: Path, asked: Any) -> Any:
-    """The same programs in Node, where there is no browser."""
-    model = Path(__file__).parent.parent / "costmodel" / "report" / "page" / "model.js"
-    script = folder / "ask.js"
-    script.write_text(
-        f"{made.programs}\nconst {{ makeModel }} = require({json.dumps(str(model))});\n"
-        f"const DATA = {json.dumps(made.data)};\nconst model = makeModel(DATA, TEMPLATES, FORMS);\n{ASK}\n"
-        f"console.log(JSON.stringify({json.dumps(asked)}.map(answer)));",
-        encoding="utf-8",
-    )
-    run = subprocess.run(["node", str(script)], capture_output=True, text=True, check=True, timeout=SECONDS)
-    return json.loads(run.stdout)
-
-
-def test_the_page_predicts_what_python_predicts(made: Content, text: str, tmp_path: Path) -> None:
+def test_the_page_predicts_what_python_predicts(text: str, tmp_path: Path) -> None:
     asked = questions()
-    if has_browser():
-        script = ASK.replace("const answer =", "const each =") + f"const answer = {json.dumps(asked)}.map(each);"
-        found = answers_of(dom(text, tmp_path, script))
-    elif shutil.which("node"):
-        found = answers_of_node(made, tmp_path, asked)
-    else:
-        pytest.skip(f"{NO_BROWSER}, and no node")
+    found = answers_of(dom(text, tmp_path, f"{ASK}const answer = {json.dumps(asked)}.map(each);"))
     ends: list[float] = []
     for question, answer in zip(asked, found, strict=True):
         row = expected(question)
@@ -209,13 +189,6 @@ def test_the_page_predicts_what_python_predicts(made: Content, text: str, tmp_pa
     assert max(ends) < 0.05
 
 
-@pytest.fixture(scope="module")
-def needs_browser() -> None:
-    if not has_browser():
-        pytest.skip(NO_BROWSER)
-
-
-@pytest.mark.usefixtures("needs_browser")
 def test_a_link_asks_its_question_again(text: str, tmp_path: Path) -> None:
     hash = "a=kimi-linear-48b-a3b,llama-3.1-8b&hw=a100-sxm&p=prefill&c=1000000&b=4&usd=2"
     found = dom(text, tmp_path, "const answer = [window.costmodel.state(), location.hash];", hash)
@@ -228,7 +201,6 @@ def test_a_link_asks_its_question_again(text: str, tmp_path: Path) -> None:
     assert found.count("<svg") >= 3
 
 
-@pytest.mark.usefixtures("needs_browser")
 def test_a_link_with_nonsense_shows_the_default(text: str, tmp_path: Path) -> None:
     hash = "a=%3Cscript%3E,no-such-model&hw=nothing&p=sleep&c=-5&b=NaN&w=fp99&usd=abc"
     state = answers_of(dom(text, tmp_path, "const answer = window.costmodel.state();", hash))
@@ -236,7 +208,6 @@ def test_a_link_with_nonsense_shows_the_default(text: str, tmp_path: Path) -> No
     assert [state[name] for name in ("hw", "p", "c", "b", "w")] == ["h100-sxm", "decode", 131072, 1, ""]
 
 
-@pytest.mark.usefixtures("needs_browser")
 def test_memory_filled_takes_the_largest_batch_that_fits(text: str, tmp_path: Path) -> None:
     script = """
     const architecture = DATA.architectures[0], device = DATA.devices[0];
@@ -248,7 +219,6 @@ def test_memory_filled_takes_the_largest_batch_that_fits(text: str, tmp_path: Pa
     assert not predict(MODELS[0], DEVICES[0], 8192, batch=batch + 1).row.fits
 
 
-@pytest.mark.usefixtures("needs_browser")
 def test_every_control_has_a_name_and_every_chart_a_description(text: str, tmp_path: Path) -> None:
     script = """
     const named = (each) => each.labels?.length || each.getAttribute("aria-label") || each.textContent.trim();
@@ -283,7 +253,6 @@ def test_the_same_question_gives_the_same_page(made: Content) -> None:
     assert page(made, MODELS[:1]) == page(made, MODELS[:1])
 
 
-@pytest.mark.usefixtures("needs_browser")
 def test_formats_without_an_engine_are_refused_in_words(tmp_path: Path) -> None:
     out = tmp_path / "explorer.html"
     asked = {"arch": ["deepseek-v3.2"], "hw": ["a100-sxm"], "library": None, "set": [], "out": str(out)}

@@ -22,8 +22,8 @@ EXPLAINED = (
     "Orders in the context L, as implemented. Constant: the coefficient of full attention's order (L² of the FLOPs in "
     "prefill, L of the HBM bytes in decode) over full attention's in the same shape. From: the context where that term "
     "is half of all FLOPs.",
-    "Exponent: d log t / d log L of the predicted time. At most: the gain that the leading terms tend to, – without end. "
-    "Ceiling: what can be gained at this context and equal batch: no more than at most, and no more than if the "
+    "Exponent: d log t / d log L of the predicted time. At most: the gain that the leading terms tend to, – without "
+    "end. Ceiling: what can be gained at this context and equal batch: no more than at most, and no more than if the "
     "mixing took no time beside projections, FFNs and head. Serial: launches and chains, what no larger device "
     "shortens. Memory filled: sequences that fit beside the weights, and tokens per second over those of full "
     "attention that fills its "

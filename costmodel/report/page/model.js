@@ -188,4 +188,3 @@ function makeModel(DATA, TEMPLATES, FORMS) {
 
   return { predict, memory, precisionOf, largestBatch };
 }
-if (typeof module !== "undefined") module.exports = { makeModel };
