@@ -85,8 +85,8 @@ def print_tradeoff(form: str, inputs: Mapping[str, Any], rows: Sequence[Row], ra
             _heading(form, _budget(comparison), 0)
         _table(form, members, _efficiency_columns(rank, members), 2)
         if comparison is not None and comparison.metrics:
-            once = {row["model"]: row for row in members}
-            _table(form, *_scores(comparison, once, rank), 1)
+            once = list(dict.fromkeys(row["model"] for row in members))
+            _table(form, *score_table(comparison, once, rank), 1)
             _line(form, f"Published: {comparison.source}.")
             for text in (*([f"But: {comparison.caveat}."] if comparison.caveat else []), *comparison.notes):
                 _line(form, text)
@@ -108,25 +108,25 @@ def _budget(comparison: Comparison) -> str:
     return f"Not matched, so not ranked: {comparison.reason}."
 
 
-def _scores(
-    comparison: Comparison, rows: Mapping[str, Row], rank: str | None
+def score_table(
+    comparison: Comparison, models: Sequence[str] = (), rank: str | None = None
 ) -> tuple[list[dict[str, Any]], tuple[Column, ...]]:
-    """One row for each metric, one column for each model, with the difference to the baseline."""
-    metrics = [metric for metric in comparison.metrics if rank in (None, metric.name)]
+    """One row for each published metric, one column for each model, with the difference to the baseline.
+
+    models: only these, in this order; rank: only this metric.
+    """
+    shown = list(models or comparison.models)
     lines = []
-    for metric in metrics:
+    for metric in comparison.metrics:
+        if rank not in (None, metric.name):
+            continue
         line = {"metric": metric.name + (" (second-hand)" if metric.second_hand else "")}
-        for model, row in rows.items():
-            found = row["capability"].get(metric.name)
-            line[model] = "–" if found is None else _score(found, model == comparison.baseline)
+        for model in shown:
+            value, base = metric.values.get(model), metric.values.get(comparison.baseline)
+            compared = None if model == comparison.baseline or base is None or value is None else value - base
+            line[model] = "–" if value is None else f"{value:g}" + ("" if compared is None else f" ({compared:+.4g})")
         lines.append(line)
-    columns = [shows("metric", "published", right=False), *(shows(model, model) for model in rows)]
-    return lines, tuple(columns)
-
-
-def _score(found: Mapping[str, Any], baseline: bool) -> str:
-    value = f"{found['value']:g}"
-    return value if baseline or found["delta"] is None else f"{value} ({found['delta']:+g})"
+    return lines, (shows("metric", "published", right=False), *(shows(model, model) for model in shown))
 
 
 def _heading(form: str, text: str, level: int = 3) -> None:
