@@ -214,6 +214,9 @@ def test_every_operator_offers_what_a_fit_and_a_judgement_need() -> None:
         if not any("cpu" in implementation.devices for implementation in one.implementations):
             continue
         roles = [point.role for point in one.points(stated, "quick")]
+        if one.family == "whole-model":
+            assert set(roles) == {"held-out"}, name
+            continue
         assert roles.count("fit") >= 5, name
         assert roles.count("held-out") >= 2, name
         for point in one.points(stated, "full"):

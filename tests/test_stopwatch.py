@@ -94,6 +94,14 @@ def test_what_cannot_be_captured_is_timed_one_by_one_and_says_so() -> None:
     assert timing.method.endswith("cache flushed (no graph: operation not permitted when stream is capturing)")
 
 
+def test_a_step_is_timed_in_a_graph_and_as_the_host_launches_it_where_that_is_asked_for() -> None:
+    for graph, seconds, method in ((True, 3e-3, "graph of 1 call over"), (False, 3.03e-3, "launched by the host over")):
+        device = FakeDevice(launch_s=30e-6)
+        timing = on_device([device.call("a", 3e-3)], "cold", device, budget_s=0.1, warm_up_s=0.0, graph=graph)
+        assert timing.median_s == pytest.approx(seconds)
+        assert timing.method.startswith(method)
+
+
 def test_a_noisy_call_is_sampled_until_its_time_is_up() -> None:
     device = FakeDevice()
     timing = on_device([device.call("a", 3e-3, 4e-3, 5e-3)], "warm", device, budget_s=0.1, warm_up_s=0.0)

@@ -1,11 +1,17 @@
 """Which kernels a call launches, and how long each runs: by torch's profiler, once per measured point."""
 
 import json
+import re
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+
+from validation.runners import Mark
 
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 """Categories of a trace that are device time."""
@@ -13,6 +19,8 @@ PROFILED_CALLS = 5
 AGREEMENT = 0.05
 BETWEEN_KERNELS_S = 1.5e-6
 """What a graph leaves between two kernels, at most."""
+SPUN_CYCLES = 15_000_000
+"""About 8 ms, in which the host queues a call's launches."""
 
 
 class KernelSeconds(NamedTuple):
@@ -59,6 +67,68 @@ def split(call: Callable[[], object], device: str) -> tuple[KernelSeconds, ...]:
     if not found:
         raise RuntimeError("the profiler recorded no kernel; the driver may reserve its counters for administrators")
     return found
+
+
+def split_by_marks(run: Callable[[Mark], object], device: str) -> tuple[KernelSeconds, ...]:
+    """The parts of a call that tells their names as they end, in the order of their first: medians of five calls.
+
+    On a GPU the parts are timed by events in the stream behind a spinning kernel, on a CPU by the thread's time.
+    """
+    calls = [_marked(run, device) for _ in range(1 + PROFILED_CALLS)][1:]
+    names = [name for name, _ in calls[0]]
+    spent = [median(call[index][1] for call in calls) for index in range(len(names))]
+    return tuple(
+        KernelSeconds(name, sum(seconds for other, seconds in zip(names, spent, strict=True) if other == name), count)
+        for name, count in Counter(names).items()
+    )
+
+
+def _marked(run: Callable[[Mark], object], device: str) -> list[tuple[str, float]]:
+    """Every part of one call in its order, with its seconds."""
+    if device == "cpu":
+        ends = [("", time.thread_time())]
+        run(lambda name: ends.append((name, time.thread_time())))
+        return [(name, end - start) for (_, start), (name, end) in pairwise(ends)]
+    import torch
+
+    cuda: Any = torch.cuda
+
+    def event() -> Any:
+        found: Any = cuda.Event(enable_timing=True)
+        found.record()
+        return found
+
+    with torch.cuda.device(device):
+        cuda._sleep(SPUN_CYCLES)
+        events = [("", event())]
+        run(lambda name: events.append((name, event())))
+        torch.cuda.synchronize()
+    return [(name, start.elapsed_time(end) * 1e-3) for (_, start), (name, end) in pairwise(events)]
+
+
+PART = re.compile(r"(?P<name>.*?) ×(?P<launches>[\d.e+-]+) (?P<seconds>[\d.e+-]+) s(?:; |$)")
+
+
+def told(parts: Iterable[KernelSeconds]) -> str:
+    """The parts as the text of a row.
+
+    >>> told([KernelSeconds("rope, cache write", 1.25e-5, 2), KernelSeconds("attention", 3e-4, 2)])
+    'rope, cache write ×2 1.25e-05 s; attention ×2 0.0003 s'
+    """
+    return "; ".join(f"{part.name[:80]} ×{part.launches:g} {part.seconds:.3g} s" for part in parts)
+
+
+def parts_of(text: str) -> list[KernelSeconds]:
+    """The parts that a row's text tells; none of a text that tells why there is no profile.
+
+    >>> [tuple(part[:3]) for part in parts_of("rope, cache write ×2 1.25e-05 s; attention ×2 0.0003 s")]
+    [('rope, cache write', 1.25e-05, 2.0), ('attention', 0.0003, 2.0)]
+    >>> parts_of("no profile: RuntimeError")
+    []
+    """
+    return [
+        KernelSeconds(found["name"], float(found["seconds"]), float(found["launches"])) for found in PART.finditer(text)
+    ]
 
 
 def kernels_of_trace(events: Iterable[Mapping[str, Any]], calls: int) -> tuple[KernelSeconds, ...]:

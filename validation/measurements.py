@@ -309,7 +309,7 @@ def _series(
         instance=instance,
         phase=runner.phase,
         shapes=shapes.astype(numpy.float64),
-        seconds=numpy.array([_seconds(row, hardware) for row in first.values()], dtype=numpy.float64),
+        seconds=numpy.array([seconds_of(row, hardware) for row in first.values()], dtype=numpy.float64),
         flags=numpy.array([DRIFTED if key in flagged else "" for key in first], dtype=str),
         tokens=shapes["context"].to_numpy(dtype=numpy.float64),
         build=partial(_built, runner, warm, words, hardware),
@@ -317,7 +317,7 @@ def _series(
     )
 
 
-def _seconds(row: Measurement, hardware: Hardware) -> float | None:
+def seconds_of(row: Measurement, hardware: Hardware) -> float | None:
     """The median; on a processor the fastest tenth, because other programs only ever slow a call down."""
     return row.p10_s if hardware.name == PROCESSOR and row.p10_s else row.seconds
 
@@ -339,4 +339,4 @@ def _integers(record: Mapping[Any, float]) -> dict[str, int]:
 def kernels_of(runner: Runner, warm: bool, shape: Shape, hardware: Hardware) -> tuple[Kernel, ...]:
     """What the cost model prices for a measured call: its kernels, replayed over the same buffers where they were."""
     kernels = [kernel._replace(form=for_device(kernel.form, hardware.name)) for kernel in runner.kernels(shape)]
-    return replayed(kernels) if warm else tuple(kernels)
+    return replayed(kernels) if warm and runner.replays else tuple(kernels)

@@ -14,7 +14,7 @@ from costmodel.kernels.base import Kernel
 from costmodel.report.columns import Column, shows
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
 from costmodel.timing import expected, spread
-from validation import compare
+from validation import compare, wholes
 from validation.calibrate import LIBRARY, calibrate_device, chosen, parse_part, stored
 from validation.device import facts
 from validation.measurements import LIMITS, Measurement, series_of
@@ -163,9 +163,20 @@ def _print(
     points = compare.point_rows(compared, everything)
     slopes = compare.slopes(compared)
     failed = compare.failures(rows)
+    whole = wholes.wholes(rows, hardware, calibration)
     bad = worst(outcomes, worst_count) if worst_count else []
     if form == "json":
-        print_json(command, inputs, scored, calibration.id, points=points, slopes=slopes, failures=failed, worst=bad)
+        print_json(
+            command,
+            inputs,
+            scored,
+            calibration.id,
+            points=points,
+            slopes=slopes,
+            failures=failed,
+            worst=bad,
+            wholes=whole,
+        )
     elif form == "csv":
         print_csv(scored)
     else:
@@ -176,6 +187,9 @@ def _print(
         if slopes:
             emit("")
             print_table(form, "exponent of time over context", slopes, SLOPES, keys=1)
+        if whole:
+            emit("")
+            print_table(form, "whole models: the sum of their kernels beside the step", whole, wholes.COLUMNS, keys=2)
         if failed:
             emit("")
             print_table(form, "points without a time", failed, FAILED, keys=2)

@@ -68,18 +68,27 @@ class Clock(Protocol):
         """Empty the cache of what a call left there."""
 
 
-def measure(calls: Sequence[Run], device: str, mode: str, *, budget_s: float = 0.3, warm_up_s: float = 0.1) -> Timing:
+def measure(
+    calls: Sequence[Run],
+    device: str,
+    mode: str,
+    *,
+    budget_s: float = 0.3,
+    warm_up_s: float = 0.1,
+    graph: bool | None = None,
+) -> Timing:
     """The time of one call on a device.
 
     calls: the same operator over `copies_for` sets of inputs in cold mode, over one set in warm mode; the first run of
-    each compiles and tunes, and is not timed. budget_s: sampling stops after this much time at the latest. Raises what
-    a call raises, among it torch's OutOfMemoryError, and BadInput for an unknown mode.
+    each compiles and tunes, and is not timed. budget_s: sampling stops after this much time at the latest. graph: True
+    asks for a CUDA graph, False for launches by the host, whose time then shows; None takes a graph where it is
+    useful. Raises what a call raises, among it torch's OutOfMemoryError, and BadInput for an unknown mode.
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     if device == "cpu":
         return _on_cpu(calls, mode, budget_s)
-    return on_device(calls, mode, CudaClock(device), budget_s, warm_up_s)
+    return on_device(calls, mode, CudaClock(device), budget_s, warm_up_s, graph)
 
 
 def copies_for(footprint_bytes: int, device: DeviceFacts) -> int:
@@ -95,14 +104,17 @@ def copies_for(footprint_bytes: int, device: DeviceFacts) -> int:
     return max(1, min(ceil(CACHES_OF_COPIES * cache / footprint), allowed // footprint, MOST_COPIES))
 
 
-def on_device(calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, warm_up_s: float) -> Timing:
-    """Device time of one call, by a graph where that is possible and useful."""
+def on_device(
+    calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, warm_up_s: float, graph: bool | None = None
+) -> Timing:
+    """Device time of one call, by a graph where that is possible and useful, or as `measure` is told."""
     for call in calls:
         call()
     estimate, host_s = _warmed_up(calls, clock, warm_up_s)
     refused = ""
     # A call that the host launches more slowly than the device runs it needs a graph however long it is.
-    if estimate < LONG_S or host_s > estimate / 2:
+    useful = estimate < LONG_S or host_s > estimate / 2
+    if useful if graph is None else graph:
         count = calls_in_graph(estimate, len(calls))
         around = list(itertools.islice(itertools.cycle(calls), count))
         try:
@@ -119,9 +131,10 @@ def on_device(calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, wa
     def one() -> float:
         if mode == "cold":
             clock.flush()
-        return clock.seconds(next(each), LEAD_S + 1.5 * host_s)
+        return clock.seconds(next(each), 0.0 if graph is False else LEAD_S + 1.5 * host_s)
 
-    method = f"single calls over {_sets(calls)}{', cache flushed' if mode == 'cold' else ''}"
+    launched = "launched by the host" if graph is False else "single calls"
+    method = f"{launched} over {_sets(calls)}{', cache flushed' if mode == 'cold' else ''}"
     return timing_of(sampled(one, 1, budget_s), mode, method + (f" (no graph: {refused})" if refused else ""))
 
 

@@ -21,8 +21,6 @@ START_LIMIT_S = 300.0
 """Seconds that a process may take to load torch and find its device."""
 BUDGET_S = {"quick": 0.1, "full": 0.3}
 """Seconds of samples per point."""
-MODES = {"cpu": ("warm",), "cuda": ("cold", "warm")}
-"""One thread of a processor finds in its caches what the operator before it left there; a server's GPU does not."""
 SHARE_OF_MEMORY = 0.9
 ESSENTIAL = ("gemm", "elementwise", "prefill-attention", "decode-attention", "chunk-scan", "recurrent-step")
 """Families that most models are made of, which come first where points go operator by operator."""
@@ -76,7 +74,7 @@ def jobs(
         for planned in runner.points(facts, effort)
         for implementation in runner.implementations
         if facts.kind in implementation.devices
-        for mode in MODES[facts.kind]
+        for mode in runner.modes[facts.kind]
     ]
     if facts.kind == "cpu":
         return sorted(

@@ -7,6 +7,7 @@ itself, which every later call would see again, the process asks to be ended.
 import importlib
 import math
 from collections.abc import Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,7 +132,7 @@ class Bench:
             return Answer("nan", verdict.told, "an output is not finite")
         del outputs
         calls = [lambda each=each: implementation.run(task.shape, each) for each in sets]
-        timing = measure(calls, self.stated.device, task.mode, budget_s=task.budget_s)
+        timing = measure(calls, self.stated.device, task.mode, budget_s=task.budget_s, graph=implementation.graph)
         state = telemetry(self.stated.device)
         told = {
             **verdict.told,
@@ -146,23 +147,24 @@ class Bench:
             "throttle": "; ".join(state.throttle),
             "load": state.load,
             "drift": round(self.canary.drift, 4),
-            "kernels": self.split(calls[0]),
+            "kernels": self.split(implementation, task.shape, sets[0]),
         }
         del sets, calls
         self._release()
         return Answer("ok", told)
 
-    def split(self, call: Any) -> str:
-        """The kernels that the profiler sees in a call and their shares of it; "" on a CPU."""
-        if self.stated.kind == "cpu":
-            return ""
-        from validation.kernel_split import split
+    def split(self, implementation: Implementation, shape: Shape, inputs: Inputs) -> str:
+        """The parts of a call that tells them, else the kernels that the profiler sees in it; "" on a CPU."""
+        from validation.kernel_split import split, split_by_marks, told
 
         try:
-            parts = split(call, self.stated.device)
+            if implementation.marked is not None:
+                return told(split_by_marks(partial(implementation.marked, shape, inputs), self.stated.device))
+            if self.stated.kind == "cpu":
+                return ""
+            return told(split(partial(implementation.run, shape, inputs), self.stated.device))
         except (RuntimeError, ImportError) as error:
             return f"no profile: {_text(error)}"
-        return "; ".join(f"{part.name[:80]} ×{part.launches:g} {part.seconds:.3g} s" for part in parts)
 
     def inputs(self, operator: Runner, implementation: Implementation, shape: Shape, index: int) -> Inputs:
         """Fresh inputs with what the implementation prepares from them; the same for the same index."""
@@ -217,7 +219,7 @@ class Bench:
         told = {"error": error, "counted_flops": checked.counted, "claimed_flops": checked.claimed}
         if not math.isfinite(error):
             return Answer("nan", {**told, "error": None}, "an output of the checked shape is not a number")
-        limit = TOLERANCES[str(small["dtype"])]
+        limit = TOLERANCES[str(small["dtype"])] * operator.slack
         if error > limit:
             return Answer("wrong", told, f"relative distance {error:.2g} from the reference, at most {limit:g}")
         return Answer("ok", told)

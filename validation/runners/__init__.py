@@ -39,6 +39,13 @@ ROLES = ("fit", "held-out", "sweep")
 """What a point is for: fitted; only predicted; or only wanted for a picture of the whole range."""
 
 
+MODES = {"cpu": ("warm",), "cuda": ("cold", "warm")}
+"""One thread of a processor finds in its caches what the operator before it left there; a server's GPU does not."""
+
+Mark = Callable[[str], None]
+"""Told the name of each part of a call when the part is over."""
+
+
 def runs(shape: Shape, facts: "DeviceFacts") -> str:
     """For implementations that run every shape on every device of theirs."""
     return ""
@@ -55,7 +62,8 @@ class Implementation(NamedTuple):
     name: package and kernel, such as "torch.sdpa-cudnn"; it stands in every row. devices: "cpu", "cuda". run: the call
     that is timed; it must not wait for the device. requires: modules without which it is skipped. supports: "" or the
     reason why it does not run a shape on a device. prepare: what must not be timed (block masks, packed weights);
-    its result is added to the inputs.
+    its result is added to the inputs. graph: whether the call is timed inside a CUDA graph, or launched by the host;
+    None: as its length suggests. marked: the same call, telling its parts' names, where it has parts to be timed apart.
     """
 
     name: str
@@ -64,6 +72,8 @@ class Implementation(NamedTuple):
     requires: tuple[str, ...] = ()
     supports: Callable[[Shape, "DeviceFacts"], str] = runs
     prepare: Callable[[Shape, Inputs], Inputs] = nothing_to_prepare
+    graph: bool | None = None
+    marked: Callable[[Shape, Inputs, Mark], object] | None = None
 
 
 class Planned(NamedTuple):
@@ -82,7 +92,9 @@ class Runner(NamedTuple):
     their trained range. reference: readable, by its arithmetic the formula's; it is given the inputs in float64 on the
     CPU. points: what to measure with "quick" or "full" effort. small: the shape on which outputs are compared and work
     is counted instead of a large one. counted: whether the reference does exactly the work that the formulas claim, so
-    that its FLOPs can be compared.
+    that its FLOPs can be compared. modes: states of the caches that are measured, by kind of device. replays: whether
+    a warm call is priced as one that finds its buffers in the caches; else as served, which is what `predict` says.
+    slack: how many operators' errors add up in its outputs.
     """
 
     name: str
@@ -96,6 +108,9 @@ class Runner(NamedTuple):
     points: Callable[["DeviceFacts", str], Sequence[Planned]]
     small: Callable[[Shape], Shape] = dict
     counted: bool = True
+    modes: Mapping[str, tuple[str, ...]] = MODES
+    replays: bool = True
+    slack: float = 1.0
 
 
 def planned(fit: Sequence[Shape], held_out: Sequence[Shape], sweep: Sequence[Shape] = ()) -> list[Planned]:

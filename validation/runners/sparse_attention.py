@@ -1,6 +1,7 @@
 """Absorbed latent attention of every query to the rows that were selected for it.
 
-Tensors are q [B, S, H, c + r], the latents [B, L, c + r] and indices [B, S, k] of rows before the query.
+Tensors are q [B, S, H, c + r], the latents [B, L, c + r] and indices [B, S, k] of rows before the query. With `ragged`
+among the inputs, as inside of a whole model, −1 fills up the indices of a query that sees fewer rows.
 """
 
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def reference(shape: Shape, inputs: Inputs) -> Outputs:
 
     c = number(shape, "latent")
     rows = [
-        dsa.attend_selected(q.transpose(0, 1), latents, c, list(indices))
+        dsa.attend_selected(q.transpose(0, 1), latents, c, [each[each >= 0] for each in indices])
         for q, latents, indices in zip(inputs["q"], inputs["latents"], inputs["indices"], strict=True)
     ]
     return (torch.stack(rows),)
@@ -83,8 +84,12 @@ def gathered(shape: Shape, inputs: Inputs) -> Outputs:
     for b in range(B):
         for first in range(0, S, step):
             part = slice(first, first + step)
-            rows = latents[b].index_select(0, indices[b, part].reshape(-1)).reshape(-1, k, width)
+            chosen = indices[b, part]
+            taken = chosen.clamp(min=0) if inputs.get("ragged") else chosen
+            rows = latents[b].index_select(0, taken.reshape(-1)).reshape(-1, k, width)
             scores = q[b, part] @ rows.mT * width**-0.5
+            if inputs.get("ragged"):
+                scores = scores.masked_fill((chosen < 0)[:, None], -torch.inf)
             share = torch.softmax(scores.float(), -1).to(q.dtype)
             out.append((share @ rows[..., :c]).flatten(1))
     return (torch.cat(out).reshape(B, S, -1),)
