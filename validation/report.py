@@ -11,6 +11,7 @@ from costmodel.errors import BadInput
 from costmodel.fitting.scoring import MODEL, scores, statistics, worst
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Kernel
+from costmodel.loading import available
 from costmodel.report.columns import Column, shows
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
 from costmodel.timing import expected, spread
@@ -83,19 +84,13 @@ def validate_device_and_print(form: str, inputs: Inputs) -> None:
         raise BadInput(f"--split {inputs['split']}: own measurements know shapes (points put aside) and all")
     if inputs["measurements"] is not None:
         rows, profile, file = stored(Path(inputs["measurements"]))
-        hardware = _hardware(profile, inputs["hw"], rows)
+        hardware = _hardware(Path(inputs["measurements"]), profile, inputs["hw"], rows)
         calibration = read_calibration(file) if file else find_calibration(hardware, None)
         kind = "cpu" if hardware.name == "cpu" else "cuda"
     else:
         rows, hardware, kind = _fresh(inputs)
         calibration, everything = find_calibration(hardware, None), True
-    mine = {runner.name for runner in chosen(inputs["family"])}
-    contexts = inputs["context"]
-    rows = [
-        row
-        for row in rows
-        if row.runner in mine and (not contexts or min(contexts) <= int(row.shape["context"]) <= max(contexts))
-    ]
+    rows = _asked(rows, inputs)
     compared = compare.compared(series_of(rows, hardware, LIBRARY, LIMITS[kind]), hardware, calibration)
     if not any(len(one.asked(everything)) for one in compared):
         raise BadInput("no measured point to score; --split all scores those that were fitted, too")
@@ -108,14 +103,72 @@ def validate_device_and_print(form: str, inputs: Inputs) -> None:
         note(f"note: no measured row covers {', '.join(missing)}")
 
 
-def _hardware(profile: Path | None, names: Sequence[str], rows: Sequence[Measurement]) -> Hardware:
+ROOFLINE = (
+    shows("operator", right=False),
+    shows("implementation", right=False),
+    shows("mode", right=False),
+    shows("shape", right=False),
+    shows("intensity", "FLOP/byte"),
+    shows("measured_s", "measured"),
+    shows("reached_flop_per_s", "reached"),
+    shows("roofline_s", "roofline"),
+    shows("under", right=False),
+    shows("share", "of roofline"),
+    shows("cause", "in between", right=False),
+)
+
+
+def roofline_and_print(form: str, inputs: Inputs) -> None:
+    """`roofline --measurements`: measured points on the device's roofline, and what keeps them from it."""
+    from validation.roofline import roofline_rows
+
+    stored_rows, profile, file = stored(Path(inputs["measurements"]))
+    hardware = _hardware(Path(inputs["measurements"]), profile, inputs["hw"], stored_rows)
+    calibration = read_calibration(file) if file else find_calibration(hardware, None)
+    measured = _asked(stored_rows, inputs)
+    rows = roofline_rows(measured, hardware, calibration)
+    if not rows:
+        raise BadInput("no measured point to show: none of these families and contexts has a time")
+    if inputs["plot"] is not None:
+        from costmodel.report.roofline_plot import draw_roofline
+
+        formats = {str(row.shape["dtype"]) for row in measured}
+        dtypes = sorted(formats & set(hardware.compute.tensor))
+        draw_roofline(Path(inputs["plot"]), hardware, dtypes, rows)
+        note(f"note: wrote {inputs['plot']}")
+    if inputs["worst"]:
+        rows = sorted(rows, key=lambda row: row["share"])[: inputs["worst"]]
+    if form == "json":
+        print_json("roofline", inputs, rows, calibration.id)
+    elif form == "csv":
+        print_csv(rows)
+    else:
+        title = f"{hardware.name}: {len(rows)} measured points under the roofline of its profile's peaks"
+        print_table(form, title, rows, ROOFLINE, keys=2)
+
+
+def _asked(rows: Sequence[Measurement], inputs: Inputs) -> list[Measurement]:
+    """The rows of the families and contexts that were asked for."""
+    mine = {runner.name for runner in chosen(inputs["family"])}
+    contexts = inputs["context"]
+    return [
+        row
+        for row in rows
+        if row.runner in mine and (not contexts or min(contexts) <= int(row.shape["context"]) <= max(contexts))
+    ]
+
+
+def _hardware(folder: Path, profile: Path | None, names: Sequence[str], rows: Sequence[Measurement]) -> Hardware:
+    """The device that was named, or whose profile stands beside the rows, or whose name their folder has."""
     if len(names) > 1:
         raise BadInput("--hw: the measurements of a folder are of one device; give one name")
     if names:
         return load_hardware(names[0])
-    if profile is None:
-        raise BadInput(f"no profile.yaml beside the measurements of {rows[0].device}; name the device with --hw")
-    return load_hardware(str(profile))
+    if profile is not None:
+        return load_hardware(str(profile))
+    if folder.name in available("hardware_profiles"):
+        return load_hardware(folder.name)
+    raise BadInput(f"no profile.yaml beside the measurements of {rows[0].device}; name the device with --hw")
 
 
 def _fresh(inputs: Inputs) -> tuple[list[Measurement], Hardware, str]:

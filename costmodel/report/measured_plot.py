@@ -10,6 +10,7 @@ from costmodel.errors import BadInput
 from costmodel.loading import write_atomically
 from costmodel.report.output import plot_format
 from costmodel.report.plot import COLOURS
+from costmodel.units import format_count
 
 COLUMNS = 4
 MOST_CURVES = 5
@@ -86,7 +87,7 @@ def labels(curves: Sequence[Curve]) -> list[str]:
 
 
 def _panel(axis: Any, panel: Panel) -> None:
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     kept = sorted(panel.curves, key=lambda curve: -len(curve.contexts))[:MOST_CURVES]
     for curve, label, colour in zip(kept, labels(kept), COLOURS, strict=False):
@@ -103,6 +104,7 @@ def _panel(axis: Any, panel: Panel) -> None:
                 axis.scatter(*zip(*points, strict=True), s=20, facecolors=face, edgecolors=colour, zorder=3)
     axis.set(xscale="log", yscale="log", title=panel.title)
     axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, place: format_count(round(value))))
     axis.tick_params(labelsize=7)
     axis.title.set_fontsize(9)
     axis.set_xlabel("tokens in the sequence (rows of a bare kernel)", fontsize=7)
