@@ -563,17 +563,29 @@ def simulate(
         float, typer.Option("--accepted", metavar="SHARE", help="Probability that a draft token is accepted.")
     ] = 0.7,
     host_step: Annotated[
-        str, typer.Option("--host-step", metavar="TIME", help="Host time of an iteration, such as 2ms.")
-    ] = "0s",
+        str | None,
+        typer.Option(
+            "--host-step", metavar="TIME", help="Host time of an iteration, such as 2ms. [default: the library's]"
+        ),
+    ] = None,
     host_layer: Annotated[
-        str, typer.Option("--host-layer", metavar="TIME", help="Host time of a layer in an iteration.")
-    ] = "0s",
+        str | None,
+        typer.Option(
+            "--host-layer", metavar="TIME", help="Host time of a layer in an iteration. [default: the library's]"
+        ),
+    ] = None,
     host_moe_layer: Annotated[
-        str, typer.Option("--host-moe-layer", metavar="TIME", help="More of it for a layer of experts.")
-    ] = "0s",
+        str | None,
+        typer.Option(
+            "--host-moe-layer", metavar="TIME", help="More of it for a layer of experts. [default: the library's]"
+        ),
+    ] = None,
     front_end: Annotated[
-        str, typer.Option("--front-end", metavar="TIME", help="From the client to the engine's queue.")
-    ] = "0s",
+        str | None,
+        typer.Option(
+            "--front-end", metavar="TIME", help="From the client to the engine's queue. [default: the library's]"
+        ),
+    ] = None,
     ttft: Annotated[
         str | None, typer.Option("--ttft", metavar="TIME", help="Service level: most time to the first token.")
     ] = None,

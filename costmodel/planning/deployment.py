@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
-from costmodel.errors import BadInput, Impossible
+from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.ffns import moe
 from costmodel.generation._rows import one_layer
 from costmodel.hardware import Hardware
@@ -26,6 +26,7 @@ from costmodel.parallel.placement import SERIAL, Options, Placed, Stage, local_s
 from costmodel.parallel.stages import path_kernels, stage_kernels
 from costmodel.planning.cache import SequenceCache, sequence_cache
 from costmodel.planning.engine import Engine
+from costmodel.planning.kernel_kinds import KernelSource
 from costmodel.planning.replay import Deployment
 from costmodel.planning.step_times import HostTime, tabulate
 from costmodel.prediction import loaded, make_precision
@@ -36,6 +37,8 @@ from costmodel.units import format_bytes
 UTILISATION = 0.9
 """Share of the memory that an engine takes for weights, activations and caches (vLLM: gpu_memory_utilization)."""
 
+OF_MEMORY = ("all", "static", "free")
+
 LONGEST = 131_072
 """Tokens in a sequence up to which iteration times are tabulated, unless a model or a question says more."""
 
@@ -44,7 +47,9 @@ class Settings(NamedTuple):
     """What an engine is told: see `Engine` for the settings of the scheduler.
 
     draft_tokens: tokens that the model's own prediction layer (else its last layer) proposes before each verification.
-    longest: tokens in the longest sequence. utilisation: share of the device's memory that is used at all.
+    longest: tokens in the longest sequence. utilisation: share of memory that an engine takes, and of_memory what it is
+    a share of: "all" of the device, for weights, activations and caches; "static", of the device too, but for weights
+    and caches alone; "free", what weights and activations leave, for caches.
     """
 
     max_sequences: int = 1024
@@ -56,6 +61,12 @@ class Settings(NamedTuple):
     acceptance: float = 0.7
     longest: int = LONGEST
     utilisation: float = UTILISATION
+    of_memory: str = "all"
+    whole_prompts: bool = False
+    reserve_output: bool = False
+    poll_iterations: int = 1
+    gather_iterations: int = 0
+    gather_tokens: int = 0
 
     def checked(self) -> "Settings":
         """These settings. Raises BadInput for those that no engine could have."""
@@ -75,6 +86,10 @@ class Settings(NamedTuple):
             raise BadInput(f"accepted {self.acceptance}: the acceptance rate of draft tokens is from 0 to 1")
         if not 0 < self.utilisation <= 1:
             raise BadInput(f"memory utilisation {self.utilisation} is not a share above 0 up to 1")
+        if self.of_memory not in OF_MEMORY:
+            raise unknown("utilisation of memory", self.of_memory, OF_MEMORY)
+        if self.poll_iterations < 1 or self.gather_iterations < 0 or self.gather_tokens < 0:
+            raise BadInput("iterations between looks for requests are below 1, or those that gather prompts below 0")
         if self.mixed and self.max_batched_tokens <= self.draft_tokens:
             raise BadInput(f"max batched tokens {self.max_batched_tokens} leave no room for one verification")
         return self
@@ -133,11 +148,18 @@ def deployment(
     link_bandwidth: bytes per second at which each device sends its part of a cache (None: the device's links between
     hosts). Raises as `one_device`, and Impossible where the model cannot be split like this.
     """
-    front_end_s = served.host.front_end_s
+    host = served.host
     if isinstance(layout, Layout):
         found = engine(served, layout, settings)
         count = replicas * layout.dp * layout.pp
-        return Deployment(found, count, routing, front_end_s=front_end_s, devices=replicas * layout.gpus)
+        return Deployment(
+            found,
+            count,
+            routing,
+            front_end_s=host.front_end_s,
+            serial_s=host.serial_s,
+            devices=replicas * layout.gpus,
+        )
     sends = link_bandwidth or served.hardware.links.scale_out.bandwidth
     if not sends:
         raise BadInput(f"{served.hardware.name}: its links between hosts are unknown; say --link-bandwidth")
@@ -152,7 +174,8 @@ def deployment(
         prefill=engine(served, layout.prefill.layout, settings),
         prefill_replicas=engines(layout.prefill),
         link_bandwidth=sends,
-        front_end_s=front_end_s,
+        front_end_s=host.front_end_s,
+        serial_s=host.serial_s,
         devices=replicas * layout.gpus,
     )
 
@@ -186,7 +209,7 @@ def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS) -> Eng
         most_tokens=settings.max_batched_tokens,
         new_tokens=settings.draft_tokens + 1,
         draft=draft if drafting is not None else None,
-        host_s=host.step_s + host.layer_s * len(model.layers) + host.moe_layer_s * _layers_of_experts(model),
+        **host_seconds(host, model, kernels),
     )
     cache, room = _fullest(served, placed["prefill"], placed["decode"], settings)
     return Engine(
@@ -199,7 +222,28 @@ def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS) -> Eng
         mixed=settings.mixed,
         snapshot_tokens=settings.snapshot_tokens,
         acceptance=settings.acceptance if settings.draft_tokens else 0.0,
+        whole_prompts=settings.whole_prompts,
+        reserve_output=settings.reserve_output,
+        poll_iterations=settings.poll_iterations,
+        gather_iterations=settings.gather_iterations,
+        gather_tokens=settings.gather_tokens,
     )
+
+
+QUANTISED = ("fp8", "nvfp4")
+"""Products whose activations are quantised with scales of the checkpoint, which engines fuse with what comes before."""
+
+
+def host_seconds(host: HostTime, model: Architecture, kernels: KernelSource) -> dict[str, float]:
+    """What the host adds to an iteration, to it for each sequence, and what one with prompts takes at least."""
+    step = kernels(Step(B=1, S=1, P=1024, phase="decode"))
+    products = sum(kernel.count for kernel in step if kernel.family == "gemm" and kernel.instance in QUANTISED)
+    of_layers = host.layer_s * len(model.layers) + host.moe_layer_s * _layers_of_experts(model)
+    return {
+        "host_s": host.step_s + of_layers + host.product_s * products,
+        "sequence_s": host.sequence_s,
+        "prompt_s": host.prompt_layer_s * len(model.layers),
+    }
 
 
 def _layers_of_experts(model: Architecture) -> int:
@@ -217,7 +261,12 @@ def _fullest(served: Served, prefill: Placed, decode: Placed, settings: Settings
         working = max(a + b for a, b in pairwise(kernel.executed.written for kernel in run if kernel.count))
         held = float(of_decode.part.weight_bytes(precision)) + float(working) + VLLM.graphs + VLLM.workspace
         held += VLLM.communication if layout.gpus > 1 else 0.0
-        usable = settings.utilisation * hardware.memory.hbm.capacity
+        capacity = hardware.memory.hbm.capacity
+        usable = settings.utilisation * capacity
+        if settings.of_memory == "free":
+            usable = held + settings.utilisation * (capacity - held)
+        elif settings.of_memory == "static":
+            held = float(of_decode.part.weight_bytes(precision))
         if held >= usable:
             where = f"one {hardware.name}" if layout.gpus == 1 else f"{layout} of {hardware.name}"
             raise Impossible(

@@ -20,6 +20,11 @@ class Engine(NamedTuple):
     sequences share iterations; snapshot_tokens: where states are recurrent, a prefix is found only at multiples of
     this, and every such place of a prompt keeps a copy of the states; acceptance: probability that a draft token is
     accepted (drafts per step: times.new_tokens − 1).
+
+    whole_prompts: a prompt is not cut in chunks unless it alone exceeds an iteration. reserve_output: a request is
+    admitted when its whole answer has memory, so that nothing is ever preempted. poll_iterations: while sequences
+    decode, new requests are looked for only after so many iterations. gather_iterations, gather_tokens: while
+    sequences decode, prompts wait for others, at most so many iterations, or until they have so many tokens.
     """
 
     times: StepTimes
@@ -31,6 +36,11 @@ class Engine(NamedTuple):
     mixed: bool = True
     snapshot_tokens: int | None = None
     acceptance: float = 0.0
+    whole_prompts: bool = False
+    reserve_output: bool = False
+    poll_iterations: int = 1
+    gather_iterations: int = 0
+    gather_tokens: int = 0
 
     @property
     def pace(self) -> float:
@@ -45,7 +55,11 @@ class Engine(NamedTuple):
     def reserved_bytes(self, request: Request) -> float:
         """Bytes that the request holds from its admission to its end, besides pages."""
         snapshots = 0 if self.snapshot_tokens is None else request.input // self.snapshot_tokens
-        return self.cache.reserved(request.input + request.output) + snapshots * self.cache.state_bytes
+        held = self.cache.reserved(request.input + request.output) + snapshots * self.cache.state_bytes
+        if self.reserve_output:
+            pages = -(-(request.input + request.output) // self.page_tokens)
+            held += pages * self.page_tokens * self.cache.token_bytes
+        return held
 
 
 class Sequence:

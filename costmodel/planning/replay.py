@@ -26,7 +26,8 @@ class Deployment(NamedTuple):
 
     replicas of `engine`; or, with `prefill` given, that many engines that prefill and `replicas` of `engine` that
     decode, with caches sent at link_bandwidth bytes per second (one transfer at a time from each) after link_s seconds.
-    front_end_s: from the client to an engine's queue. devices: accelerators of all engines together.
+    front_end_s: from the client to an engine's queue, after serial_s, which the front end spends on one request at a
+    time. devices: accelerators of all engines together.
     """
 
     engine: Engine
@@ -38,6 +39,7 @@ class Deployment(NamedTuple):
     link_s: float = 0.0
     front_end_s: float = 0.0
     devices: int = 1
+    serial_s: float = 0.0
 
 
 def replay(
@@ -81,6 +83,7 @@ class _Run:
         self.deployment, self.requests, self.clients = deployment, requests, clients
         self.measures, self.timeline, self.progress = measures, timeline, progress
         self.now, self.sent, self.pushed, self.waiting = 0.0, 0, 0, 0
+        self.front_free_s = 0.0
         self.events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self.touched: dict[Replica, None] = {}
         self.links: dict[Replica, float] = {}
@@ -131,7 +134,8 @@ class _Run:
         sent = request.arrival_s if self.clients is None else now
         sequence = Sequence(request, self.sent, sent)
         self.sent += 1
-        arrival = sent + self.deployment.front_end_s
+        self.front_free_s = max(sent, self.front_free_s) + self.deployment.serial_s
+        arrival = self.front_free_s + self.deployment.front_end_s
         if self.clients is not None and arrival <= now:
             self._arrive(sequence)
         else:
@@ -141,7 +145,7 @@ class _Run:
         if self.clients is None:
             self._next(self.now)
             in_flight = sum(replica.load for replica in self.replicas)
-            line = sum(len(replica.waiting) for replica in self.replicas)
+            line = sum(replica.line for replica in self.replicas)
             self.measures.arrived(sequence, line, in_flight)
             self.measures.gave_up = line > MOST_WAITING
         self._submit(self._route(self.front, "front"), sequence)
@@ -187,7 +191,7 @@ class _Run:
         if self.timeline is not None:
             number = self.number[replica]
             self.timeline.iterations(number, begin, seconds, decoding, iterations, new)
-            self.timeline.counters(number, begin, len(replica.waiting), len(replica.active))
+            self.timeline.counters(number, begin, replica.line, len(replica.active))
 
     def prefilled(self, replica: Replica, sequence: Sequence, now: float) -> None:
         """The cache goes to an engine that decodes, behind those that this engine sends already."""

@@ -34,11 +34,16 @@ class Replica:
         self.engine, self.watcher, self.itl, self.role, self.generator = engine, watcher, itl, role, generator
         self.name, self.version, self.busy = "", 0, False
         self.pace = engine.pace
-        self.reserves = engine.cache.state_bytes > 0 or bool(engine.cache.limited)
-        growing = engine.cache.token_bytes > 0
+        self.reserves = engine.cache.state_bytes > 0 or bool(engine.cache.limited) or engine.reserve_output
+        growing = engine.cache.token_bytes > 0 and not engine.reserve_output
         self.page_bytes = engine.cache.token_bytes * engine.page_tokens if growing else 1.0
         self.pages = Pages(engine.page_tokens, engine.cache_bytes / self.page_bytes, self.pace if growing else 0.0)
         self.waiting: deque[Sequence] = deque()
+        self.unseen: deque[Sequence] = deque()
+        """Requests that came since the engine last looked."""
+        self.looked = 0
+        """Iteration at which it did."""
+        self.gathering_since: int | None = None
         self.prefilling: list[Sequence] = []
         self.active: dict[int, Sequence] = {}
         self.finishes: list[tuple[int, int, Sequence]] = []
@@ -55,7 +60,12 @@ class Replica:
     @property
     def load(self) -> int:
         """Requests that are here, waiting or under way."""
-        return len(self.waiting) + len(self.active)
+        return self.line + len(self.active)
+
+    @property
+    def line(self) -> int:
+        """Requests that wait."""
+        return len(self.waiting) + len(self.unseen)
 
     def submit(self, sequence: Sequence, now: float) -> bool:
         """Queue a request. Whether it could start before the iterations end that are under way.
@@ -72,9 +82,13 @@ class Replica:
                 f"request {sequence.index + 1} of {request.input} + {request.output} tokens needs "
                 f"{needed * self.page_bytes:.4g} bytes of cache; an engine has {self.engine.cache_bytes:.4g}"
             )
-        self.waiting.append(sequence)
         self.late_s += now - self.begin
-        return len(self.waiting) == 1 and not self.chunks and self._fits(sequence)
+        if self.engine.poll_iterations > 1 and (self.busy or self.decoding):
+            self.unseen.append(sequence)
+            return not self.chunks
+        self.waiting.append(sequence)
+        alone = len(self.waiting) == 1 or self.gathering_since is not None
+        return alone and not self.chunks and self._fits(sequence)
 
     def _longest(self, sequence: Sequence) -> int:
         """Tokens that this engine will have to keep of the sequence."""
@@ -93,7 +107,9 @@ class Replica:
         """Decide what runs next. When it ends, None when there is nothing to do."""
         while self.decoding and not self.pages.possible(1):
             self._preempt(now)
-        if self.waiting or self.prefilling:
+        if self.engine.poll_iterations > 1:
+            self._look()
+        if self.prefilling or (self.waiting and not self._gathers()):
             self.chunks = self._schedule()
         if not self.chunks and not self.decoding:
             return None
@@ -115,9 +131,44 @@ class Replica:
         iterations = self.finishes[0][0] - self.iteration
         if j + 2 < len(nodes):
             iterations = min(iterations, int((nodes[j + 1] - context) / self.pace) + 1)
+        if self.unseen:
+            iterations = min(iterations, self._until_look(1))
+        if self.gathering_since is not None:
+            iterations = min(iterations, self.gathering_since + self.engine.gather_iterations - self.iteration)
         self.iterations = self.pages.possible(iterations)
         self.seconds = self._passed(self.iterations)
         return now + self.seconds
+
+    def _look(self) -> None:
+        """See the requests that came, when it is time to: every so many iterations, and after every prompt."""
+        every = self.engine.poll_iterations
+        if not self.decoding or self.prefilling:
+            self.looked = self.iteration
+        passed = self.iteration - self.looked
+        if passed % every == 0:
+            self.waiting.extend(self.unseen)
+            self.unseen.clear()
+        self.looked += passed - passed % every
+
+    def _until_look(self, least: int) -> int:
+        """Iterations from now to the first look after at least so many of them."""
+        every = self.engine.poll_iterations
+        passed = self.iteration - self.looked
+        return -(-(passed + least) // every) * every - passed
+
+    def _gathers(self) -> bool:
+        """Whether prompts still wait for others to join them."""
+        most = self.engine.gather_iterations
+        if not most:
+            return False
+        if not self.decoding or sum(sequence.target for sequence in self.waiting) >= self.engine.gather_tokens:
+            self.gathering_since = None
+        elif self.gathering_since is None:
+            self.gathering_since = self.iteration
+        elif self.iteration - self.gathering_since >= most:
+            self.gathering_since = None
+            return False
+        return self.gathering_since is not None
 
     def _passed(self, iterations: int) -> float:
         return iterations * self.first_s + self.growth_s * (iterations * (iterations - 1) / 2)
@@ -129,6 +180,8 @@ class Replica:
             half = first - growth / 2
             root = math.sqrt(max(half * half + 2 * growth * passed, 0.0))
             count = max(1, math.ceil(2 * passed / (half + root) - 1e-9))
+            if self.unseen and not self.waiting:
+                count = self._until_look(count)
             if count < self.iterations:
                 self.iterations, self.seconds = count, self._passed(count)
         return self.begin + self.seconds
@@ -147,6 +200,8 @@ class Replica:
             chunks.append((sequence, size))
             budget -= size
         while self.waiting and budget > 0 and self._fits(self.waiting[0]):
+            if engine.whole_prompts and chunks and budget < self.waiting[0].target - self.waiting[0].cached:
+                break
             sequence = self.waiting.popleft()
             self.pages.used += self.pages.pages(sequence.target) + sequence.reserved
             self.admitted += 1
@@ -168,7 +223,7 @@ class Replica:
         iterations, n, chunks = self.iterations, self.decoding, self.chunks
         self.watcher.span(self, self.begin, self.seconds, n, iterations, sum(size for _, size in chunks))
         share = self.pages.used / self.pages.capacity
-        waiting = len(self.waiting) - self.late_s / self.seconds
+        waiting = self.line - self.late_s / self.seconds
         self.course.add(self.begin, self.seconds, waiting, len(self.active), share)
         if iterations:
             self._count_gaps(n, iterations)
@@ -187,6 +242,7 @@ class Replica:
             if sequence.done == sequence.target:
                 begun += self._prefilled(sequence, now)
         if chunks:
+            self.looked = self.iteration
             self.chunks = []
             self.prefilling = [sequence for sequence in self.prefilling if sequence.done < sequence.target]
         if iterations:

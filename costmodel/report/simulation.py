@@ -12,6 +12,7 @@ from costmodel.loading import write_atomically
 from costmodel.parallel.layout import parse_layout
 from costmodel.parallel.placement import Options
 from costmodel.planning.deployment import LONGEST, Served, Settings, deployment
+from costmodel.planning.engine_constants import engine_constants
 from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.measures import Measures, ServiceLevel
 from costmodel.planning.replay import Deployment, replay
@@ -27,6 +28,13 @@ from costmodel.units import parse_quantity
 Inputs = Mapping[str, Any]
 
 
+HOST = {
+    "host_step_s": "step_s",
+    "host_layer_s": "layer_s",
+    "host_moe_layer_s": "moe_layer_s",
+    "front_end_s": "front_end_s",
+}
+"""Options that replace one of the library's engine constants."""
 TIMES = {
     "host_step_s": "--host-step",
     "host_layer_s": "--host-layer",
@@ -103,7 +111,7 @@ def _deployment(model: Architecture, device: Hardware, inputs: Inputs, longest: 
         device,
         make_precision(model, device, inputs["weights"], inputs["kv"], inputs["activations"]),
         inputs["library"],
-        HostTime(*(inputs[name] for name in ("host_step_s", "host_layer_s", "host_moe_layer_s", "front_end_s"))),
+        _host(device, inputs),
         Options(overlap=inputs["overlap"], imbalance=inputs["imbalance"]),
     )
     return deployment(
@@ -114,6 +122,12 @@ def _deployment(model: Architecture, device: Hardware, inputs: Inputs, longest: 
         routing=inputs["routing"],
         link_bandwidth=inputs["link_bandwidth"],
     )
+
+
+def _host(device: Hardware, inputs: Inputs) -> HostTime:
+    """The library's engine constants, and what the question says instead."""
+    given = {name: inputs[option] for option, name in HOST.items() if inputs[option] is not None}
+    return engine_constants(inputs["library"], device).host._replace(**given)
 
 
 def row_of(found: Measures, engines: Deployment, level: ServiceLevel | None) -> dict[str, Any]:
