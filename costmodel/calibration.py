@@ -179,7 +179,7 @@ class Calibration(NamedTuple):
 
     def fit(self, kernel: Kernel) -> Fit:
         """The fit of a kernel's instance inside its module, else anywhere, else of a less special instance (the name
-        without what follows its last hyphen), at last of its family, or of one that is like it; where there is none, the prior."""
+        without what follows its last hyphen), at last of its family, or of one that is like it; else the prior."""
         documents = self.entries.get(kernel.family, ())
         instance = kernel.instance
         while documents:

@@ -107,8 +107,8 @@ def tally_text(found: Mapping[str, Any]) -> str:
         parts.append(f"{found[key]} {verdict}" + ("" if share is None else f" ({percent(share)})"))
     return (
         f"Of {n} claims that are certain and state their set-up: {', '.join(parts)}. They hold {found['points']} "
-        f"numbers, of which {found['points_within']} are within the tolerance. Besides: {found['setup_unstated']} claims "
-        f"without a stated set-up, {found['uncertain']} uncertain ones."
+        f"numbers, of which {found['points_within']} are within the tolerance. Besides: "
+        f"{found['setup_unstated']} claims without a stated set-up, {found['uncertain']} uncertain ones."
     )
 
 
