@@ -23,6 +23,7 @@ measured, each of the others holds the fit of one kernel:
     points: 412
     flops: [1.0e+06, 4.0e+13]   # range of the measured points, where the fit interpolates
     hbm_bytes: [1.0e+04, 2.0e+09]
+    lengths: [1.0, 3.2e+04]     # and of the tokens (entries, rows) that one sequence goes through
     flagged: {host plateau: 12} # rows that were left out, by rule
     held_out: {n: 103, median_ape: 4.1, mean_ape: 6.0, p90_ape: 13.2}
 
@@ -36,20 +37,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from costmodel.algebra import Quantity
+from costmodel.algebra import Quantity, log2, maximum
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Form, Kernel
 from costmodel.kernels.processor import PROCESSOR, for_device
 from costmodel.loading import Problems, available, data_folder, parse_mapping, read_text, user_folder
+from costmodel.transfers import ANY_FAMILY, transfer_spreads
 
 BASES = ("table", "fitted", "extrapolated", "transferred", "prior")
 """From strongest to weakest."""
 
 TRANSFER_SPREAD = 1.5
-"""How much wider the spread of a relative's parameters is taken than their own."""
+"""How much wider the spread of the parameters of a relative of the same generation is taken than their own: an
+assumption, as no two devices of one generation were measured. Beyond the generation see `transfers`."""
 
-EXTRAPOLATION_SPREAD = 1.3
-"""How much wider the model error is taken outside the measured range."""
+EXTRAPOLATION_SPREAD = 0.3
+"""How much wider the model error is taken for each octave outside the measured range."""
+
+ROUNDED = 1e-3
+"""Octaves that the digits of a file may put a measured point outside its range."""
 
 HEADER = ("schema", "id", "hardware", "library", "version", "date", "source", "notice", "seed", "command")
 ENTRY = (
@@ -63,6 +69,7 @@ ENTRY = (
     "points",
     "flops",
     "hbm_bytes",
+    "lengths",
     "flagged",
     "held_out",
     "host_s",
@@ -74,9 +81,9 @@ class Fit(NamedTuple):
     """Parameters of one kernel instance: values, and columns of steps of one standard deviation.
 
     key is (family, instance, module). columns holds, for each independent direction, the change of the logarithm
-    of every parameter; for priors each direction is one parameter. ranges are the measured FLOPs and bytes, None for
-    priors. host_s: seconds of host time that an eager benchmark of the kernel could not hide, 0 where launches were
-    captured; no part of the device time.
+    of every parameter; for priors each direction is one parameter. flops, hbm_bytes, lengths: smallest and largest of
+    the measured kernels (`Kernel.length`; None in files that do not say), None for priors. host_s: seconds of host time
+    that an eager benchmark of the kernel could not hide, 0 where launches were captured; no part of the device time.
     """
 
     key: tuple[str, str, str]
@@ -87,21 +94,25 @@ class Fit(NamedTuple):
     transferred: bool = False
     flops: tuple[float, float] | None = None
     hbm_bytes: tuple[float, float] | None = None
+    lengths: tuple[float, float] | None = None
     points: int = 0
     kernel: str = ""
     host_s: float = 0.0
 
-    def inside(self, kernel: Kernel) -> Any:
-        """Whether the kernel's work lies in the measured range (a truth value, or an array of them)."""
+    def octaves_outside(self, kernel: Kernel) -> Any:
+        """How far the kernel's FLOPs, bytes or length, whichever is farthest, lie from the measured ones, in powers of
+        two; 0 among them."""
         assert self.flops is not None
         assert self.hbm_bytes is not None
-        flops, hbm_bytes = kernel.ideal.flops, kernel.ideal.hbm_bytes
-        return (
-            (self.flops[0] <= flops)
-            & (flops <= self.flops[1])
-            & (self.hbm_bytes[0] <= hbm_bytes)
-            & (hbm_bytes <= self.hbm_bytes[1])
-        )
+        given = [(kernel.ideal.flops, self.flops), (kernel.ideal.hbm_bytes, self.hbm_bytes)]
+        if self.lengths is not None:
+            given.append((kernel.length, self.lengths))
+        far: Any = 0.0
+        for value, (least, most) in given:
+            # Below one of its kind is as one: a kernel without FLOPs is no farther from few than from none.
+            far = maximum(far, maximum(log2(maximum(value, 1.0) / max(most, 1.0)), 0.0))
+            far = maximum(far, maximum(log2(max(least, 1.0) / maximum(value, 1.0)), 0.0))
+        return far
 
     def basis(self, kernel: Kernel) -> str:
         """How firm the parameters are for this kernel."""
@@ -109,13 +120,13 @@ class Fit(NamedTuple):
             return "prior"
         if self.transferred:
             return "transferred"
-        return "fitted" if self.inside(kernel) else "extrapolated"
+        return "fitted" if self.octaves_outside(kernel) <= ROUNDED else "extrapolated"
 
     def spread_for(self, kernel: Kernel) -> Quantity:
         """The model error, wider outside the measured range."""
         if self.flops is None:
             return self.model_spread
-        return self.model_spread * (1.0 + (EXTRAPOLATION_SPREAD - 1.0) * (1 - self.inside(kernel)))
+        return self.model_spread * (1.0 + EXTRAPOLATION_SPREAD * self.octaves_outside(kernel))
 
     def for_another(self) -> "Fit":
         """What these parameters are worth for a kernel that was not measured: a processor's are measured in fp32 and
@@ -156,6 +167,7 @@ class Calibration(NamedTuple):
     entries: the documents of each family, as text until they are asked for; read_ keeps what was read. slower: clock
     of the measured device over that of this one, by which a relative's seconds are stretched (None: the device's own).
     source: the library's name of the kernel to prefer where there are several ("" takes the library's default).
+    missed: for a relative of another generation, by family, what its parameters were found to miss of ln(time).
     """
 
     id: str | None = None
@@ -165,6 +177,7 @@ class Calibration(NamedTuple):
     slower: float | None = None
     place: str = ""
     source: str = ""
+    missed: Mapping[str, float] = MappingProxyType({})
     read_: dict[Document, Fit] = {}  # noqa: RUF012  # the prior has no entries and never fills it
 
     def fits(self, form: Form) -> tuple[Fit, ...]:
@@ -174,7 +187,8 @@ class Calibration(NamedTuple):
     def _read(self, document: Document, form: Form) -> Fit:
         if document not in self.read_:
             known = for_device(form, self.hardware)
-            self.read_[document] = read_entry(self.place, document.text, known, self.slower)
+            missed = self.missed.get(form.family, self.missed.get(ANY_FAMILY))
+            self.read_[document] = read_entry(self.place, document.text, known, self.slower, missed)
         return self.read_[document]
 
     def fit(self, kernel: Kernel) -> Fit:
@@ -212,9 +226,11 @@ def from_fits(fits: Iterable[Fit], id: str | None = None, library: str = "", har
     return Calibration(id, library, hardware, entries=entries, read_=read)
 
 
-def read_calibration(path: Path, slower: float | None = None) -> Calibration:
+def read_calibration(
+    path: Path, slower: float | None = None, missed: Mapping[str, float] = MappingProxyType({})
+) -> Calibration:
     """A calibration file: its header, and its entries as text. Raises BadInput with every problem found."""
-    return parse_calibration(read_text(path), path, slower)
+    return parse_calibration(read_text(path), path, slower)._replace(missed=missed)
 
 
 def parse_calibration(text: str, path: Path, slower: float | None = None) -> Calibration:
@@ -261,8 +277,8 @@ def check_calibration(calibration: Calibration, forms: Mapping[str, Form]) -> No
         calibration.fits(forms[family])
 
 
-def read_entry(place: str, text: str, form: Form, slower: float | None = None) -> Fit:
-    """One document of a calibration. Raises BadInput with every problem found."""
+def read_entry(place: str, text: str, form: Form, slower: float | None = None, missed: float | None = None) -> Fit:
+    """One document of a calibration (slower, missed: see `Calibration`). Raises BadInput with every problem found."""
     entry = parse_mapping(text, Path(place))
     problems = Problems(place)
     where = "/".join([form.family, *(str(entry[key]) for key in ("instance", "module") if entry.get(key))])
@@ -283,8 +299,10 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None) -
     if factor is None:
         problems.add(f"{where}.covariance: not the lower triangle of a positive {len(given)} × {len(given)} matrix")
     ranges: dict[str, tuple[float, float]] = {}
-    for key in ("flops", "hbm_bytes"):
+    for key in ("flops", "hbm_bytes", "lengths"):
         pair = entry.get(key)
+        if key == "lengths" and pair is None:
+            continue
         if not (isinstance(pair, list) and len(pair) == 2):
             problems.add(f"{where}.{key}: expected [smallest, largest] of the measured points")
             continue
@@ -297,7 +315,7 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None) -
     host_s = problems.number(entry.get("host_s") or 0.0, f"{where}.host_s")
     problems.raise_if_any()
     assert factor is not None
-    widen = 1.0 if slower is None else TRANSFER_SPREAD
+    widen = 1.0 if slower is None or missed is not None else TRANSFER_SPREAD
     names = list(given)
     return Fit(
         key=(form.family, str(entry.get("instance") or ""), str(entry.get("module") or "")),
@@ -307,10 +325,11 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None) -
             for column in range(len(names))
         ),
         bounds={name: (parameter.low, parameter.high) for name, parameter in declared.items()},
-        model_spread=float(spread) * widen,
+        model_spread=math.hypot(float(spread) * widen, missed or 0.0),
         transferred=slower is not None,
         flops=ranges["flops"],
         hbm_bytes=ranges["hbm_bytes"],
+        lengths=ranges.get("lengths"),
         points=points,
         kernel=str(entry.get("kernel") or ""),
         host_s=host_s,
@@ -363,27 +382,28 @@ def find_calibration(hardware: Hardware, library: str | None) -> Calibration:
 
 def own_calibration(hardware: Hardware, library: str | None) -> Calibration | None:
     """The calibration of this very device and library (None: the preferred one), where there is one."""
-    chosen = _choose(_files(hardware.name), library)
+    chosen = chosen_file(calibration_files(hardware.name), library)
     return read_calibration(chosen) if chosen else None
 
 
 def relatives_calibration(hardware: Hardware, library: str | None) -> Calibration:
     """The calibration of the nearest relative that has one of this library, in this device's clock; else the prior."""
-    for device in _relatives(hardware):
-        chosen = _choose(_files(device.name), library)
+    for device in relatives(hardware):
+        chosen = chosen_file(calibration_files(device.name), library)
         if chosen is not None:
-            return read_calibration(chosen, device.compute.clock / hardware.compute.clock)
+            missed = {} if device.generation == hardware.generation else transfer_spreads(hardware.name)
+            return read_calibration(chosen, device.compute.clock / hardware.compute.clock, missed)
     return PRIOR
 
 
 def libraries(hardware: str) -> list[str]:
     """The libraries with a calibration of this very device."""
-    return sorted(_files(hardware))
+    return sorted(calibration_files(hardware))
 
 
 def calibration_path(hardware: str, library: str) -> Path:
     """The file of a calibration, the user's own before the shipped one. Raises BadInput when there is none."""
-    files = _files(hardware)
+    files = calibration_files(hardware)
     if library not in files:
         from costmodel.errors import unknown
 
@@ -391,7 +411,7 @@ def calibration_path(hardware: str, library: str) -> Path:
     return files[library]
 
 
-def _files(hardware: str) -> dict[str, Path]:
+def calibration_files(hardware: str) -> dict[str, Path]:
     """Library → calibration file of a device; the user's own come last and win."""
     found: dict[str, Path] = {}
     for base in (data_folder("hardware_profiles") / "calibrations", user_folder("calibrations")):
@@ -401,7 +421,8 @@ def _files(hardware: str) -> dict[str, Path]:
     return found
 
 
-def _choose(files: Mapping[str, Path], library: str | None) -> Path | None:
+def chosen_file(files: Mapping[str, Path], library: str | None) -> Path | None:
+    """The file of a library; of any (None) the user's own first, then vllm's."""
     if library is not None:
         return files.get(library)
     user = user_folder("calibrations")
@@ -411,7 +432,7 @@ def _choose(files: Mapping[str, Path], library: str | None) -> Path | None:
     return files.get("vllm") or next(iter(files.values()), None)
 
 
-def _relatives(hardware: Hardware) -> list[Hardware]:
+def relatives(hardware: Hardware) -> list[Hardware]:
     """Calibrated devices of the same vendor, those of the same generation first; other vendors' kernels are others."""
     base = data_folder("hardware_profiles") / "calibrations"
     if hardware.name == "cpu" or not base.is_dir():

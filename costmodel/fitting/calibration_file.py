@@ -65,6 +65,8 @@ def entry_mapping(entry: Entry, held_out: Mapping[str, Any] | None = None) -> di
         "flops": [rounded(value) for value in fit.flops],
         "hbm_bytes": [rounded(value) for value in fit.hbm_bytes],
     }
+    if fit.lengths is not None:
+        mapping["lengths"] = [rounded(value) for value in fit.lengths]
     if fit.host_s:
         mapping["host_s"] = rounded(fit.host_s)
     if entry.flagged:

@@ -7,7 +7,7 @@ what they share, so that a few points of its own are enough.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy
@@ -65,11 +65,20 @@ def fit_library(
     choose: Choose,
     start: Calibration = PRIOR,
     seed: int = 0,
+    asked: Sequence[Series] | None = None,
 ) -> list[Entry]:
-    """Fit every kernel that a library's series hold; start is what is known before (a relative's calibration)."""
+    """Fit every kernel that a library's series hold; start is what is known before (a relative's calibration).
+
+    asked: the series that will be priced (None: all). Kernels and instances beside them are not fitted for themselves.
+    """
     entries: list[Entry] = []
+    wanted = {(one.family, one.source, one.module, one.instance) for one in (series if asked is None else asked)}
     for same in in_order(series):
-        entries += fit_kernel(same, hardware, choose, calibration_of(entries), start, seed)
+        first = same[0]
+        instances = {key[3] for key in wanted if key[:3] == (first.family, first.source, first.module)}
+        if instances or any(one.mechanism for one in series):
+            known = calibration_of(entries)
+            entries += fit_kernel(same, hardware, choose, known, start, seed, instances if asked is not None else None)
     return entries
 
 
@@ -99,8 +108,12 @@ def fit_kernel(
     known: Calibration = PRIOR,
     start: Calibration = PRIOR,
     seed: int = 0,
+    wanted: Collection[str] | None = None,
 ) -> list[Entry]:
-    """The entries of one kernel: each of its instances, and what they share for instances that were not measured."""
+    """The entries of one kernel: each of its instances, and what they share for instances that were not measured.
+
+    wanted: the instances that are fitted for themselves (None: all).
+    """
     pools = [
         points for points in (Points(one, thinned(choose(one), MOST_FITTED, seed)) for one in same) if len(points.rows)
     ]
@@ -132,7 +145,8 @@ def fit_kernel(
         own = [points for points in pools if points.series.instance == instance]
         keys = dict.fromkeys(own_key(points.series, kernel) for points in own for kernel in own_kernels(points))
         alone = len(own) == len(pools) and not any(key[1] for key in keys)  # what they share is all there is
-        if alone or sum(len(points.rows) for points in own) < FEWEST_FITTED:
+        unasked = wanted is not None and instance not in wanted
+        if alone or unasked or sum(len(points.rows) for points in own) < FEWEST_FITTED:
             continue
         apart = []
         for key in keys:
@@ -193,7 +207,7 @@ def described(
     for one in blocks:
         names = tuple(parameter.name for parameter in one.parameters)
         covariance = fitted.covariance[one.key]
-        flops, hbm_bytes = _ranges(kernel for kernel in kernels if kernel.family == one.key[0])
+        flops, hbm_bytes, lengths = _ranges([kernel for kernel in kernels if kernel.family == one.key[0]])
         found = Fit(
             key=one.key,
             values=fitted.values[one.key],
@@ -202,6 +216,7 @@ def described(
             model_spread=0.0,
             flops=flops,
             hbm_bytes=hbm_bytes,
+            lengths=lengths,
             points=count,
             kernel=pools[0].series.source,
             host_s=host_s,
@@ -286,13 +301,16 @@ def columns_of(covariance: Floats, names: Sequence[str]) -> tuple[dict[str, floa
     return tuple({name: float(steps[row, column]) for row, name in enumerate(names)} for column in range(len(names)))
 
 
-def _ranges(kernels: Iterable[Kernel]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Smallest and largest FLOPs and bytes of some kernels."""
-    flops, hbm_bytes = [], []
-    for kernel in kernels:
-        flops += [numpy.min(kernel.ideal.flops), numpy.max(kernel.ideal.flops)]
-        hbm_bytes += [numpy.min(kernel.ideal.hbm_bytes), numpy.max(kernel.ideal.hbm_bytes)]
-    if not flops:
+Range = tuple[float, float]
+
+
+def _ranges(kernels: Sequence[Kernel]) -> tuple[Range, Range, Range]:
+    """Smallest and largest FLOPs, bytes and lengths of some kernels."""
+    if not kernels:
         # None of the points runs it: wherever it is priced, that is outside what was measured.
-        return (0.0, 0.0), (0.0, 0.0)
-    return (float(min(flops)), float(max(flops))), (float(min(hbm_bytes)), float(max(hbm_bytes)))
+        return (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)
+    counted = zip(*((kernel.ideal.flops, kernel.ideal.hbm_bytes, kernel.length) for kernel in kernels), strict=True)
+    flops, hbm_bytes, lengths = (
+        (float(min(map(numpy.min, values))), float(max(map(numpy.max, values)))) for values in counted
+    )
+    return flops, hbm_bytes, lengths

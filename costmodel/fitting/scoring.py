@@ -19,14 +19,14 @@ from costmodel.fitting.library import fit_library, priced, thinned
 from costmodel.fitting.measured_table import places
 from costmodel.fitting.series import Floats, Part, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
-from costmodel.fitting.splits import Fold, Split, folds
+from costmodel.fitting.splits import LEFT_OUT, Fold, Split, folds
 from costmodel.hardware import Hardware
 from costmodel.timing import Z80
 
 MODEL, WITH_TABLE = "costmodel", "costmodel+table"
 FAMILIES = (*(family for goal in GOALS for family in goal.families), "elementwise")
 METHODS = (MODEL, WITH_TABLE, *BASELINES)
-MOST_SCORED = 2000
+MOST_SCORED = 500
 """Points of one series that are scored, evenly over its order; `shapes` scores every point it puts aside."""
 MOST_SEEN = 20_000
 """Points of one series that a table or a learner sees; a fit needs far fewer."""
@@ -285,7 +285,7 @@ def run_job(job: Job) -> list[Outcome]:
     """Fit and score one library on one system."""
     hardware = hardware_of(job.files[0])
     series = [one for file in job.files for one in read_table(file, hardware)]
-    series = needed(series, job.families)
+    series = needed(series, job.families, LEFT_OUT.get(job.split.kind))
     library = job.files[0].library
     shipped = None if job.refit or job.split.kind == "unseen-gpu" else own_calibration(hardware, library)
     relative = relatives_calibration(hardware, library)
@@ -297,7 +297,10 @@ def run_job(job: Job) -> list[Outcome]:
         elif job.split.kind == "all" or (job.split.kind == "unseen-gpu" and not job.split.points):
             calibration = relative
         else:
-            calibration = from_fits(entry.fit for entry in fit_library(series, hardware, fold.fitted, start))
+            asked = [one for one in series if len(fold.scored(one))] if job.split.kind in LEFT_OUT else series
+            calibration = from_fits(
+                entry.fit for entry in fit_library(series, hardware, fold.fitted, start, asked=asked)
+            )
         for one in series:
             if not job.families or one.family in job.families:
                 outcomes += outcomes_of(one, fold, hardware, calibration, job)
@@ -310,12 +313,16 @@ def no_parts(shapes: pandas.DataFrame) -> list[Part]:
     return []
 
 
-def needed(series: Sequence[Series], families: Sequence[str]) -> list[Series]:
-    """The series of the asked families, and those on which their modules stand."""
-    if not families:
-        return list(series)
-    modules = any(one.mechanism for one in series if one.family in families)
-    return [one for one in series if one.family in families or (modules and not one.mechanism)]
+def needed(series: Sequence[Series], families: Sequence[str], column: str | None = None) -> list[Series]:
+    """The series of the asked families that have a column (None: any), and those on which their modules stand."""
+    asked = [
+        one
+        for one in series
+        if (not families or one.family in families) and (column is None or column in one.shapes.columns)
+    ]
+    modules = any(one.mechanism for one in asked)
+    chosen = {id(one.seconds) for one in asked}
+    return [one for one in series if id(one.seconds) in chosen or (modules and not one.mechanism)]
 
 
 def unscored(series: Series, methods: Sequence[str]) -> list[Outcome]:

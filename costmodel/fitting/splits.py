@@ -74,6 +74,8 @@ class Fold(NamedTuple):
     scored: Callable[[Series], Indices]
 
 
+LEFT_OUT = {"unseen-head-dim": "head_dim", "unseen-group": "group"}
+"""The column whose values a split leaves out, one after the other."""
 NAMES = ("shapes", "all", "extrapolate", "unseen-head-dim", "unseen-group", "unseen-gpu=NAME", "points=N")
 ANCHORED = ("dsa-", "csa-", "sparse-attention", "indexer", "top-k")
 """Families that switch to another kernel in long contexts: `extrapolate` gives each instance a few long points."""
@@ -116,10 +118,8 @@ def folds(split: Split, series: Sequence[Series], hardware: Hardware, start: Cal
         return [Fold(lambda one: shapes_split(one)[0], lambda one: shapes_split(one)[1])]
     if split.kind == "extrapolate":
         return [_extrapolating(series, hardware, start)]
-    if split.kind == "unseen-head-dim":
-        return _leaving_out("head_dim", series)
-    if split.kind == "unseen-group":
-        return _leaving_out("group", series)
+    if split.kind in LEFT_OUT:
+        return _leaving_out(LEFT_OUT[split.kind], series)
     if split.points:
         from costmodel.fitting.planner import plan_library, planned_choice
 

@@ -58,6 +58,12 @@ class Attention(NamedTuple):
     passes: Quantity = 1
     appends: bool = True
 
+    @property
+    def length(self) -> Quantity:
+        """Tokens of a sequence that the kernel has to do with."""
+        seen = self.P + self.S
+        return seen if self.w is None or self.bidirectional else minimum(seen, self.w + self.S)
+
 
 def tile(dk: Quantity, dtype: str = "bf16") -> tuple[int, int]:
     """Query rows and key columns of one tile, by head width (FlashAttention-3 on Hopper; FlashMLA above 256).

@@ -170,6 +170,12 @@ class Kernel(NamedTuple):
         return self.ideal
 
     @property
+    def length(self) -> Quantity:
+        """Tokens (entries, rows of a product) that one sequence goes through, 0 where the shape does not say: what
+        tells, beside FLOPs and bytes, whether a kernel lies among measured ones."""
+        return getattr(self.shape, "length", 0)
+
+    @property
     def intensity(self) -> Quantity:
         """FLOPs per HBM byte of the ideal work."""
         return self.ideal.flops / self.ideal.hbm_bytes

@@ -59,6 +59,11 @@ class Scores(NamedTuple):
     learned: Quantity = 0
     teacher: Quantity = 0
 
+    @property
+    def length(self) -> Quantity:
+        """Entries of a sequence."""
+        return self.entries
+
 
 def tiled_pairs(P: Quantity, S: Quantity, stride: Quantity) -> Quantity:
     """The sum over queries of the entries, one per `stride` tokens, rounded up to whole tiles of columns.

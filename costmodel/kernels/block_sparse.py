@@ -68,6 +68,11 @@ class BlockSparse(NamedTuple):
     kv: str = "bf16"
     decoding: bool = False
 
+    @property
+    def length(self) -> Quantity:
+        """Entries of a sequence."""
+        return self.entries
+
 
 def own_tile(b: Quantity) -> Quantity:
     """Keys beyond the query that whole tiles of its own block hold, on average.

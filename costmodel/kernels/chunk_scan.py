@@ -60,6 +60,11 @@ class Scan(NamedTuple):
         """Chunks of one sequence, the ragged last one included."""
         return ceil_div(self.S, self.C)
 
+    @property
+    def length(self) -> Quantity:
+        """Tokens of a sequence."""
+        return self.S
+
 
 class Stage(NamedTuple):
     """One launch of a pipeline; `recomputed` ones run again before the backward pass, `serial` ones walk the chunks."""
@@ -68,6 +73,11 @@ class Stage(NamedTuple):
     recomputed: bool = False
     serial: bool = False
 
+    @property
+    def length(self) -> Quantity:
+        """Tokens of a sequence."""
+        return self.scan.S
+
 
 class Pipeline(NamedTuple):
     """All launches of a scan, which a library may have fused into one; walked: FLOPs executed in the serial chain."""
@@ -75,6 +85,11 @@ class Pipeline(NamedTuple):
     scan: Scan
     stages: tuple[Kernel, ...]
     walked: Quantity
+
+    @property
+    def length(self) -> Quantity:
+        """Tokens of a sequence."""
+        return self.scan.S
 
 
 def substitution(S: Quantity, C: Quantity) -> Quantity:

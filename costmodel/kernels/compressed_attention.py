@@ -42,6 +42,11 @@ class CompressedAttention(NamedTuple):
     decoding: bool = False
 
     @property
+    def length(self) -> Quantity:
+        """Tokens of a sequence."""
+        return self.P + self.S
+
+    @property
     def dk(self) -> Quantity:
         """Width of a key."""
         return self.d

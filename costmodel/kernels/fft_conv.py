@@ -40,6 +40,11 @@ class Convolution(NamedTuple):
     products: int = 1
 
     @property
+    def length(self) -> Quantity:
+        """Tokens of a sequence."""
+        return self.S
+
+    @property
     def bits(self) -> Quantity:
         """log₂ of the length of the transforms."""
         return named("log2N", ceil(log2(self.P + 2 * self.S)))

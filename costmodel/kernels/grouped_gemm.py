@@ -42,6 +42,11 @@ class GroupedGemm(NamedTuple):
     idle_rows: Quantity = 0
     idle_experts: Quantity = 0
 
+    @property
+    def length(self) -> Quantity:
+        """Tokens of the pass."""
+        return self.tokens
+
 
 class RoutedPass(NamedTuple):
     """A pass over routed rows; pairs: the (token, expert) pairs that it sorts or counts, 0 for other passes."""

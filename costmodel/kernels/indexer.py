@@ -52,6 +52,11 @@ class Indexer(NamedTuple):
         """Index keys of a sequence after the step."""
         return self.P + self.S if self.ratio is None else floor_div(self.P + self.S, self.ratio)
 
+    @property
+    def length(self) -> Quantity:
+        """Index keys of a sequence."""
+        return self.keys
+
 
 def key_bytes(d: Quantity, dtype: str) -> Quantity:
     """Bytes of one cached index key: its elements and, below 16 bits, one 4-byte word of scales.

@@ -38,6 +38,11 @@ class Recurrence(NamedTuple):
     operations: int
     state: float = 4
 
+    @property
+    def length(self) -> Quantity:
+        """Tokens of a sequence."""
+        return self.S
+
 
 PARAMETERS = (
     Parameter("launch_s", 3.5e-6, 0.5, 0.5e-6, 3e-5, "s", "launch, scheduling and the tail of the kernel"),

@@ -40,6 +40,11 @@ class ChannelScan(NamedTuple):
     updates: Quantity
     parallel: bool = True
 
+    @property
+    def length(self) -> Quantity:
+        """Tokens of a sequence."""
+        return self.S
+
 
 def backward(kernel: Kernel) -> tuple[Kernel, ...]:
     """The gradient walks the tokens backwards; the states are recomputed on the way, not stored.

@@ -32,6 +32,11 @@ class ShortConv(NamedTuple):
     element: float = 2
     activation: bool = True
 
+    @property
+    def length(self) -> Quantity:
+        """Tokens of a sequence."""
+        return self.S
+
 
 def state_bytes(channels: Quantity, width: Quantity, element: float) -> Quantity:
     """Bytes that one sequence keeps: the last width − 1 inputs of every channel.

@@ -44,6 +44,11 @@ class SparseAttention(NamedTuple):
     quantised: bool = False
     decoding: bool = False
 
+    @property
+    def length(self) -> Quantity:
+        """Rows in the cache of a sequence."""
+        return self.entries
+
 
 def work(x: SparseAttention) -> tuple[Work, Work]:
     """Ideal and executed work.

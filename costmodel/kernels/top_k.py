@@ -40,6 +40,11 @@ class Selection(NamedTuple):
     open_logits: Quantity | None = None
     ties: bool = False
 
+    @property
+    def length(self) -> Quantity:
+        """Candidates of a query, on average."""
+        return self.logits / maximum(self.rows, 1)
+
 
 def work(x: Selection) -> tuple[Work, Work]:
     """Ideal and executed work: each logit read once (executed: once per pass), k 4-byte indices per query written."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import costmodel
 from costmodel.analysis.kernel_programs import OUTPUTS
 from costmodel.architecture import Architecture
-from costmodel.calibration import BASES, EXTRAPOLATION_SPREAD, TRANSFER_SPREAD, Calibration
+from costmodel.calibration import BASES, EXTRAPOLATION_SPREAD, ROUNDED, TRANSFER_SPREAD, Calibration
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import BOUNDS
 from costmodel.memory import TRAINING_BYTES_PER_PARAMETER
@@ -60,6 +60,7 @@ def content(
         "trainingBytes": TRAINING_BYTES_PER_PARAMETER,
         "transferSpread": TRANSFER_SPREAD,
         "extrapolationSpread": EXTRAPOLATION_SPREAD,
+        "rounded": ROUNDED,
         "keys": [list(key) for key in programs.keys],
         "rows": [[row.template, row.key, *row.numbers] for row in written.rows],
         "formOf": written.form_of,

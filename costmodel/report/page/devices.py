@@ -26,6 +26,7 @@ def device_entry(
     """A device: the numbers at these paths (null where unknown), and the place of its calibration among those given.
 
     stretched: where the calibration is a relative's, what its fits' seconds are in this device's clock; else null.
+    missed: by family, what that of another generation is expected to miss of ln(time).
     """
     numbers = hardware_numbers(hardware)
     idle = hardware.power.idle
@@ -42,6 +43,7 @@ def device_entry(
         "idle": idle,
         "calibration": place,
         "library": calibration.library,
+        "missed": dict(calibration.missed),
         "stretched": None if calibration.slower is None else _stretched(calibration, kernels, families),
         "unverified": list(hardware.unverified),
     }
@@ -82,7 +84,9 @@ def fit_entry(fit: Fit, form: Form) -> dict[str, Any]:
         "spread": fit.model_spread,
         "group": "/".join(fit.key),
         "errors": fit.key[2] or fit.key[0],
-        "range": None if fit.flops is None or fit.hbm_bytes is None else [*fit.flops, *fit.hbm_bytes],
+        "range": None
+        if fit.flops is None or fit.hbm_bytes is None
+        else [fit.flops, fit.hbm_bytes, *([] if fit.lengths is None else [fit.lengths])],
         "points": fit.points,
         "kernel": fit.kernel,
     }

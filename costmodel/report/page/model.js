@@ -8,6 +8,7 @@ function makeModel(DATA, TEMPLATES, FORMS) {
   const known = new Map();
   const out = new Float64Array(DATA.outputs.length);
   const k = new Float64Array(256);
+  const RANGED = [1, 2, 4];  // where in k FLOPs, bytes and length stand
   const FIRST_BOUND = DATA.outputs.length - DATA.bounds.length;
 
   /** The parameters of a kernel key on a device: those of its calibration, in this device's clock, or the priors. */
@@ -33,9 +34,11 @@ function makeModel(DATA, TEMPLATES, FORMS) {
     const values = fit.values.slice();
     let next = 0;
     family.seconds.forEach((isSeconds, index) => { if (isSeconds) values[index] = device.stretched[place][next++]; });
-    const widen = DATA.transferSpread;
+    const missed = device.missed[family.name] ?? device.missed[""];
+    const widen = missed === undefined ? DATA.transferSpread : 1;
     const columns = fit.columns.map((column) => column.map((change) => change * widen));
-    return { ...fit, family, values, columns, spread: fit.spread * widen, basis: "transferred" };
+    const spread = Math.hypot(fit.spread * widen, missed || 0);
+    return { ...fit, family, values, columns, spread, basis: "transferred" };
   }
 
   /** Fill k for a row; its form, or -1. */
@@ -103,7 +106,7 @@ function makeModel(DATA, TEMPLATES, FORMS) {
         kernels.push({
           name: names[index], group: groups[index], family: fit.family.name, launches, time: own,
           bound: DATA.bounds[bound], basis, flops: k[1] * launches, bytes: k[2] * launches, row, form, fit,
-          outside: basis === "extrapolated" || (fit.basis === "transferred" && !inside(fit)),
+          octaves: fit.basis === "prior" ? 0 : octavesOutside(fit),
         });
       }
     });
@@ -121,13 +124,18 @@ function makeModel(DATA, TEMPLATES, FORMS) {
     };
   }
 
-  /** Whether the kernel that k describes lies among the measured ones. */
-  function inside(fit) {
-    return fit.range[0] <= k[1] && k[1] <= fit.range[1] && fit.range[2] <= k[2] && k[2] <= fit.range[3];
+  /** How many powers of two the kernel that k describes lies outside the measured ones. */
+  function octavesOutside(fit) {
+    let far = 0;
+    fit.range.forEach(([least, most], index) => {
+      const value = Math.max(k[RANGED[index]], 1);
+      far = Math.max(far, Math.log2(value / Math.max(most, 1)), Math.log2(Math.max(least, 1) / value));
+    });
+    return far;
   }
 
   function basisOf(fit) {
-    return fit.basis === "fitted" && !inside(fit) ? "extrapolated" : fit.basis;
+    return fit.basis === "fitted" && octavesOutside(fit) > DATA.rounded ? "extrapolated" : fit.basis;
   }
 
   /** The standard deviation of ln(time): the parameters' errors, shared within a fit, and those of the forms. */
@@ -135,7 +143,7 @@ function makeModel(DATA, TEMPLATES, FORMS) {
     const errors = {}, groups = new Map();
     for (const kernel of kernels) {
       const { fit } = kernel;
-      const wider = kernel.outside ? DATA.extrapolationSpread : 1;
+      const wider = 1 + DATA.extrapolationSpread * kernel.octaves;
       errors[fit.errors] = (errors[fit.errors] || 0) + kernel.time * fit.spread * wider;
       if (!groups.has(fit.group)) groups.set(fit.group, []);
       groups.get(fit.group).push(kernel);

@@ -23,9 +23,9 @@ from costmodel.dtypes import ENGINES
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel
 
-BEFORE = ("count", "flops", "hbm_bytes", "written")
+BEFORE = ("count", "flops", "hbm_bytes", "written", "length")
 """What every row puts into `k` before what its form reads: launches in the step, then ideal FLOPs, ideal bytes and
-written bytes of one launch."""
+written bytes of one launch, and its length."""
 NO_FORM = -1
 """The form of a row that only counts."""
 
@@ -97,7 +97,8 @@ class Programs:
         values = {f"k.{path}": value for path, value in quantities(kernel).items()}
         self._cover(index, kernel, values)
         ideal, executed = kernel.ideal, kernel.executed
-        counts = dict(zip(BEFORE, (kernel.count, ideal.flops, ideal.hbm_bytes, executed.written), strict=True))
+        told = (kernel.count, ideal.flops, ideal.hbm_bytes, executed.written, kernel.length)
+        counts = dict(zip(BEFORE, told, strict=True))
         self._added.append((graph, index, self.keys[key], {**counts, **values}))
         return len(self._added) - 1
 
