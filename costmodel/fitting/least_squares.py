@@ -142,6 +142,17 @@ class Timer:
         return total
 
 
+def balanced(points: Sequence[Points], balance: float) -> Floats:
+    """What each point counts, on average 1: the more points an octave of length has, the less each of them.
+
+    balance: 0 leaves every point the same, 1 every octave.
+    """
+    octaves = numpy.concatenate([numpy.log2(numpy.maximum(one.series.tokens[one.rows], 1.0)) for one in points])
+    _, place, counts = numpy.unique(numpy.round(octaves), return_inverse=True, return_counts=True)
+    weights = numpy.asarray(counts, numpy.float64)[place] ** -balance
+    return numpy.asarray(weights / numpy.mean(weights), numpy.float64)
+
+
 KeyOf = Callable[[Series, Kernel], Key]
 
 
@@ -167,10 +178,12 @@ def fit(
     lookup: Lookup | None = None,
     key: KeyOf = own_key,
     rounds: int = 2,
+    balance: float = 0.0,
 ) -> Fitted:
     """The parameters of some blocks that explain the points.
 
-    lookup answers for kernels outside the blocks (default: their priors); key says which block a kernel belongs to.
+    lookup answers for kernels outside the blocks (default: their priors); key says which block a kernel belongs to;
+    balance how far octaves of length count alike, however many points they have.
     """
     from scipy.optimize import least_squares
 
@@ -183,7 +196,7 @@ def fit(
     high = numpy.log([parameter.high for _, parameter in names])
     centre = numpy.clip(start, low, high)
     count = len(measured)
-    weight = math.sqrt(min(count, MOST_POINTS) / count)
+    weight = numpy.sqrt(min(count, MOST_POINTS) / count * balanced(points, balance))
 
     def theta(logs: Floats) -> dict[Key, dict[str, float]]:
         values: dict[Key, dict[str, float]] = {block.key: {} for block in blocks}
@@ -217,7 +230,7 @@ def fit(
         return least_squares(
             lambda x: numpy.concatenate([gap(x) * (weight / sigma), (x - centre) / firmness]),
             logs,
-            jac=lambda x: numpy.vstack([slopes(x) * (weight / sigma), numpy.diag(1.0 / firmness)]),
+            jac=lambda x: numpy.vstack([slopes(x) * (weight / sigma)[:, None], numpy.diag(1.0 / firmness)]),
             bounds=(low - 1e-12, high + 1e-12),
             loss=loss,
             max_nfev=MOST_STEPS,
@@ -246,7 +259,7 @@ def fit(
         logs = solved(logs, sigma) if turn else tried(sigma)
         residuals = -gap(logs)
         sigma = max(SMALLEST_SPREAD, float(1.4826 * numpy.median(numpy.abs(residuals))))
-    jacobian = slopes(logs) * (weight / sigma)
+    jacobian = slopes(logs) * (weight / sigma)[:, None]
     information = jacobian.T @ jacobian
     posterior = numpy.linalg.inv(information + numpy.diag(firmness**-2.0))
     effective = float(numpy.trace(posterior @ information))

@@ -38,6 +38,11 @@ FEWEST_FITTED = 5
 SIBLING_FIRMNESS = 0.5
 """How much of the prior spread is left around what the instances of a kernel share."""
 FIRST = ("gemm", "elementwise")
+LONG = ("dsa-", "csa-", "hca-", "msa-", "sparse-attention", "indexer", "top-k")
+"""Families whose tables reach contexts of a million tokens, with few points there."""
+BALANCE = 0.5
+"""How far octaves of length count alike in these: between every point (0) and every octave (1). Chosen by points inside
+the fitted four fifths: 0.5 costs the short contexts nothing, and the long ones gain."""
 LARGEST_SPREAD = 3.0
 
 
@@ -66,10 +71,12 @@ def fit_library(
     start: Calibration = PRIOR,
     seed: int = 0,
     asked: Sequence[Series] | None = None,
+    balance: float = BALANCE,
 ) -> list[Entry]:
     """Fit every kernel that a library's series hold; start is what is known before (a relative's calibration).
 
     asked: the series that will be priced (None: all). Kernels and instances beside them are not fitted for themselves.
+    balance: how far each octave of length counts alike, in the families of LONG.
     """
     entries: list[Entry] = []
     wanted = {(one.family, one.source, one.module, one.instance) for one in (series if asked is None else asked)}
@@ -78,7 +85,8 @@ def fit_library(
         instances = {key[3] for key in wanted if key[:3] == (first.family, first.source, first.module)}
         if instances or any(one.mechanism for one in series):
             known = calibration_of(entries)
-            entries += fit_kernel(same, hardware, choose, known, start, seed, instances if asked is not None else None)
+            own = None if asked is None else instances
+            entries += fit_kernel(same, hardware, choose, known, start, seed, own, balance)
     return entries
 
 
@@ -109,11 +117,13 @@ def fit_kernel(
     start: Calibration = PRIOR,
     seed: int = 0,
     wanted: Collection[str] | None = None,
+    balance: float = BALANCE,
 ) -> list[Entry]:
     """The entries of one kernel: each of its instances, and what they share for instances that were not measured.
 
     wanted: the instances that are fitted for themselves (None: all).
     """
+    balance = balance if same[0].family.startswith(LONG) else 0.0
     pools = [
         points for points in (Points(one, thinned(choose(one), MOST_FITTED, seed)) for one in same) if len(points.rows)
     ]
@@ -138,7 +148,9 @@ def fit_kernel(
     tried = []
     for relative in (start,) if start is PRIOR else (start, PRIOR):
         blocks = [block(form, (family, "", module), begin(form, relative)) for family, form in sorted(forms.items())]
-        tried.append((fit(several, hardware, [*blocks, *hosts(pools)], lookup, pooled_key), blocks, relative))
+        tried.append(
+            (fit(several, hardware, [*blocks, *hosts(pools)], lookup, pooled_key, balance=balance), blocks, relative)
+        )
     together, blocks, start = min(tried, key=lambda found: found[0].objective)
     entries = []
     for instance in dict.fromkeys(points.series.instance for points in pools):
@@ -154,7 +166,8 @@ def fit_kernel(
             # What is tuned inside a module was fitted outside it before.
             relative = start if key[0] == same[0].family else known
             apart.append(block(forms[key[0]], key, _moved(relative, forms[key[0]], key, shared), SIBLING_FIRMNESS))
-        found = described(own, hardware, apart, fit(own, hardware, [*apart, *hosts(own)], lookup), known)
+        fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, balance=balance)
+        found = described(own, hardware, apart, fitted, known)
         entries += [entry._replace(measured=instance) for entry in found]
     instances = {points.series.instance for points in pools}
     only = instances.pop() if len(instances) == 1 and not entries else None

@@ -15,7 +15,7 @@ from costmodel.fitting.baselines import BASELINES
 from costmodel.fitting.goals import GOALS, Pair, aim
 from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import fit_library, priced, thinned
+from costmodel.fitting.library import BALANCE, LONG, fit_library, priced, thinned
 from costmodel.fitting.measured_table import places
 from costmodel.fitting.series import Floats, Part, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
@@ -33,8 +33,6 @@ MOST_SEEN = 20_000
 FEWEST_SEEN = 5
 """Seen points below which a method that learns from them has no answer."""
 VERY_LONG = 131_072
-SPARSE = ("dsa", "csa", "hca", "msa", "indexer", "top-k", "sparse")
-"""Families whose tables reach prefixes of a million tokens."""
 
 
 class Outcome(NamedTuple):
@@ -142,7 +140,7 @@ def summaries(outcomes: Sequence[Outcome], split: Split) -> list[dict[str, Any]]
 def _summary(title: str, family: str, outcomes: Sequence[Outcome], split: Split, least: float) -> dict[str, Any] | None:
     errors: dict[str, tuple[Floats, NDArray[numpy.bool_] | None]] = {}
     mine = [outcome for outcome in outcomes if outcome.series.family == family]
-    if least and not family.startswith(SPARSE):
+    if least and not family.startswith(LONG):
         return None
     for method in dict.fromkeys(outcome.method for outcome in mine):
         same = [outcome for outcome in mine if outcome.method == method]
@@ -298,9 +296,9 @@ def run_job(job: Job) -> list[Outcome]:
             calibration = relative
         else:
             asked = [one for one in series if len(fold.scored(one))] if job.split.kind in LEFT_OUT else series
-            calibration = from_fits(
-                entry.fit for entry in fit_library(series, hardware, fold.fitted, start, asked=asked)
-            )
+            balance = BALANCE if fold.balance is None else fold.balance
+            entries = fit_library(series, hardware, fold.fitted, start, asked=asked, balance=balance)
+            calibration = from_fits(entry.fit for entry in entries)
         for one in series:
             if not job.families or one.family in job.families:
                 outcomes += outcomes_of(one, fold, hardware, calibration, job)

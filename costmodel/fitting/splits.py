@@ -68,10 +68,14 @@ def extrapolate_split(series: Series) -> tuple[Indices, Indices]:
 
 
 class Fold(NamedTuple):
-    """A fit and what it is judged by: the points that it may see, and those that it is asked for."""
+    """A fit and what it is judged by: the points that it may see, and those that it is asked for.
+
+    balance: how far each octave of length counts alike in the fit (`library.BALANCE`, None: as always).
+    """
 
     fitted: Callable[[Series], Indices]
     scored: Callable[[Series], Indices]
+    balance: float | None = None
 
 
 LEFT_OUT = {"unseen-head-dim": "head_dim", "unseen-group": "group"}
@@ -145,7 +149,8 @@ def _extrapolating(series: Sequence[Series], hardware: Hardware, start: Calibrat
         long = extrapolate_split(one)[1]
         return numpy.setdiff1d(long, anchors(one)) if one.family.startswith(ANCHORED) else long
 
-    return Fold(fitted, scored)
+    # What is asked lies beyond nearly all that is seen: the anchors there count as much as the octaves before.
+    return Fold(fitted, scored, balance=1.0)
 
 
 def _leaving_out(column: str, series: Sequence[Series]) -> list[Fold]:
