@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.analysis.kernel_programs import hardware_numbers
-from costmodel.calibration import Calibration, Fit, prior_fit, read_calibration
+from costmodel.calibration import TRANSFER_SPREAD, Calibration, Fit, prior_fit, read_calibration
 from costmodel.energy import IDLE_SHARE
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel
@@ -75,13 +75,18 @@ def family_entry(form: Form) -> dict[str, Any]:
 
 
 def fit_entry(fit: Fit, form: Form) -> dict[str, Any]:
-    """A fit: parameters in the order of the form, one column of changes for each independent direction."""
+    """A fit: parameters in the order of the form, one column of changes for each independent direction.
+
+    borrowed: whether it stands in for kernels that its calibration does not hold, and so counts as transferred.
+    """
     names = [parameter.name for parameter in form.parameters]
     columns = [[_short(column.get(name, 0.0)) for name in names] for column in fit.columns]
     return {
         "values": [fit.values[name] for name in names],
         "columns": [column for column in columns if any(column)],
-        "spread": fit.model_spread,
+        "spread": fit.model_spread / (TRANSFER_SPREAD if fit.transferred else 1.0),
+        "borrowed": int(fit.transferred),
+        "missedAs": fit.key[0],
         "group": "/".join(fit.key),
         "errors": fit.key[2] or fit.key[0],
         "range": None

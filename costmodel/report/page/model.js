@@ -30,14 +30,17 @@ function makeModel(DATA, TEMPLATES, FORMS) {
 
   function fitted(fit, place, device) {
     const family = DATA.families[fit.family];
-    if (device.stretched === null) return { ...fit, family, basis: "fitted" };
+    const borrowed = fit.borrowed ? DATA.transferSpread : 1;
+    if (device.stretched === null) {
+      return { ...fit, family, spread: fit.spread * borrowed, basis: fit.borrowed ? "transferred" : "fitted" };
+    }
     const values = fit.values.slice();
     let next = 0;
     family.seconds.forEach((isSeconds, index) => { if (isSeconds) values[index] = device.stretched[place][next++]; });
-    const missed = device.missed[family.name] ?? device.missed[""];
+    const missed = device.missed[fit.missedAs] ?? device.missed[""];
     const widen = missed === undefined ? DATA.transferSpread : 1;
     const columns = fit.columns.map((column) => column.map((change) => change * widen));
-    const spread = Math.hypot(fit.spread * widen, missed || 0);
+    const spread = Math.hypot(fit.spread * widen, missed || 0) * borrowed;
     return { ...fit, family, values, columns, spread, basis: "transferred" };
   }
 
