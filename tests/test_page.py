@@ -74,11 +74,39 @@ const each = ({ arch, hw, phase, batch, context, weights, kv }) => {
 """
 
 
+CLAIM = {
+    "id": "made-up",
+    "mechanism": "kda",
+    "what": "time per output token",
+    "source": "arXiv:0000.00000",
+    "setup": "as many sequences as fit",
+    "claimed": [3.98, 6.3],
+    "predicted": [3.6, 5.9],
+    "low": [3.2, 5.2],
+    "high": [4.0, 6.5],
+    "ratio": [0.9, 0.94],
+    "verdict": "reproduced-if",
+    "reason": "only where memory is filled",
+    "unit": "x",
+    "at": ["128k", "1M"],
+    "basis": "fitted",
+    "kind": "figure",
+    "fair": "equal batch",
+    "fair_predicted": 2.2,
+    "fair_unit": "x",
+    "command": "python cli.py claims made-up",
+    "about": ["kimi-linear-48b-a3b"],
+    "asks": {"arch": "kimi-linear-48b-a3b", "hw": "h100-sxm", "phase": "decode", "context": 2**20, "batch": 6},
+}
+"""A claim as the page is given it."""
+
+
 @pytest.fixture(scope="module")
 def made() -> Content:
     devices = [load_hardware(name) for name in DEVICES]
     models = [load_architecture(name) for name in MODELS]
-    return content(models, [(device, find_calibration(device, None)) for device in devices])
+    calibrated = [(device, find_calibration(device, None)) for device in devices]
+    return content(models, calibrated, claims=[CLAIM, {**CLAIM, "id": "other", "about": ["jet-nemotron-2b"]}])
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +168,13 @@ def dom(page_text: str, folder: Path, script: str, hash: str = "") -> str:
         while (!ready()) await new Promise((done) => setTimeout(done, 20));
         const {{ DATA, model }} = window.costmodel;
         {script}
+        return answer;
+    }})().catch((error) => ({{ error: String(error) }})).then((answer) => {{
         const place = document.createElement("pre");
         place.id = "answers";
         place.textContent = JSON.stringify(answer);
         document.body.append(place);
-    }})();</script></body>"""
+    }});</script></body>"""
     file = folder / "page.html"
     file.write_text(page_text.replace("</body>", asking), encoding="utf-8")
     url = f"{file.as_uri()}#{hash}"
@@ -161,7 +191,9 @@ def dom(page_text: str, folder: Path, script: str, hash: str = "") -> str:
 def answers_of(found: str) -> Any:
     match = re.search(r'<pre id="answers">(.*?)</pre>', found, re.DOTALL)
     assert match
-    return json.loads(unescape(match[1]))
+    found = json.loads(unescape(match[1]))
+    assert not (isinstance(found, dict) and "error" in found and len(found) == 1), found
+    return found
 
 
 def test_the_page_predicts_what_python_predicts(text: str, tmp_path: Path) -> None:
@@ -239,6 +271,57 @@ def test_every_control_has_a_name_and_every_chart_a_description(text: str, tmp_p
     assert all(after - before <= 1 for before, after in zip(found["headings"], found["headings"][1:], strict=False))
     assert len(set(found["ids"])) == len(found["ids"])
     assert not found["wide"]
+
+
+def test_three_clicks_lead_from_a_claim_to_its_batch_kernel_formula_and_measured_error(
+    text: str, tmp_path: Path
+) -> None:
+    script = """
+    const drawn = () => new Promise((done) => setTimeout(done, 800));
+    const claims = [...document.querySelectorAll("#claims > details")];
+    claims[0].querySelector("summary").click();
+    const told = claims[0].textContent;
+    claims[0].querySelector("button").click();
+    await drawn();
+    const asked = window.costmodel.state();
+    const shown = document.getElementById("shown").value;
+    const rows = [...document.querySelectorAll("#kernels > .scroll:first-child tbody tr")];
+    const names = rows.map((row) => `${row.cells[1].textContent}: ${row.cells[0].textContent}`);
+    rows[names.indexOf("mla: attention")].querySelector("button").click();
+    await drawn();
+    const lines = [...document.querySelectorAll("#kernels tr.found")].map((row) => row.cells[2].textContent);
+    const open = document.querySelector("#kernels details[open]").dataset.block;
+    const others = claims.at(-1).querySelector("summary").textContent;
+    const errors = rows.map((row) => row.cells[8].textContent);
+    const answer = { told, asked, shown, lines, open, others, errors };
+    """
+    found = answers_of(dom(text, tmp_path, script, "a=kimi-linear-48b-a3b"))
+    for part in ("claimed 3.98, 6.3×: reproduced-if", "3.2 … 4, 5.2 … 6.5×", "as many sequences as fit", "equal batch"):
+        assert part in found["told"]
+    asked = found["asked"]
+    assert (asked["b"], asked["c"], asked["p"], asked["hw"]) == (6, 2**20, "decode", "h100-sxm")
+    assert (found["shown"], found["open"]) == ("kimi-linear-48b-a3b", "mla")
+    assert any("2·B·H·pairs·(2·c + dr)" in line for line in found["lines"])
+    assert found["others"] == "1 about others"
+    assert any(re.fullmatch(r"[\d.]+ % \(\d+ points\)", error) for error in found["errors"])
+
+
+def test_the_formula_of_what_takes_the_time_stands_beside_the_curves_and_moves_with_the_context(
+    text: str, tmp_path: Path
+) -> None:
+    script = """
+    const beside = () => document.getElementById("beside").textContent;
+    const before = beside();
+    const slider = document.getElementById("context");
+    slider.value = "26";
+    slider.dispatchEvent(new Event("input"));
+    await new Promise((done) => setTimeout(done, 500));
+    const answer = [before, beside()];
+    """
+    before, after = answers_of(dom(text, tmp_path, script, "a=kimi-linear-48b-a3b&c=4096"))
+    assert "attention (mla)" not in before
+    assert "of the time is attention (mla)" in after
+    assert "2·B·H·pairs·(2·c + dr)" in after
 
 
 def test_the_page_needs_nothing_but_itself(text: str) -> None:

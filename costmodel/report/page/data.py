@@ -1,6 +1,6 @@
 """Everything that the page knows: programs as JavaScript, and data as JSON."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import costmodel
@@ -29,8 +29,9 @@ def content(
     architectures: Sequence[Architecture],
     devices: Sequence[tuple[Hardware, Calibration]],
     step: Callable[[], None] = lambda: None,
+    claims: Sequence[Mapping[str, Any]] = (),
 ) -> Content:
-    """What a page of these models on these devices needs. step is called after each model."""
+    """What a page of these models on these devices needs. step is called after each model; claims: judged ones."""
     programs, formulas = Programs(devices), Formulas()
     hardware = [device for device, _ in devices]
     models = []
@@ -77,6 +78,7 @@ def content(
         ],
         "architectures": models,
         "formulas": formulas.entries,
+        "claims": list(claims),
         "prices": {},
         "pricesNote": "Prices of devices are an input: nothing is known of them here.",
     }

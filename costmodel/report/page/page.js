@@ -79,7 +79,12 @@ function start(DATA) {
     byId("controls").onsubmit = (event) => event.preventDefault();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
     addEventListener("hashchange", () => { state = read(location.hash); update(); });
-    new ResizeObserver(() => update()).observe(byId("results"));
+    let wide = 0;
+    new ResizeObserver(([entry]) => {
+      if (entry.contentRect.width === wide) return;
+      wide = entry.contentRect.width;
+      update();
+    }).observe(byId("results"));
   }
 
   function add(text) {
@@ -98,6 +103,15 @@ function start(DATA) {
     history.replaceState(null, "", link());
     try { await navigator.clipboard.writeText(location.href); byId("share").textContent = "Copied"; } catch { byId("share").textContent = "It is in the address bar"; }
     setTimeout(() => { byId("share").textContent = "Copy link"; }, 2500);
+  }
+
+  /** Show the step that a claim is about, and go to its kernels. */
+  function ask({ arch, hw, phase, context, batch, weights, kv }) {
+    state = { ...state, a: [arch, ...state.a.filter((name) => name !== arch)].slice(0, COLOURS.length), s: arch, hw, p: phase, c: context, b: batch, fill: false, w: weights || "", kv: kv || "" };
+    kept.key = "";
+    update();
+    byId("h-why").scrollIntoView();
+    byId("shown").focus({ preventScroll: true });
   }
 
   function moveTo(context) { state.c = Math.round(Math.min(Math.max(context, DOMAIN[0]), DOMAIN[1])); update(true); }
@@ -255,6 +269,7 @@ function start(DATA) {
   function tables(answers) {
     byId("now").textContent = `${FORMAT.count(state.c)} tokens of context`;
     summary(byId("summary"), answers, price());
+    beside(byId("beside"), answers, DATA.formulas, state.p);
     const spoken = answers.map(({ architecture, result }) => `${architecture.name} ${FORMAT.seconds(result.time)}`).join(", ");
     byId("spoken").textContent = `At ${FORMAT.count(state.c)} tokens: ${spoken}`;
     const shown = answers.find(({ architecture }) => architecture.name === state.s) || answers[0];
@@ -268,7 +283,9 @@ function start(DATA) {
 
   function slow() {
     crossovers(byId("crossovers"), crossings(), DOMAIN, state.p, chosen());
-    verdicts(byId("verdicts"), chosen(), state.p);
+    verdicts(byId("verdicts"), chosen(), state.p, DATA.formulas);
+    byId("s-claims").hidden = !DATA.claims.length;
+    claims(byId("claims"), DATA.claims, chosen(), ask);
     table(byId("points"), ["context", ...kept.lines.flatMap(({ architecture }) => [`${architecture.name}: time`, "low", "high", "cache"])],
       kept.lines.length ? kept.lines[0].points.filter((_, n) => n % 4 === 0).map(({ L }, n) => [FORMAT.count(L), ...kept.lines.flatMap(({ points }) => {
         const { result, question } = points[n * 4];
