@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from costmodel.analysis.claims import load_claims
 from costmodel.calibration import find_calibration
 from costmodel.errors import Impossible
 from costmodel.hardware import load_hardware
 from costmodel.model_file import load_architecture
 from costmodel.prediction import predict
 from costmodel.report.page.build import LARGEST, page
+from costmodel.report.page.claims import asked_step, claim_about
 from costmodel.report.page.data import Content, content
 from costmodel.report.page.write import write_page
 from tests.devtools import document
@@ -93,7 +95,6 @@ CLAIM = {
     "kind": "figure",
     "fair": "equal batch",
     "fair_predicted": 2.2,
-    "fair_unit": "x",
     "command": "python cli.py claims made-up",
     "about": ["kimi-linear-48b-a3b"],
     "asks": {"arch": "kimi-linear-48b-a3b", "hw": "h100-sxm", "phase": "decode", "context": 2**20, "batch": 6},
@@ -306,6 +307,26 @@ def test_three_clicks_lead_from_a_claim_to_its_batch_kernel_formula_and_measured
     assert any(re.fullmatch(r"[\d.]+ % \(\d+ points\)", error) for error in found["errors"])
 
 
+def test_a_claim_belongs_to_its_model_or_to_every_model_with_its_mechanism_and_asks_for_its_own_set_up() -> None:
+    models = [load_architecture(name) for name in ("kimi-linear-48b-a3b", "llama-3.1-8b")]
+    devices = [load_hardware("h800")]
+    [filled] = load_claims(["kimi-tpot-1m"])
+    assert claim_about(filled, models) == ["kimi-linear-48b-a3b"]
+    asked = asked_step(filled, models, devices)
+    assert asked is not None
+    assert {name: asked[name] for name in ("hw", "phase", "context", "fill")} == {
+        "hw": "h800",
+        "phase": "decode",
+        "context": 2**20,
+        "fill": True,
+    }
+    assert asked_step(filled, models, []) is None
+    assert asked_step(filled, models[1:], devices) is None
+    kernels = next(claim for claim in load_claims(["flashkda"]) if claim.setup.mixer)
+    assert claim_about(kernels, models) == ["kimi-linear-48b-a3b"]
+    assert asked_step(kernels, models, devices) is None
+
+
 def test_the_formula_of_what_takes_the_time_stands_beside_the_curves_and_moves_with_the_context(
     text: str, tmp_path: Path
 ) -> None:
@@ -342,3 +363,4 @@ def test_formats_without_an_engine_are_refused_in_words(tmp_path: Path) -> None:
     write_page(asked)
     found = dom(out.read_text(encoding="utf-8"), tmp_path, "const answer = 1;")
     assert "a100-sxm has no engine for the number formats of deepseek-v3.2" in found
+    assert "growth of the indexer with the context" in found

@@ -106,8 +106,8 @@ function start(DATA) {
   }
 
   /** Show the step that a claim is about, and go to its kernels. */
-  function ask({ arch, hw, phase, context, batch, weights, kv }) {
-    state = { ...state, a: [arch, ...state.a.filter((name) => name !== arch)].slice(0, COLOURS.length), s: arch, hw, p: phase, c: context, b: batch, fill: false, w: weights || "", kv: kv || "" };
+  function ask({ arch, hw, phase, context, batch, fill, weights, kv }) {
+    state = { ...state, a: [arch, ...state.a.filter((name) => name !== arch)].slice(0, COLOURS.length), s: arch, hw, p: phase, c: context, b: batch, fill: Boolean(fill), w: weights || "", kv: kv || "" };
     kept.key = "";
     update();
     byId("h-why").scrollIntoView();

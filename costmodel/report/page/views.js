@@ -23,7 +23,7 @@ function key(colour, dash) {
 const BASES = {
   fitted: "fitted to measurements on this device",
   extrapolated: "fitted on this device, beyond the measured sizes",
-  transferred: "parameters of a relative",
+  transferred: "parameters of a relative device, or of a kernel like this one",
   prior: "no measurement: general priors",
 };
 
@@ -129,7 +129,7 @@ function claims(host, found, chosen, ask) {
       ["80 % interval", row.low === null ? "–" : numbers(row.low, row.unit, row.high)],
       ["predicted over claimed", row.ratio === null ? "–" : numbers(row.ratio, "")], ["rests on", row.basis || "–"]]),
     html("p", {}, html("b", {}, "Set-up: "), row.setup, row.at ? `; at ${row.at.join(", ")}` : ""), html("p", {}, html("b", {}, "Why: "), row.reason)];
-    if (row.fair) body.push(html("p", {}, html("b", {}, "Fair set-up: "), `${row.fair}: ${numbers(row.fair_predicted, row.fair_unit ?? row.unit)}`));
+    if (row.fair) body.push(html("p", {}, html("b", {}, "Fair set-up: "), `${row.fair}: ${numbers(row.fair_predicted, row.unit)}`));
     if (row.asks) {
       const button = html("button", { type: "button" }, "Its kernels, formulas and measured errors");
       button.onclick = () => ask(row.asks);
@@ -139,7 +139,8 @@ function claims(host, found, chosen, ask) {
     return html("details", { "data-id": row.id, open: open.has(row.id) ? "" : null },
       html("summary", {}, html("span", { class: "mark", "aria-hidden": "true" }, JUDGED[row.verdict]), html("b", {}, `${row.mechanism}: ${row.what}`), ` — claimed ${numbers(row.claimed, row.unit)}: ${row.verdict}`), ...body);
   };
-  const own = found.filter((row) => names.some((name) => row.about.includes(name)));
+  // What is said of a whole model before what is said of one of its kernels.
+  const own = found.filter((row) => names.some((name) => row.about.includes(name))).sort((one, other) => !one.asks - !other.asks);
   const rest = found.filter((row) => !own.includes(row));
   const fold = html("details", { "data-id": "others", open: open.has("others") ? "" : null }, html("summary", {}, `${rest.length} about others`), ...rest.map(entry));
   host.replaceChildren(...(own.length ? own.map(entry) : [html("p", { class: "remark" }, "None is recorded about the architectures shown.")]), rest.length ? fold : "");
@@ -206,6 +207,6 @@ function growth(power, log) {
 
 function measured(fit) {
   if (!fit.heldOut) return fit.basis === "prior" ? "not measured" : "–";
-  const where = fit.basis === "transferred" ? ", on the relative" : "";
+  const where = fit.basis === "transferred" ? ", where it was measured" : "";
   return `${FORMAT.digits(fit.heldOut.median_ape)} % (${fit.heldOut.n} points${where})`;
 }

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from costmodel.analysis.claims import load_claims
 from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
 from costmodel.loading import available, write_atomically
 from costmodel.prediction import loaded
 from costmodel.report.output import note
 from costmodel.report.page.build import LARGEST, page
+from costmodel.report.page.claims import claim_entries
 from costmodel.report.page.data import content
 from costmodel.report.progress import Progress
 from costmodel.units import format_bytes
@@ -29,13 +31,15 @@ def write_page(inputs: Mapping[str, Any]) -> None:
     devices = inputs["hw"] or _most_asked_first(available("hardware_profiles"))
     models, hardware = loaded(names, devices, inputs["set"])
     calibrated = [(device, find_calibration(device, inputs["library"])) for device in hardware]
-    progress = Progress(len(models))
-    found = content(models, calibrated, progress.step)
+    progress = Progress(len(models) + len(load_claims()))
+    claims = claim_entries(models, hardware, not inputs["arch"], progress.step)
+    found = content(models, calibrated, progress.step, claims)
     progress.close()
     text = page(found, _start(models, inputs["arch"])).encode()
     write_atomically(Path(inputs["out"]), text)
     note(
-        f"note: wrote {inputs['out']}: {len(models)} architectures, {len(hardware)} devices, {format_bytes(len(text))}"
+        f"note: wrote {inputs['out']}: {len(models)} architectures, {len(hardware)} devices, {len(claims)} claims, "
+        f"{format_bytes(len(text))}"
     )
     if len(text) > LARGEST:
         note(f"note: the page is larger than {LARGEST / 1e6:g} MB; fewer architectures or devices make it smaller")
