@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from costmodel import predict
+from costmodel.cli import app
 from costmodel.extensions import load_mechanism
 from costmodel.step import Precision, Step
 
@@ -51,6 +53,14 @@ def test_the_made_up_mechanism_passes_what_every_mechanism_must_pass(recipe: Pat
             kernels = module.kernels(d, 24, step, Precision())
             assert counted.tensor == sum(sum(k.ideal.tensor.values()) for k in kernels)
             assert counted.vector == sum(k.ideal.vector for k in kernels)
+
+
+def test_the_made_up_mechanism_is_judged_as_the_page_shows(recipe: Path) -> None:
+    command, shown = re.findall(r"\$ python cli.py (reality-check .*)\n…\n(.*)\n", PAGE)[0]
+    path = recipe / "costmodel/mixers/running_mean.py"
+    result = CliRunner().invoke(app, command.replace("running_mean.py", str(path)).split())
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines().count(shown) == 2  # both phases
 
 
 def test_the_model_of_the_recipe_is_predicted_from_its_path(recipe: Path) -> None:

@@ -349,6 +349,7 @@ LINEAR = FINDING._replace(
         (LINEAR._replace(chain_bound=True), "linear but chain-bound; fixed state of 1 KiB"),
         (LINEAR._replace(kept=Kept(512, 512)), "linear, fixed state and window of 1 KiB (≈ 10 tokens of its own KV)"),
         (LINEAR._replace(kept=Kept(0, 64), state_tokens=1.1), "linear, window of 64 B (≈ 1 token of its own KV)"),
+        (LINEAR._replace(state_tokens=0.4), "linear, fixed state of 1 KiB (less than a token of its own KV)"),
         (LINEAR._replace(time=term(2)), "quadratic in time, though not in FLOPs"),
         (
             FINDING._replace(denoises=True, coefficient=2.0, flops=term(2)),

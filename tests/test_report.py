@@ -71,6 +71,12 @@ def test_the_report_says_what_predict_says(folder: Path, name: str) -> None:
     assert "h100-sxm/vllm" in text
 
 
+def test_claims_about_the_models_are_judged(folder: Path) -> None:
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "## What is claimed of them elsewhere" in text
+    assert "qwen3-next-32k: " in text
+
+
 def test_html_needs_no_other_file(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "<svg" in text

@@ -103,8 +103,9 @@ def _linear(found: Finding) -> str:
     if not found.kept.whole:
         return "linear, without a state of its own"
     parts = [word for word, part in (("fixed state", found.kept.states), ("window", found.kept.windows)) if part]
-    tokens = f"{found.state_tokens:,.0f} token{'' if round(found.state_tokens) == 1 else 's'}"
-    text = f"{' and '.join(parts)} of {format_bytes(found.kept.whole)} (≈ {tokens} of its own KV)"
+    whole = round(found.state_tokens)
+    tokens = f"≈ {whole:,} tokens" if whole > 1 else "≈ 1 token" if whole else "less than a token"
+    text = f"{' and '.join(parts)} of {format_bytes(found.kept.whole)} ({tokens} of its own KV)"
     return f"linear but chain-bound; {text}" if found.chain_bound else f"linear, {text}"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from costmodel.analysis.claims import judge, load_claims
 from costmodel.analysis.comparisons import load_comparison
 from costmodel.analysis.explain import explanation
 from costmodel.analysis.reality import reality
@@ -268,6 +269,30 @@ def step(key: str, name: str, phase: str, context: str, batch: str = "1") -> str
     return format_bytes(two_digits(getattr(row, key) / 2**20) * 2**20)
 
 
+def claims(ids: str) -> str:
+    """A table of published claims, what is predicted under their set-up, and under a fair one."""
+    rows = [judge(claim) for claim in load_claims(ids.split(","))]
+    columns = (
+        Column("claim", lambda row: f"`{row['id']}`", False),
+        shows("what", right=False),
+        Column("claimed", lambda row: _last(row, "claimed")),
+        Column("predicted", lambda row: _last(row, "predicted")),
+        shows("verdict", right=False),
+        Column("fair set-up", lambda row: row["fair"] or "–", False),
+        Column("predicted there", lambda row: _last(row, "fair_predicted")),
+    )
+    return markdown_table(rows, columns)
+
+
+def _last(row: Row, key: str) -> str:
+    """The last of a claim's numbers, with its unit."""
+    if row[key] is None:
+        return "–"
+    value = row[key][-1] if isinstance(row[key], list) else row[key]
+    number = f"{value:g}" if key == "claimed" else number_text(two_digits(value))
+    return f"{number}×" if row["unit"] == "x" else f"{number} {row['unit']}".rstrip()
+
+
 def calibration() -> str:
     """The calibration behind the times."""
     return f"`{find_calibration(device(), None).id}`"
@@ -275,7 +300,10 @@ def calibration() -> str:
 
 FILLS: dict[str, Callable[..., str]] = {
     **{key: functools.partial(reading, key) for key in SHOWN},
-    **{f.__name__: f for f in (growth, buys, verdicts, formula, errors, scores, efficiency, recall, generation, step)},
+    **{
+        f.__name__: f
+        for f in (growth, buys, verdicts, formula, errors, scores, efficiency, recall, generation, step, claims)
+    },
     "calibration": calibration,
 }
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from costmodel.analysis.claims import judge, load_claims
 from costmodel.analysis.compare import compare
 from costmodel.analysis.explain import Explanation, explanation
 from costmodel.analysis.printing import order_text, text
@@ -17,6 +18,7 @@ from costmodel.errors import BadInput
 from costmodel.hardware import Hardware
 from costmodel.loading import write_atomically
 from costmodel.prediction import loaded, make_precision, make_step, phases_of, predict_step
+from costmodel.report.claims import TABLE as CLAIMS
 from costmodel.report.columns import CROSSOVERS, KERNELS, PREDICTION, Row, shows
 from costmodel.report.document import (
     Command,
@@ -33,6 +35,7 @@ from costmodel.report.document import (
 from costmodel.report.errors_of_fits import FITS, errors_of_fits
 from costmodel.report.output import note
 from costmodel.report.page.architectures import sizes_text
+from costmodel.report.page.claims import claim_about
 from costmodel.report.plot import picture
 from costmodel.report.predictions import basis_of, formats_text, groups
 from costmodel.units import format_count
@@ -100,6 +103,7 @@ def answered(inputs: Mapping[str, Any]) -> Document:
         Section("Time over context", list(_times(models, devices, found.rows, inputs))),
         Section("Where they cross", [Table(found.crossovers, CROSSOVERS)]),
         Section("What is claimed, and how it grows as implemented", list(_verdicts(models, devices, inputs))),
+        *_claims(models),
         Section("Where the time goes", list(_kernels(models, devices, inputs, formats))),
         Section("How right the calibration is", list(_errors(models, devices, inputs, formats))),
         Section("Formulas", list(_formulas(models, inputs))),
@@ -157,6 +161,15 @@ def _verdicts(models: Sequence[Architecture], devices: Sequence[Hardware], input
             for row in rows[:: len(phases)]
         ]
     )
+
+
+def _claims(models: Sequence[Architecture]) -> Iterator[Section]:
+    """Published claims about these models, judged, where any are recorded."""
+    asked = [claim for claim in load_claims() if claim.setup.mixer is None and claim_about(claim, models)]
+    rows = [judge(claim) for claim in asked]
+    if rows:
+        told = [f"{row['id']}: {row['setup']}. {row['reason']}. Source: {row['source']}." for row in rows]
+        yield Section("What is claimed of them elsewhere", [Table(rows, CLAIMS), Items(told)])
 
 
 def _kernels(
