@@ -61,8 +61,10 @@ def tradeoff_and_print(form: str, inputs: Mapping[str, Any], rank: str | None, p
     if plot is not None:
         from costmodel.report.tradeoff_plot import draw_tradeoff
 
-        draw_tradeoff(plot, rows)
+        drawn = draw_tradeoff(plot, rows)
         note(f"note: wrote {plot}")
+        for name in dict.fromkeys(row["comparison"] for row in rows if row["comparison"] not in (*drawn, None)):
+            note(f"note: no panel for {name}: no published difference between models whose times are predicted")
     print_tradeoff(form, inputs, rows, rank)
 
 

@@ -34,8 +34,8 @@ def points(rows: Sequence[Row]) -> list[tuple[str, str, float, float]]:
     return found
 
 
-def draw_tradeoff(path: str, rows: Sequence[Row]) -> None:
-    """Write the figure to a .png or .svg file, whole or not at all.
+def draw_tradeoff(path: str, rows: Sequence[Row]) -> list[str]:
+    """Write the figure to a .png or .svg file, whole or not at all; the comparisons that have a panel.
 
     A point is a metric of a model: the predicted gain in the time of a decode step over the comparison's baseline, and
     the published difference of the score. Raises BadInput where nothing can be drawn, and without matplotlib.
@@ -63,6 +63,7 @@ def draw_tradeoff(path: str, rows: Sequence[Row]) -> None:
         metadata = {"Date": None} if form == "svg" else {"Software": None}
         figure.savefig(buffer, format=form, dpi=160, bbox_inches="tight", metadata=metadata)
     write_atomically(Path(path), buffer.getvalue())
+    return [name for name, _, _ in shown]
 
 
 def _figure(shown: Sequence[tuple[str, str, Sequence[Row]]], context: int) -> Any:
@@ -74,7 +75,9 @@ def _figure(shown: Sequence[tuple[str, str, Sequence[Row]]], context: int) -> An
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for panel, (name, hardware, members) in zip(panels, shown, strict=False):
         _panel(panel, name, members)
-        panel.set_xlabel(f"predicted gain of a decode step over the baseline\n{format_count(context)}, {hardware}")
+        denoises = any(model.bidirectional for model in load_comparison(name).models.values() if model is not None)
+        step = "a step, which denoises everything," if denoises else "a decode step"
+        panel.set_xlabel(f"predicted gain of {step} over the baseline\n{format_count(context)}, {hardware}")
     for panel in list(panels)[len(shown) :]:
         panel.set_axis_off()
     return figure
@@ -110,10 +113,20 @@ def _panel(panel: Any, name: str, rows: Sequence[Row]) -> None:
     panel.axhline(0, color="#444444", linewidth=0.8)
     panel.axvline(1, color="#444444", linewidth=0.8)
     panel.plot([1], [0], marker="s", color="#222222", markersize=5, zorder=4)
-    panel.annotate(comparison.baseline, (1, 0), xytext=(4, -9), textcoords="offset points", fontsize=8)
+    # Its name stands on the side where the others are not.
+    left = max(every) > 1.0
+    panel.annotate(
+        comparison.baseline,
+        (1, 0),
+        xytext=(-4 if left else 4, -4),
+        ha="right" if left else "left",
+        va="top",
+        textcoords="offset points",
+        fontsize=8,
+    )
     if wide:
         panel.set_xscale("log")
-    panel.margins(x=0.25, y=0.2)
+    panel.margins(x=0.4, y=0.28)
     panel.grid(color="#E4E4E4", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.set_ylabel("published difference to the baseline, points")

@@ -137,10 +137,11 @@ function claims(host, found, chosen, ask) {
     }
     body.push(html("p", { class: "remark" }, `${row.source}${row.kind === "figure" ? ", read off a figure" : ""}. `, html("code", {}, row.command || `python cli.py claims ${row.id}`)));
     return html("details", { "data-id": row.id, open: open.has(row.id) ? "" : null },
-      html("summary", {}, html("span", { class: "mark", "aria-hidden": "true" }, JUDGED[row.verdict]), html("b", {}, `${row.mechanism}: ${row.what}`), ` — claimed ${numbers(row.claimed, row.unit)}: ${row.verdict}`), ...body);
+      html("summary", {}, html("span", { class: "mark", "aria-hidden": "true" }, JUDGED[row.verdict]), html("b", {}, `${row.mechanism}: ${row.what}`), ` — claimed ${numbers(row.claimed, row.unit)}${row.predicted === null ? "" : `, predicted ${numbers(row.predicted, row.unit)}`}: ${row.verdict}`), ...body);
   };
-  // What is said of a whole model before what is said of one of its kernels.
-  const own = found.filter((row) => names.some((name) => row.about.includes(name))).sort((one, other) => !one.asks - !other.asks);
+  // What is said of a whole model before what is said of one of its kernels, in the order of the architectures.
+  const place = (row) => names.findIndex((name) => row.about.includes(name)) + (row.asks ? 0 : names.length);
+  const own = found.filter((row) => names.some((name) => row.about.includes(name))).sort((one, other) => place(one) - place(other));
   const rest = found.filter((row) => !own.includes(row));
   const fold = html("details", { "data-id": "others", open: open.has("others") ? "" : null }, html("summary", {}, `${rest.length} about others`), ...rest.map(entry));
   host.replaceChildren(...(own.length ? own.map(entry) : [html("p", { class: "remark" }, "None is recorded about the architectures shown.")]), rest.length ? fold : "");
