@@ -297,7 +297,12 @@ def test_three_clicks_lead_from_a_claim_to_its_batch_kernel_formula_and_measured
     const answer = { told, asked, shown, lines, open, others, errors };
     """
     found = answers_of(dom(text, tmp_path, script, "a=kimi-linear-48b-a3b"))
-    for part in ("claimed 3.98, 6.3×, predicted 3.6, 5.9×: reproduced-if", "3.2 … 4, 5.2 … 6.5×", "as many sequences as fit", "equal batch"):
+    for part in (
+        "claimed 3.98, 6.3×, predicted 3.6, 5.9×: reproduced-if",
+        "3.2 … 4, 5.2 … 6.5×",
+        "as many sequences as fit",
+        "equal batch",
+    ):
         assert part in found["told"]
     asked = found["asked"]
     assert (asked["b"], asked["c"], asked["p"], asked["hw"]) == (6, 2**20, "decode", "h100-sxm")

@@ -17,7 +17,7 @@ from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware
 from costmodel.loading import write_atomically
-from costmodel.prediction import loaded, make_precision, make_step, phases_of, predict_step
+from costmodel.prediction import loaded, make_precision, make_step, phases_of, predict, predict_step
 from costmodel.report.claims import TABLE as CLAIMS
 from costmodel.report.columns import CROSSOVERS, KERNELS, PREDICTION, Row, shows
 from costmodel.report.document import (
@@ -135,8 +135,9 @@ def _times(
     models: Sequence[Architecture], devices: Sequence[Hardware], rows: Sequence[Row], inputs: Mapping[str, Any]
 ) -> Iterator[Part]:
     model_of, device_of = {each.name: each for each in models}, {each.name: each for each in devices}
+    options = {name: inputs[name] for name in ("batch", "phase", "library", "weights", "kv", "activations")}
     for device in devices:
-        own = [row for row in rows if row["hw"] == device.name]
+        own = [row._asdict() for row in predict(models, [device], doublings(inputs["context"]), **options).rows]
         what = (
             f"Time over context on {device.name}, batch {inputs['batch']}: {', '.join(model.name for model in models)}."
         )
@@ -146,6 +147,17 @@ def _times(
         formats = formats_text(model_of[arch], device_of[hw], inputs)
         yield Prose(f"{arch} on {hw}, {phase}: {formats}. {basis_of(members)}.")
         yield Table(members, columns)
+
+
+def doublings(contexts: Sequence[int]) -> list[int]:
+    """The contexts with those between them that are twice the one before, for a curve.
+
+    >>> doublings([1024, 5000])
+    [1024, 2048, 4096, 5000]
+    """
+    first, last = min(contexts), max(contexts)
+    between = [first * 2**n for n in range((last // first).bit_length()) if first * 2**n < last]
+    return sorted({*contexts, *between})
 
 
 def _verdicts(models: Sequence[Architecture], devices: Sequence[Hardware], inputs: Mapping[str, Any]) -> Iterator[Part]:
@@ -220,8 +232,8 @@ def _errors(
         )
     ]
     yield Prose(
-        "Errors of each fit that these steps use, on points that the fit never saw, as its calibration states them; "
-        "no points: general priors, of which nothing was measured."
+        "Errors of each fit that these steps use, on points that the fit never saw, as its calibration states them. A "
+        "fit without such points says none; a prior rests on no measurement of its kernel."
     )
     yield Table(rows, (shows("hw", right=False), *FITS))
 
