@@ -236,7 +236,9 @@ def test_a_link_asks_its_question_again(text: str, tmp_path: Path) -> None:
 
 def test_a_link_with_nonsense_shows_the_default(text: str, tmp_path: Path) -> None:
     hash = "a=%3Cscript%3E,no-such-model&hw=nothing&p=sleep&c=-5&b=NaN&w=fp99&usd=abc"
-    state = answers_of(dom(text, tmp_path, "const answer = window.costmodel.state();", hash))
+    found = dom(text, tmp_path, "const answer = window.costmodel.state();", hash)
+    state = answers_of(found)
+    assert "at $2 per hour (an example: say yours)" in found
     assert state["a"] == list(MODELS[:3])
     assert [state[name] for name in ("hw", "p", "c", "b", "w")] == ["h100-sxm", "decode", 131072, 1, ""]
 

@@ -17,6 +17,9 @@ from costmodel.report.page.programs import Programs
 from costmodel.step import PHASES
 from costmodel.timing import Z80
 
+EXAMPLE_PRICE = 2
+"""US$ per device and hour that the page shows until a price is given."""
+
 
 class Content(NamedTuple):
     """The functions of a page, and its data."""
@@ -79,7 +82,7 @@ def content(
         "architectures": models,
         "formulas": formulas.entries,
         "claims": list(claims),
-        "prices": {},
-        "pricesNote": "Prices of devices are an input: nothing is known of them here.",
+        "examplePrice": EXAMPLE_PRICE,
+        "pricesNote": "Prices of devices are an input: nothing is known of them here, and the first is an example.",
     }
     return Content(written.text, data)

@@ -52,7 +52,8 @@ function start(DATA) {
   const colour = (index) => COLOURS[index % COLOURS.length][dark() ? 1 : 0];
   const device = () => DATA.devices.find((each) => each.name === state.hw);
   const chosen = () => state.a.map((name) => DATA.architectures.find((each) => each.name === name));
-  const price = () => state.usd === null ? (DATA.prices[state.hw] || { usd: null }).usd : state.usd;
+  // What a device costs is not known here: until someone says it, a round number shows how the cost moves.
+  const price = () => state.usd === null ? DATA.examplePrice : state.usd;
 
   function option(value, text) { return html("option", { value }, text); }
 
@@ -61,6 +62,7 @@ function start(DATA) {
     byId("weights").replaceChildren(...DATA.weights.map((each) => option(each || "", each || "the model's own")));
     byId("kv").replaceChildren(...DATA.kv.map((each) => option(each || "", each || "the model's own")));
     byId("architectures").replaceChildren(...DATA.architectures.map((each) => option(each.name, each.title)));
+    byId("price").placeholder = `e.g. ${DATA.examplePrice}`;
     byId("more").open = !matchMedia("(max-width: 900px)").matches;
     const set = (name, value) => { state[name] = value; update(); };
     byId("hw").onchange = (event) => set("hw", event.target.value);
@@ -131,7 +133,7 @@ function start(DATA) {
     byId("fill").checked = state.fill;
     for (const id of ["batch", "batch-slider"]) byId(id).disabled = state.fill;
     for (const id of ["weights", "kv"]) byId(id).disabled = state.p === "train";
-    if (document.activeElement !== byId("price")) byId("price").value = state.usd ?? (DATA.prices[state.hw] || {}).usd ?? "";
+    if (document.activeElement !== byId("price")) byId("price").value = state.usd ?? "";
     byId("chosen").replaceChildren(...state.a.map((name, index) => {
       const remove = html("button", { type: "button", "aria-label": `Remove ${name}` }, "×");
       remove.onclick = () => { state.a = state.a.filter((each) => each !== name); update(); };
@@ -232,8 +234,8 @@ function start(DATA) {
     }));
     show("cache", kind === "cache" ? "Cache of one sequence" : "Activations of one sequence", held,
       { format: FORMAT.bytes, binary: true, level: { value: device().capacity, text: `memory of one ${state.hw}` } });
-    byId("f-money").hidden = usd === null || usd === 0;
-    if (!byId("f-money").hidden) show("money", `US$ per million ${state.p === "decode" ? "generated" : "processed"} tokens at $${usd} per hour, ${batch}`, make((result, key) => cost({ ...result, time: result[key] }, usd), FORMAT.dollars), { format: FORMAT.dollars });
+    byId("f-money").hidden = usd === 0;
+    if (!byId("f-money").hidden) show("money", `US$ per million ${state.p === "decode" ? "generated" : "processed"} tokens at $${usd} per hour${state.usd === null ? " (an example: say yours)" : ""}, ${batch}`, make((result, key) => cost({ ...result, time: result[key] }, usd), FORMAT.dollars), { format: FORMAT.dollars });
     byId("f-batch").hidden = !state.fill;
     if (state.fill) show("batches", "Sequences that fit one device", plain(kept.lines.map((line, place) => ({
       name: line.architecture.name, colour: colour(line.index), dash: DASHES[line.index], at: answers[place] ? answers[place].B : null, label: answers[place] ? here(String(answers[place].B)) : "",

@@ -27,7 +27,7 @@ const BASES = {
   prior: "no measurement: general priors",
 };
 
-/** The rows at the cursor. answers: [{architecture, colour, dash, B, result}], price in US$ per hour or null. */
+/** The rows at the cursor. answers: [{architecture, colour, dash, B, result}], price in US$ per hour. */
 function summary(host, answers, price) {
   const first = answers[0];
   const lines = answers.map(({ architecture, colour, dash, B, result }, index) => [
@@ -36,7 +36,7 @@ function summary(host, answers, price) {
     `${FORMAT.seconds(result.low)} – ${FORMAT.seconds(result.high)}`,
     index === 0 ? "1" : FORMAT.digits(result.time / result.tokens / (first.result.time / first.result.tokens)),
     `${FORMAT.digits(result.tokensPerSecond)}`,
-    price === null ? "–" : FORMAT.dollars(cost(result, price)),
+    price === 0 ? "–" : FORMAT.dollars(cost(result, price)),
     String(B),
     FORMAT.bytes(result.cache / B),
     html("span", { class: result.fits ? null : "over" }, FORMAT.bytes(result.memory), result.fits ? "" : html("br"), result.fits ? "" : "does not fit"),
