@@ -137,6 +137,11 @@ class Architecture(NamedTuple):
         return self.generation == "diffusion"
 
     @property
+    def denoises(self) -> bool:
+        """Whether tokens come out of denoising: of whole sequences, or of blocks over a cache of those before."""
+        return self.generation != "autoregressive"
+
+    @property
     def norms(self) -> int:
         """Norms of width D: one before each mixer and FFN (two with sandwich norms), and the final one."""
         mixers, ffns = self.sites()

@@ -40,7 +40,7 @@ _KEYS = (
     "source",
 )
 _REQUIRED = ("name", "d_model", "vocab_size", "layers")
-GENERATIONS = ("autoregressive", "diffusion")
+GENERATIONS = ("autoregressive", "diffusion", "block-diffusion")
 ROLES = ("default", "mixer", "ffn", "experts", "shared_experts", "head", "embedding", "router")
 MAX_LAYERS = 10_000
 

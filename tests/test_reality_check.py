@@ -71,6 +71,13 @@ def test_the_constant_of_a_quadratic_term_is_that_of_the_paper(name: str, coeffi
     assert found["order_flops"] == "O(L²)"
 
 
+def test_a_block_is_denoised_over_a_cache_and_not_over_the_whole_sequence() -> None:
+    found = row("bd3lm-small", 8192, phase="decode")
+    assert (found["order_flops"], found["order_cache"], found["coefficient_vs_full"]) == ("O(L)", "O(L)", 1)
+    assert found["verdict"].startswith("steps × quadratic over a generation")
+    assert found["claimed"].endswith("per denoising step")
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("name", names())
 def test_orders_read_with_symbols_are_the_slopes_of_plain_numbers(name: str, phase: Any) -> None:
@@ -352,8 +359,12 @@ LINEAR = FINDING._replace(
         (LINEAR._replace(state_tokens=0.4), "linear, fixed state of 1 KiB (less than a token of its own KV)"),
         (LINEAR._replace(time=term(2)), "quadratic in time, though not in FLOPs"),
         (
-            FINDING._replace(denoises=True, coefficient=2.0, flops=term(2)),
+            FINDING._replace(generation="diffusion", coefficient=2.0, flops=term(2)),
             "steps × quadratic: each denoising step cost",
+        ),
+        (
+            FINDING._replace(generation="block-diffusion", speedup=1.0, coefficient=1.0, room=Room(1, 4, 4, 1.0)),
+            "steps × quadratic over a generation, the constant of full attention: a block takes several passes",
         ),
     ],
 )

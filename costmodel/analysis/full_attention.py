@@ -149,7 +149,7 @@ def _keeps(block: Block, precision: Any) -> bool:
 
 
 def _chosen(model: Architecture, own: list[str], replaced: list[str], blocks: dict[str, Block]) -> str:
-    causal = "the same model, causal and token by token" if model.bidirectional else ""
+    causal = "the same model, causal and token by token" if model.denoises else ""
     if not replaced:
         return causal or "the model itself"
     if own:

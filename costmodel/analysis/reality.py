@@ -190,7 +190,7 @@ def _row(subject: Subject, against: Against, mine: Priced, theirs: Priced, L: in
         chain_bound=chain_bound(times, mine.model),
         speedup=full_seconds / seconds,
         room=fits or Room(1, None, None, None),
-        denoises=mine.model.bidirectional,
+        generation=mine.model.generation,
     )
     return {
         "name": subject.name,

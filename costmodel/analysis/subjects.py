@@ -88,7 +88,8 @@ def model_subject(model: Architecture) -> Subject:
         # Branches of one layer are mixers of their own.
         unit = "layers" if whole == sum(mixer is not None for mixer, _ in model.layers) else "mixers"
         texts = [text if count == whole else f"{text} in {count} of {whole} {unit}" for text, count in better.items()]
-        claims[phase] = "; ".join(texts) + (" per denoising step" if model.bidirectional else "")
+        each = model.bidirectional or (model.denoises and phase == "decode")
+        claims[phase] = "; ".join(texts) + (" per denoising step" if each else "")
     sources = dict.fromkeys(source for _, source in own.values())
     return Subject(model.name, "model", model, with_full_attention(model), claims, "; ".join(sources), None, 1)
 

@@ -23,7 +23,7 @@ class Finding(NamedTuple):
     kept: what a sequence keeps that does not grow; state_tokens: the tokens whose keys and values take as much, its
     own where its cache grows, else those of the same shape. chain_bound: whether the mixers' kernels without
     their projections wait most of their time for a serial chain. speedup: over full attention at equal batch; room:
-    what fits in memory and what that gains. denoises: whether a step denoises the whole sequence.
+    what fits in memory and what that gains. generation: how tokens come out, as the model's file says.
     """
 
     phase: str
@@ -38,7 +38,7 @@ class Finding(NamedTuple):
     chain_bound: bool
     speedup: float
     room: Room
-    denoises: bool = False
+    generation: str = "autoregressive"
 
     @property
     def top(self) -> Term:
@@ -48,8 +48,14 @@ class Finding(NamedTuple):
 
 def verdict(found: Finding) -> str:
     """The judgement of a mechanism or a model in one phase."""
-    if found.denoises:
+    if found.generation == "diffusion":
         return _denoising(found)
+    if found.generation == "block-diffusion" and found.phase == "decode":
+        return f"steps × {_growing(found)}: a block takes several passes over the cache of those before"
+    return _growing(found)
+
+
+def _growing(found: Finding) -> str:
     whole = 1 if found.phase == "decode" else 2
     if found.top.key >= (whole, 0):
         text = _quadratic(found, "quadratic over a generation" if found.phase == "decode" else "quadratic")

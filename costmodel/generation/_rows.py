@@ -83,8 +83,8 @@ def rows(
     known: dict[object, Cost] = {}
     for module in chosen:
         own, notes = _plan_of(module, plan, steps, per_step)
-        if asked.bidirectional != module.DENOISES:
-            kind = "a diffusion" if asked.bidirectional else "an autoregressive"
+        if asked.denoises != module.DENOISES:
+            kind = "a diffusion" if asked.denoises else "an autoregressive"
             notes.insert(0, f"{asked.name} is {kind} model: this prices its shape")
         if module.NAME == "speculative" and accepted is None:
             notes.append(f"acceptance rate {ACCEPTANCE} assumed")
