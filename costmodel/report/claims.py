@@ -107,8 +107,9 @@ def tally_text(found: Mapping[str, Any]) -> str:
         parts.append(f"{found[key]} {verdict}" + ("" if share is None else f" ({percent(share)})"))
     return (
         f"Of {n} claims that are certain and state their set-up: {', '.join(parts)}. They hold {found['points']} "
-        f"numbers, of which {found['points_within']} are within the tolerance. Besides: "
-        f"{found['setup_unstated']} claims without a stated set-up, {found['uncertain']} uncertain ones."
+        f"numbers, of which {found['points_within']} are within the tolerance; of the contradicted ones, "
+        f"{found['median_within']} have their median number within it. Besides: {found['setup_unstated']} claims "
+        f"without a stated set-up, {found['uncertain']} uncertain ones."
     )
 
 
@@ -120,6 +121,11 @@ def _tables(form: str, rows: Sequence[Row]) -> None:
         members = [row for row in rows if row["paper"] == paper]
         emit(f"### {paper}\n" if form == "markdown" else f"{paper}\n")
         _table(form, members, TABLE)
+        others = [row for row in members if row["verdict"] != VERDICTS[0]]
+        if others:
+            emit("")
+        for row in others:
+            _line(form, f"{row['id']}: {row['reason']}.")
 
 
 def _in_full(form: str, row: Row) -> None:

@@ -4,6 +4,7 @@ A claim of several numbers is reproduced when each of them is within the toleran
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 from costmodel.analysis.claims.files import UNITS, Change, Claim, load_claims
@@ -63,21 +64,21 @@ def _measured(shape: str | None, quantity: Any, setup: SetUp) -> Value:
     return quantity(setup) if shape is None else SHAPES[shape](quantity, setup)
 
 
-def judge(claim: Claim) -> dict[str, Any]:
-    """The row of a claim: see `judged`."""
+def judge(claim: Claim, fair: bool = True) -> dict[str, Any]:
+    """The row of a claim: see `judged`. fair: also the fair set-up, which the verdict does not look at."""
     try:
         outcome = evaluate(claim)
     except Impossible as error:
         return _row(claim, None, None, None, CONTRADICTED, f"cannot be run: {error}")
     conditional = None if claim.condition is None or outcome.all_hold else evaluate(claim, claim.condition)
-    fair = evaluate(claim, claim.fair) if claim.fair else None
+    aside = evaluate(claim, claim.fair) if fair and claim.fair else None
     if claim.unstated:
         verdict = UNSTATED
     elif outcome.all_hold:
         verdict = REPRODUCED
     else:
         verdict = CONDITIONAL if conditional is not None and conditional.all_hold else CONTRADICTED
-    return _row(claim, outcome, conditional, fair, verdict, _reason(claim, outcome, conditional))
+    return _row(claim, outcome, conditional, aside, verdict, _reason(claim, outcome, conditional))
 
 
 def judged(ids: Sequence[str] = (), everything: bool = True) -> list[dict[str, Any]]:
@@ -100,7 +101,8 @@ def judged(ids: Sequence[str] = (), everything: bool = True) -> list[dict[str, A
 def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """How many claims there are and how they fare. The shares are of those that are certain and whose set-up is stated.
 
-    points, points_within: numbers of these claims, and those within the tolerance.
+    median_within: contradicted ones whose median number is within the tolerance all the same. points, points_within:
+    numbers of these claims, and those within the tolerance under the set-up as stated.
     """
     rows = list(rows)
     certain = [row for row in rows if not row["uncertain"]]
@@ -114,9 +116,17 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         **{f"{name.replace('-', '_')}_share": count / n if n else None for name, count in counts.items()},
         "setup_unstated": sum(bool(row["unstated"]) for row in certain),
         "uncertain": len(rows) - len(certain),
+        "median_within": sum(_median_holds(row) for row in stated if row["verdict"] == CONTRADICTED),
         "points": sum(row["points"] for row in stated),
         "points_within": sum(row["points_within"] for row in stated),
     }
+
+
+def _median_holds(row: Mapping[str, Any]) -> bool:
+    ratios = row["ratio"]
+    if not isinstance(ratios, list):
+        return False
+    return holds(median(ratios), row["relation"], row["tolerance"])
 
 
 def _shown(values: Sequence[Any]) -> Any:

@@ -213,7 +213,7 @@ def generation_flops(setup: SetUp) -> Value:
 def generation_rate(setup: SetUp) -> Value:
     """Tokens per second of a whole generation, the prompt's time included; host_s is added to every pass."""
     row = _generated(setup)
-    tokens, host = row["batch"] * row["new_tokens"], setup.host_s * row["passes"]
+    tokens, host = row["batch"] * (setup.counted or row["new_tokens"]), setup.host_s * row["passes"]
     times = (row["time_s"] + host, row["time_low_s"] + host, row["time_high_s"] + host)
     return Value(*times, row["basis"]).inverse(tokens)
 

@@ -34,7 +34,8 @@ class SetUp(NamedTuple):
     new_tokens: of the step, None: one in decode, the whole context in prefill. kernels: only these, by name, family or
     block; without: not these. part: forward, backward or both (of training). host_s: seconds that the engine's host
     adds to each step. prompt, output: tokens of a request; method, block, steps, accepted, draft_tokens: as for
-    `generate`. contexts: the range in which a slope or a knee is looked for. usd_per_gpu_hour: what a device costs.
+    `generate`; counted: of a generation's tokens, those that its rate counts (0: all). contexts: the range in which a
+    slope or a knee is looked for. usd_per_gpu_hour: what a device costs.
     """
 
     architecture: str = ""
@@ -68,6 +69,7 @@ class SetUp(NamedTuple):
     steps: int | None = None
     accepted: float | None = None
     draft_tokens: int = 0
+    counted: int = 0
     contexts: tuple[int, ...] = ()
     usd_per_gpu_hour: float = 0.0
 
@@ -93,7 +95,7 @@ CHOICES = {
     "phase": ("prefill", "decode", "train"),
     "part": ("forward", "backward", "both"),
 }
-WHOLE = ("context", "tokens", "new_tokens", "prompt", "output", "block", "steps", "draft_tokens", "d_model")
+WHOLE = ("context", "tokens", "new_tokens", "prompt", "output", "block", "steps", "draft_tokens", "counted", "d_model")
 REAL = ("overlap", "imbalance", "host_s", "accepted", "usd_per_gpu_hour")
 
 

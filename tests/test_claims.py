@@ -1,0 +1,295 @@
+"""Published claims: their files, what is measured, how they are judged, and that what was reproduced stays so."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from costmodel.analysis.claims import Claim, claim_files, judge, judged, load_claims, read_claims, tally
+from costmodel.analysis.claims import record as record_module
+from costmodel.analysis.claims.judging import CONDITIONAL, CONTRADICTED, REPRODUCED, UNSTATED, evaluate
+from costmodel.analysis.claims.quantities import QUANTITIES, Value, counted, cut, exponent, knee, less, more, slope
+from costmodel.analysis.claims.record import changes, record_text, recorded
+from costmodel.analysis.claims.setups import SetUp, sequences
+from costmodel.calibration import find_calibration
+from costmodel.cli import app
+from costmodel.errors import BadInput
+from costmodel.hardware import load_hardware
+from costmodel.kernels.attention import Attention, attention
+from costmodel.mixers import gqa
+from costmodel.prediction import predict
+from costmodel.step import Precision, Step
+
+KEYS = ["id", "mechanism", "source", "setup", "claimed", "predicted", "low", "high", "ratio", "verdict", "reason"]
+PAPERS = [
+    "kimi-linear",
+    "deepseek-v3.2",
+    "indexcache",
+    "deepseek-v4",
+    "nsa",
+    "moba",
+    "msa",
+    "minimax",
+    "infllm-v2",
+    "mamba",
+    "mamba-3",
+    "rwkv-7",
+    "qwen3.5",
+    "jet-nemotron",
+    "nemotron",
+    "samba",
+    "jamba",
+    "fast-dllm",
+    "d2f",
+    "d3llm",
+    "diffusiongemma",
+    "diffusion-serving",
+    "flash-attention",
+    "flashmla",
+    "constant-tokens",
+    "deepseek-serving",
+]
+COUNTED = {
+    "id": "mha-cache",
+    "mechanism": "mha",
+    "what": "cache of one layer",
+    "kind": "text",
+    "quantity": "cache-bytes",
+    "setup": {"mixer": {"kind": "gqa", "heads": 2, "kv_heads": 2, "head_dim": 64}, "context": 1000},
+    "unit": "B",
+    "claimed": 512_000,
+}
+
+
+def written(folder: Path, *claims: dict[str, Any], **more: Any) -> Path:
+    path = folder / "claims.yaml"
+    whole = {"schema": 1, "title": "t", "source": "s", "tolerance": 0.15, "claims": list(claims), **more}
+    path.write_text(json.dumps(whole))  # which is YAML, too
+    return path
+
+
+def verdict(folder: Path, **changed: Any) -> str:
+    [claim] = read_claims(written(folder, {**COUNTED, **changed}))
+    return judge(claim)["verdict"]
+
+
+@pytest.fixture(scope="module")
+def every_claim() -> list[Claim]:
+    return load_claims()
+
+
+def test_every_paper_that_was_promised_has_claims_and_ids_are_unique(every_claim: list[Claim]) -> None:
+    assert set(PAPERS) <= {path.parent.name for path in claim_files()}
+    ids = [claim.id for claim in every_claim]
+    assert len(ids) == len(set(ids))
+    assert all(claim.source and claim.what and claim.tolerance <= 0.15 for claim in every_claim)
+
+
+def test_every_claim_has_a_recorded_verdict(every_claim: list[Claim]) -> None:
+    assert {claim.id for claim in every_claim} == set(recorded())
+
+
+def test_what_was_reproduced_stays_so(every_claim: list[Claim]) -> None:
+    before = recorded()
+    watched = [claim for claim in every_claim if before.get(claim.id) in (REPRODUCED, CONDITIONAL)]
+    assert len(watched) > 50
+    assert changes([judge(claim, fair=False) for claim in watched], before) == []
+
+
+def test_a_claim_of_twice_the_number_is_not_reproduced(every_claim: list[Claim]) -> None:
+    counts = [claim for claim in every_claim if not claim.setup.hardware and claim.relation == "equals"]
+    assert len(counts) >= 8
+    for claim in counts:
+        doubled = claim._replace(claimed=tuple(2 * number for number in claim.claimed))
+        assert judge(doubled, fair=False)["verdict"] not in (REPRODUCED, CONDITIONAL), claim.id
+
+
+def test_each_number_of_a_claim_must_be_within_the_tolerance(tmp_path: Path) -> None:
+    assert verdict(tmp_path) == REPRODUCED
+    over = {"over": {"context": [1000, 2000]}}
+    assert verdict(tmp_path, claimed=[512_000, 1_024_000], **over) == REPRODUCED
+    assert verdict(tmp_path, claimed=[512_000, 1_300_000], **over) == CONTRADICTED
+    assert verdict(tmp_path, claimed=600_000, tolerance=0.2) == REPRODUCED
+    assert verdict(tmp_path, claimed=10_000, relation="at-least") == REPRODUCED
+    assert verdict(tmp_path, claimed=10_000, relation="at-most") == CONTRADICTED
+
+
+def test_a_condition_is_run_and_not_believed(tmp_path: Path) -> None:
+    right = {"text": "the context is 2000", "setup": {"context": 2000}}
+    wrong = {"text": "the context is 3000", "setup": {"context": 3000}}
+    assert verdict(tmp_path, claimed=1_024_000, condition=right) == CONDITIONAL
+    assert verdict(tmp_path, claimed=1_024_000, condition=wrong) == CONTRADICTED
+    assert verdict(tmp_path, condition=wrong) == REPRODUCED  # as stated, it needs no condition
+    assert verdict(tmp_path, unstated=["context"]) == UNSTATED
+
+
+def test_a_fair_set_up_is_shown_beside_and_changes_no_verdict(tmp_path: Path) -> None:
+    fair = {"text": "twice as long", "setup": {"context": 2000}}
+    [claim] = read_claims(written(tmp_path, {**COUNTED, "fair": fair}))
+    row = judge(claim)
+    assert (row["verdict"], row["fair_predicted"]) == (REPRODUCED, 1_024_000)
+    assert judge(claim, fair=False)["fair_predicted"] is None
+
+
+def test_a_condition_holds_for_the_baseline_too(tmp_path: Path) -> None:
+    wide = {"kind": "gqa", "heads": 2, "kv_heads": 2, "head_dim": 128}
+    against = {"baseline": {"mixer": wide}, "as": "times-less", "unit": "x", "claimed": 2.0}
+    [claim] = read_claims(written(tmp_path, {**COUNTED, **against, "condition": {"text": "t", "setup": {"kv": "fp8"}}}))
+    assert claim.condition is not None
+    assert evaluate(claim).values[0].value == evaluate(claim, claim.condition).values[0].value == 2.0
+
+
+def test_the_tally_counts_only_what_is_certain_and_stated(tmp_path: Path) -> None:
+    claims = [
+        {**COUNTED, "id": "a"},
+        {**COUNTED, "id": "b", "claimed": 1},
+        {**COUNTED, "id": "c", "uncertain": True},
+        {**COUNTED, "id": "d", "unstated": ["context"]},
+    ]
+    found = tally([judge(claim) for claim in read_claims(written(tmp_path, *claims))])
+    assert (found["claims"], found["stated_and_certain"], found["reproduced"], found["contradicted"]) == (4, 2, 1, 1)
+    assert (found["setup_unstated"], found["uncertain"], found["reproduced_share"]) == (1, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"quantitty": "time"}, "unknown key 'claims.mha-cache.quantitty'; did you mean 'quantity'?"),
+        ({"quantity": "cache-byte"}, "did you mean 'cache-bytes'?"),
+        ({"setup": {"contextt": 8}}, "unknown key 'claims.mha-cache.setup.contextt'; did you mean 'context'?"),
+        ({"setup": {"from": "nodes"}}, "did you mean 'node'?"),
+        ({"unit": "TFLOP"}, "did you mean 'TFLOPS'?"),
+        ({"claimed": [1, 2], "over": {"context": [1]}}, "needs one value for each of the 2 claimed numbers"),
+        ({"claimed": [1, 2]}, "over: missing, which 2 claimed numbers need"),
+        ({"baseline": {"context": 8}}, "baseline and as belong together"),
+        ({"claimed": "many"}, "claimed: 'many' is not a number"),
+        ({"setup": {"phase": "prefil"}}, "did you mean 'prefill'?"),
+        ({"condition": {"setup": {}}}, "condition.text: missing"),
+        ({"tolerance": 2}, "tolerance: 2 is outside 0 to 1"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused_with_what_was_meant(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        read_claims(written(tmp_path, {**COUNTED, **changed}, setups={"node": {"context": 8}}))
+    assert message in str(caught.value)
+
+
+def test_an_unknown_claim_is_named_with_the_nearest() -> None:
+    with pytest.raises(BadInput, match="did you mean 'kimi-cache'"):
+        load_claims(["kimi-cahce"])
+    assert {claim.paper for claim in load_claims(["flashmla"])} == {"flashmla"}
+    assert [claim.id for claim in load_claims(["jet-47"])] == ["jet-47x"]
+
+
+def test_a_kernel_that_the_set_up_does_not_have_is_named() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", context=1024, kernels=("scan",))
+    with pytest.raises(BadInput, match="kernel 'scan' is none of embedding"):
+        QUANTITIES["time"](setup)
+
+
+def test_the_time_of_a_set_up_is_that_of_predict() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", phase="prefill", context=4096, batch=2)
+    row = predict("llama-3.1-8b", "h100-sxm", 4096, phase="prefill", batch=2).row
+    found = QUANTITIES["time"](setup)
+    assert (found.value, found.low, found.high) == (row.time_s, row.time_low_s, row.time_high_s)
+    split = setup._replace(layout="tp2")
+    assert (
+        QUANTITIES["time"](split).value
+        == predict("llama-3.1-8b", "h100-sxm", 4096, phase="prefill", batch=2, layout="tp2").time_s
+    )
+    assert QUANTITIES["token-rate"](split).value == pytest.approx(4096 * 2 / QUANTITIES["time"](split).value / 2)
+
+
+def test_parts_of_a_step_add_up_to_the_whole() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", phase="train", context=2048)
+    whole = QUANTITIES["time"](setup).value
+    parts = [QUANTITIES["time"](setup._replace(part=part)).value for part in ("forward", "backward")]
+    assert sum(parts) == pytest.approx(whole)
+    rest = setup._replace(without=("attention",))
+    alone = setup._replace(kernels=("attention",))
+    assert QUANTITIES["time"](rest).value + QUANTITIES["time"](alone).value == pytest.approx(whole)
+    assert QUANTITIES["kernel-share"](alone).value == pytest.approx(QUANTITIES["time"](alone).value / whole)
+
+
+def test_sequences_of_a_batch_that_fills_memory_or_has_so_many_tokens() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", context=8192, batch="fill")
+    token = 32 * 8 * 128 * 2 * 2
+    assert 0.9 * 50e9 < sequences(setup) * 8192 * token < 0.9 * 80 * 2**30 - 16e9
+    assert sequences(setup._replace(batch=1, tokens=65536)) == 8
+    assert setup._replace(tokens=65536).changed({"batch": 3}).tokens == 0
+
+
+def test_a_slope_an_exponent_and_a_knee_of_known_curves() -> None:
+    def bent(setup: SetUp) -> Value:
+        return counted(5.0 + 0.5 * min(setup.context, 3000) + 0.01 * max(setup.context - 3000, 0))
+
+    between = SetUp(contexts=(1000, 9000))
+    assert knee(bent, between).value == pytest.approx(3000, rel=0.03)
+    assert slope(bent, SetUp(contexts=(4000, 9000))).value == pytest.approx(0.01)
+    assert exponent(lambda setup: counted(3.0 * setup.context**1.5), between).value == pytest.approx(1.5)
+
+
+def test_comparisons_carry_the_errors_of_both_sides() -> None:
+    own, baseline = Value(2.0, 1.0, 4.0, "fitted"), Value(8.0, 4.0, 16.0, "prior")
+    ratio = more(own, baseline)
+    assert (ratio.value, ratio.basis) == (0.25, "prior")
+    assert math.log(ratio.high / ratio.value) == pytest.approx(math.sqrt(2) * math.log(2))
+    assert less(own, baseline).value == 4.0
+    saved = cut(own, baseline)
+    assert saved.value == 0.75
+    assert saved.low < 0.75 < saved.high
+
+
+def test_training_writes_no_cache_and_serving_does() -> None:
+    d = gqa.Dims(H=16, Hkv=16, dk=128, dv=128)
+    served, trained = (gqa.core(d, Step(B=32, S=512, P=0, phase=phase), Precision()) for phase in ("prefill", "train"))
+    device = load_hardware("h100-sxm")
+    calibration = find_calibration(device, "vllm")
+    seconds = [
+        kernel.form.terms(kernel, device, calibration.fit(kernel).values).total() for kernel in (served, trained)
+    ]
+    written_bytes = 32 * 512 * 16 * 256 * 2
+    assert seconds[0] - seconds[1] > written_bytes / device.memory.hbm.bandwidth / 2
+
+
+def test_attention_without_a_mask_takes_the_parameters_of_the_same_kernel_with_one() -> None:
+    causal = Attention(B=1, S=4096, P=0, H=32, Hkv=8, dk=128, dv=128)
+    calibration = find_calibration(load_hardware("h100-sxm"), "vllm")
+    masked, open_ = (calibration.fit(attention("a", shape)) for shape in (causal, causal._replace(bidirectional=True)))
+    assert masked.values == open_.values
+    assert open_.transferred
+    assert open_.model_spread > masked.model_spread
+
+
+def test_rows_have_the_keys_that_scripts_read() -> None:
+    result = CliRunner().invoke(app, ["claims", "kimi-cache", "dsa-order-indexer", "--format", "json"])
+    found = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert [row["id"] for row in found["rows"]] == ["kimi-cache", "dsa-order-indexer"]
+    assert all(set(KEYS) <= set(row) for row in found["rows"])
+    assert found["tally"][0]["reproduced"] == 2
+
+
+def test_a_changed_verdict_is_named_and_leaves_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments = ["claims", "kimi-cache", "--check"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    (tmp_path / "verdicts.yaml").write_text(record_text([{"id": "kimi-cache", "verdict": CONTRADICTED}]))
+    monkeypatch.setattr(record_module, "papers_folder", lambda: tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "kimi-cache: contradicted → reproduced" in result.stderr
+
+
+def test_the_record_holds_every_claim_or_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["claims", "kimi-cache", "--record", str(tmp_path / "v.yaml")])
+    assert result.exit_code == 2
+    assert "without names" in result.stderr
+    rows = judged(["kimi-cache"])
+    (tmp_path / "verdicts.yaml").write_text(record_text(rows))
+    assert yaml.safe_load((tmp_path / "verdicts.yaml").read_text())["verdicts"] == {"kimi-cache": REPRODUCED}
