@@ -48,7 +48,7 @@ TABLE = (
     shows("verdict", right=False),
 )
 POINTS = (
-    shows("at", right=False),
+    shows("at", "point", right=False),
     shows("claimed"),
     shows("predicted"),
     Column("80 % interval", lambda row: f"{number_text(row['low'])} … {number_text(row['high'])}"),
@@ -109,7 +109,8 @@ def tally_text(found: Mapping[str, Any]) -> str:
         f"Of {n} claims that are certain and state their set-up: {', '.join(parts)}. They hold {found['points']} "
         f"numbers, of which {found['points_within']} are within the tolerance; of the contradicted ones, "
         f"{found['median_within']} have their median number within it. Besides: {found['setup_unstated']} claims "
-        f"without a stated set-up, {found['uncertain']} uncertain ones."
+        f"without a stated set-up, of which {found['setup_unstated_within']} come out under the one that is "
+        f"taken instead, and {found['uncertain']} uncertain ones."
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from costmodel.analysis.claims.files import UNITS, Change, Claim, load_claims
 from costmodel.analysis.claims.quantities import COMPARISONS, QUANTITIES, SHAPES, Value, weaker
-from costmodel.analysis.claims.setups import SetUp
+from costmodel.analysis.claims.setups import REAL, SetUp, sequences
 from costmodel.errors import Impossible
-from costmodel.units import format_count
+from costmodel.units import format_count, format_seconds
 
 REPRODUCED, CONDITIONAL, CONTRADICTED, UNSTATED = "reproduced", "reproduced-if", "contradicted", "setup-unstated"
 VERDICTS = (REPRODUCED, CONDITIONAL, CONTRADICTED, UNSTATED)
@@ -55,9 +55,24 @@ def evaluate(claim: Claim, change: Change | None = None) -> Outcome:
                 # A condition holds for both, unless the baseline's own entries, or the condition's for it, say else.
                 base = own.changed(change.setup).changed(claim.baseline).changed(change.baseline or {})
             value = COMPARISONS[compared](value, _measured(claim.shape, quantity, base))
-        values.append(value.scaled(1 / UNITS[claim.unit]))
-    ratios = tuple(value.value / claimed for value, claimed in zip(values, claim.claimed, strict=True))
-    return Outcome(tuple(values), ratios, tuple(holds(ratio, claim.relation, claim.tolerance) for ratio in ratios))
+        values.append(value)
+    si = UNITS[claim.unit]
+    ratios = tuple(
+        _over(value.value, claimed, compared, si) for value, claimed in zip(values, claim.claimed, strict=True)
+    )
+    shown = tuple(value.scaled(1 / si) for value in values)
+    return Outcome(shown, ratios, tuple(holds(ratio, claim.relation, claim.tolerance) for ratio in ratios))
+
+
+def _over(predicted: float, claimed: float, compared: str | None, si: float) -> float:
+    """Predicted over claimed; of what is saved, the part that is left, so that 90 % is not near 95 %.
+
+    >>> _over(0.9, 95, "cut", 0.01), _over(2.0, 4.0, None, 1.0)
+    (2.0, 0.5)
+    """
+    if compared == "cut":
+        return round((1 - predicted) / (1 - claimed * si), 12)
+    return predicted / (claimed * si)
 
 
 def _measured(shape: str | None, quantity: Any, setup: SetUp) -> Value:
@@ -86,9 +101,9 @@ def judged(ids: Sequence[str] = (), everything: bool = True) -> list[dict[str, A
 
     everything: also claims that are uncertain or whose set-up is not stated. Keys: id, paper, mechanism, what, kind,
     source, uncertain, unstated, setup, unit, claimed, predicted, low, high (80 % interval), ratio (predicted over
-    claimed), verdict, reason, tolerance, points, points_within, points_in_interval, basis, condition,
-    condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command. Of a claim of several
-    numbers, claimed, predicted, low, high and the ratios are lists, and `at` names the points.
+    claimed; of a cut, what is left), verdict, reason, tolerance, points, points_within, points_in_interval, basis,
+    condition, condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command. Of a claim of
+    several numbers, claimed, predicted, low, high and the ratios are lists, and `at` names the points.
 
     Raises BadInput for an unknown name, or with every problem of a file.
     """
@@ -101,6 +116,7 @@ def judged(ids: Sequence[str] = (), everything: bool = True) -> list[dict[str, A
 def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """How many claims there are and how they fare. The shares are of those that are certain and whose set-up is stated.
 
+    setup_unstated_within: of the others, those of which every number comes out under the set-up that is taken instead.
     median_within: contradicted ones whose median number is within the tolerance all the same. points, points_within:
     numbers of these claims, and those within the tolerance under the set-up as stated.
     """
@@ -115,6 +131,9 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         **{name.replace("-", "_"): count for name, count in counts.items()},
         **{f"{name.replace('-', '_')}_share": count / n if n else None for name, count in counts.items()},
         "setup_unstated": sum(bool(row["unstated"]) for row in certain),
+        "setup_unstated_within": sum(
+            bool(row["unstated"]) and row["points_within"] == row["points"] for row in certain
+        ),
         "uncertain": len(rows) - len(certain),
         "median_within": sum(_median_holds(row) for row in stated if row["verdict"] == CONTRADICTED),
         "points": sum(row["points"] for row in stated),
@@ -227,17 +246,45 @@ def point_text(point: Mapping[str, Any]) -> str:
 
 
 def _entry_text(name: str, value: Any) -> str:
-    if name == "mixer":
-        return f"{value.get('kind')} " + " ".join(f"{key} {size}" for key, size in value.items() if key != "kind")
-    if name in ("context", "prompt", "output", "tokens"):
-        shown = format_count(value)
-        return shown if name == "context" else f"{name} {shown}"
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    plain = name in ("architecture", "hardware", "phase", "layout", "library", "method", "part")
+    """One entry of a set-up as people read it.
+
+    >>> _entry_text("kernels", ("indexer", "top-k")), _entry_text("host_s", 0.002), _entry_text("layout", "tp8")
+    ('only indexer, top-k', 'host adds 2 ms', 'tp8')
+    """
+    if name in PLAIN:
+        return str(value)
     if name == "architecture":
-        value = str(value).rpartition("/")[2].removesuffix(".yaml")
-    return str(value) if plain else f"{name.replace('_', ' ')} {value}"
+        return str(value).rpartition("/")[2].removesuffix(".yaml")
+    if name == "mixer":
+        return "full model" if value is None else _fields_text(value)
+    if name == "full_attention":
+        return "full attention in every layer" if value else "its own mixers"
+    if name in ("context", "prompt", "output", "tokens"):
+        return f"{'' if name == 'context' else f'{name} '}{format_count(value)}"
+    if name == "contexts":
+        return f"from {format_count(value[0])} to {format_count(value[1])}"
+    if name == "host_s":
+        return f"host adds {format_seconds(value)}"
+    if name in ("kernels", "without"):
+        return f"{'only' if name == 'kernels' else 'without'} {', '.join(value)}" if value else "all kernels"
+    if name == "usd_per_gpu_hour":
+        return f"${value:g} per GPU-hour"
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if name in REAL else value
+    return f"{name.replace('_', ' ')} {shown}"
+
+
+def _fields_text(fields: Mapping[str, Any]) -> str:
+    """A mixer: its kind, then its sizes."""
+    flat: list[str] = []
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            flat += [f"{key}.{inner} {below}" for inner, below in value.items()]
+        elif key != "kind":
+            flat.append(f"{key} {value}")
+    return f"{fields.get('kind')} ({', '.join(flat)})"
+
+
+PLAIN = ("hardware", "phase", "layout", "library", "method")
 
 
 def setup_text(claim: Claim) -> str:
@@ -272,8 +319,6 @@ def command(claim: Claim) -> str | None:
     words = [f"costmodel predict --arch {setup.architecture} --hw {setup.hardware}"]
     words.append(f"--context {setup.context} --phase {setup.phase} --breakdown")
     if setup.tokens or setup.batch != 1:
-        from costmodel.analysis.claims.setups import sequences
-
         words.append(f"--batch {sequences(setup)}")
     words += [
         f"--{name.replace('_', '-')} {getattr(setup, name)}"
