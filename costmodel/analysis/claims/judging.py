@@ -263,13 +263,21 @@ def _entry_text(name: str, value: Any) -> str:
         return f"{'' if name == 'context' else f'{name} '}{format_count(value)}"
     if name == "contexts":
         return f"from {format_count(value[0])} to {format_count(value[1])}"
+    if name == "engine":
+        return f"engine of {value}"
     if name == "host_s":
         return f"host adds {format_seconds(value)}"
     if name in ("kernels", "without"):
         return f"{'only' if name == 'kernels' else 'without'} {', '.join(value)}" if value else "all kernels"
     if name == "usd_per_gpu_hour":
         return f"${value:g} per GPU-hour"
-    shown = " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if name in REAL else value
+    shown = (
+        " ".join(map(str, value))
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if name in REAL and value is not None
+        else value
+    )
     return f"{name.replace('_', ' ')} {shown}"
 
 

@@ -24,7 +24,8 @@ from costmodel.generation import generate
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.options import Options
 from costmodel.parallel.rows import predict_layout
-from costmodel.planning.deployment import Served, Settings, deployment
+from costmodel.planning.deployment import Served, Settings, deployment, host_seconds
+from costmodel.planning.engine_constants import engine_constants
 from costmodel.planning.replay import replay
 from costmodel.planning.serving import steady_state
 from costmodel.planning.step_times import HostTime
@@ -108,7 +109,25 @@ def time(setup: SetUp) -> Value:
     else:
         step = time_step(kernels_of(setup), device_of(setup), calibration_of(setup))
         found = Value(step.time_s, step.low_s, step.high_s, step.basis)
-    return Value(found.value + setup.host_s, found.low + setup.host_s, found.high + setup.host_s, found.basis)
+    return _with_host(setup, found)
+
+
+def _with_host(setup: SetUp, found: Value) -> Value:
+    """The step's time with what the host adds; an iteration with prompts takes at least as long as its launches."""
+    if not setup.engine:
+        return Value(found.value + setup.host_s, found.low + setup.host_s, found.high + setup.host_s, found.basis)
+    model, precision = model_of(setup), precision_of(setup)
+    added = host_seconds(_host(setup), model, lambda step: model.kernels(step, precision))
+    host = added["host_s"] + added["sequence_s"] * sequences(setup) / layout_of(setup).dp
+    least = added["prompt_s"] if setup.phase == "prefill" else 0.0
+    value, low, high = (max(part, least) + host for part in (found.value, found.low, found.high))
+    return Value(value, low, high, found.basis)
+
+
+def _host(setup: SetUp) -> HostTime:
+    """Host times of the set-up's engine, with the seconds that the set-up adds to a step."""
+    host = engine_constants(setup.engine, device_of(setup)).host if setup.engine else HostTime()
+    return host._replace(step_s=host.step_s + setup.host_s)
 
 
 def _placed_time(setup: SetUp) -> Value:
@@ -243,7 +262,7 @@ def _deployment(setup: SetUp) -> Any:
         device_of(setup),
         precision_of(setup),
         setup.library,
-        HostTime(step_s=setup.host_s),
+        _host(setup),
         Options(overlap=setup.overlap, imbalance=setup.imbalance),
     )
     longest = setup.prompt + setup.output

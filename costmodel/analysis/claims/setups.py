@@ -32,10 +32,10 @@ class SetUp(NamedTuple):
     settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's.
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
     new_tokens: of the step, None: one in decode, the whole context in prefill. kernels: only these, by name, family or
-    block; without: not these. part: forward, backward or both (of training). host_s: seconds that the engine's host
-    adds to each step. prompt, output: tokens of a request; method, block, steps, accepted, draft_tokens: as for
-    `generate`; counted: of a generation's tokens, those that its rate counts (0: all). contexts: the range in which a
-    slope or a knee is looked for. usd_per_gpu_hour: what a device costs.
+    block; without: not these. part: forward, backward or both (of training). engine: the serving library whose host
+    times are added to each step; host_s: further seconds. prompt, output: tokens of a request; method, block, steps,
+    accepted, draft_tokens: as for `generate`; counted: of a generation's tokens, those that its rate counts (0: all).
+    contexts: the range in which a slope or a knee is looked for. usd_per_gpu_hour: what a device costs.
     """
 
     architecture: str = ""
@@ -61,6 +61,7 @@ class SetUp(NamedTuple):
     new_tokens: int | None = None
     kernels: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    engine: str = ""
     host_s: float = 0.0
     prompt: int = 0
     output: int = 0
