@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from typer.testing import CliRunner
 
 from costmodel.analysis.claims import Claim, claim_files, judge, judged, load_claims, read_claims, tally
 from costmodel.analysis.claims import record as record_module
+from costmodel.analysis.claims.curves import exponent, knee, slope
 from costmodel.analysis.claims.judging import CONDITIONAL, CONTRADICTED, REPRODUCED, UNSTATED, evaluate
-from costmodel.analysis.claims.quantities import QUANTITIES, Value, counted, cut, exponent, knee, less, more, slope
+from costmodel.analysis.claims.quantities import QUANTITIES
 from costmodel.analysis.claims.record import changes, record_text, recorded
 from costmodel.analysis.claims.setups import SetUp, sequences
+from costmodel.analysis.claims.values import Value, counted, cut, less, more
 from costmodel.calibration import find_calibration
 from costmodel.cli import app
 from costmodel.errors import BadInput
@@ -98,6 +101,16 @@ def test_what_was_reproduced_stays_so(every_claim: list[Claim]) -> None:
     watched = [claim for claim in every_claim if before.get(claim.id) in (REPRODUCED, CONDITIONAL)]
     assert len(watched) > 50
     assert changes([judge(claim, fair=False) for claim in watched], before) == []
+
+
+def test_the_page_tells_the_recorded_tally(every_claim: list[Claim]) -> None:
+    before = recorded()
+    stated = [before[claim.id] for claim in every_claim if not claim.uncertain and not claim.unstated]
+    text = " ".join((Path(__file__).parent.parent / "docs" / "claims.md").read_text(encoding="utf-8").split())
+    counts = [stated.count(verdict) for verdict in (REPRODUCED, CONDITIONAL, CONTRADICTED)]
+    told = re.search(r"Of (\d+) claims that are certain .*?, (\d+) are reproduced .*? (\d+) are .*? (\d+) are", text)
+    assert told is not None
+    assert [int(number) for number in told.groups()] == [len(stated), *counts]
 
 
 def test_a_claim_of_twice_the_number_is_not_reproduced(every_claim: list[Claim]) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.analysis.claims import VERDICTS, judged, tally
-from costmodel.analysis.claims.judging import span
 from costmodel.analysis.claims.record import changes, record_text, recorded
+from costmodel.analysis.claims.wording import span
 from costmodel.errors import BadInput, Impossible
 from costmodel.loading import write_atomically
 from costmodel.report.columns import Column, Row, number_text, percent, shows

@@ -5,7 +5,7 @@
 >>> from costmodel.analysis.claims import judged
 >>> [row] = judged(["kimi-cache"])
 >>> row["claimed"], round(row["predicted"], 1), row["verdict"]
-(75.0, 74.1, 'reproduced')
+(75.0, 73.9, 'reproduced')
 """
 
 from costmodel.analysis.claims.files import Claim, claim_files, load_claims, read_claims

@@ -30,8 +30,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from costmodel.analysis.claims.quantities import COMPARISONS, QUANTITIES, SHAPES
+from costmodel.analysis.claims.curves import SHAPES
+from costmodel.analysis.claims.quantities import QUANTITIES
 from costmodel.analysis.claims.setups import SetUp, entries, entry
+from costmodel.analysis.claims.values import COMPARISONS
 from costmodel.analysis.comparisons import papers_folder
 from costmodel.errors import unknown
 from costmodel.loading import Problems, read_mapping

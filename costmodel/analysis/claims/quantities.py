@@ -4,9 +4,10 @@ Every value is in SI units. Counts (bytes, FLOPs, sequences) have an interval of
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
+from costmodel.analysis.claims.curves import Quantity
 from costmodel.analysis.claims.setups import (
     SetUp,
     calibration_of,
@@ -17,8 +18,8 @@ from costmodel.analysis.claims.setups import (
     precision_of,
     sequences,
 )
+from costmodel.analysis.claims.values import Value, counted
 from costmodel.analysis.crossover import model_precision
-from costmodel.calibration import BASES
 from costmodel.errors import BadInput
 from costmodel.generation import generate
 from costmodel.kernels.base import Kernel
@@ -32,41 +33,6 @@ from costmodel.planning.step_times import HostTime
 from costmodel.planning.traffic import Request
 from costmodel.prediction import KernelRow, make_step, served
 from costmodel.timing import time_step
-
-COUNTED = "counted"
-"""The basis of what is counted and not timed."""
-
-
-class Value(NamedTuple):
-    """A predicted number with its 80 % interval and how firm it is."""
-
-    value: float
-    low: float
-    high: float
-    basis: str
-
-    def scaled(self, factor: float) -> "Value":
-        """The value and its interval times a factor."""
-        return self._replace(value=self.value * factor, low=self.low * factor, high=self.high * factor)
-
-    def inverse(self, factor: float = 1.0) -> "Value":
-        """factor over the value."""
-        return Value(factor / self.value, factor / self.high, factor / self.low, self.basis)
-
-
-def counted(value: float) -> Value:
-    """A count, which has no interval."""
-    return Value(float(value), float(value), float(value), COUNTED)
-
-
-def weaker(*bases: str) -> str:
-    """The least firm of several.
-
-    >>> weaker("counted", "fitted", "prior")
-    'prior'
-    """
-    order = (COUNTED, *BASES)
-    return max(bases, key=order.index)
 
 
 def chosen(setup: SetUp, kernels: Sequence[Kernel]) -> list[Kernel]:
@@ -159,6 +125,18 @@ def _named(setup: SetUp, row: KernelRow) -> bool:
 def time_per_token(setup: SetUp) -> Value:
     """Seconds of the step over its new tokens in all sequences."""
     return time(setup).scaled(1 / (sequences(setup) * new_tokens_of(setup)))
+
+
+def prefill_in_chunks(setup: SetUp) -> Value:
+    """Seconds until a prompt is prefilled in chunks of new_tokens that follow one another through a pipeline.
+
+    Each chunk takes an equal part of its time in each of pp stages; the next one is a stage behind it.
+    """
+    stages, chunk = layout_of(setup).pp, setup.new_tokens or setup.context
+    ends = range(chunk, setup.context + 1, chunk)
+    parts = [time(setup._replace(phase="prefill", context=end, new_tokens=chunk)) for end in ends]
+    total = sum(part.value for part in parts) / stages + parts[-1].value * (stages - 1) / stages
+    return parts[-1].scaled(total / parts[-1].value)
 
 
 def token_rate(setup: SetUp) -> Value:
@@ -297,12 +275,12 @@ def answered(setup: SetUp) -> Value:
     return _uncertainty(setup).scaled(replay(_deployment(setup), requests).end_s)
 
 
-Quantity = Callable[[SetUp], Value]
 QUANTITIES: dict[str, Quantity] = {
     function.__name__.replace("_", "-"): function
     for function in (
         time,
         time_per_token,
+        prefill_in_chunks,
         token_rate,
         cost_per_token,
         kernel_share,
@@ -319,72 +297,3 @@ QUANTITIES: dict[str, Quantity] = {
         answered,
     )
 }
-
-
-def slope(of: Quantity, setup: SetUp) -> Value:
-    """The growth of a quantity per token of context, between the ends of the set-up's range."""
-    first, last = setup.contexts
-    low, high = (of(setup._replace(context=L)) for L in (first, last))
-    rise = (high.value - low.value) / (last - first)
-    width = math.log(high.high / high.value)
-    return Value(rise, rise * math.exp(-width), rise * math.exp(width), weaker(low.basis, high.basis))
-
-
-def exponent(of: Quantity, setup: SetUp) -> Value:
-    """d log / d log L of a quantity between the ends of the set-up's range."""
-    first, last = setup.contexts
-    low, high = (of(setup._replace(context=L)) for L in (first, last))
-    return counted(math.log(high.value / low.value) / math.log(last / first))._replace(basis=high.basis)
-
-
-PLACES = 33
-"""Contexts at which a curve is looked at for its knee, evenly spaced."""
-
-
-def knee(of: Quantity, setup: SetUp) -> Value:
-    """The context where two straight lines that fit a quantity best (least squares) meet."""
-    first, last = setup.contexts
-    places = [round(first + (last - first) * i / (PLACES - 1)) for i in range(PLACES)]
-    values = [of(setup._replace(context=L)) for L in places]
-    heights = [value.value for value in values]
-    best = min(range(2, PLACES - 2), key=lambda i: _misfit(places[:i], heights[:i]) + _misfit(places[i:], heights[i:]))
-    (a, b), (c, d) = (_line(x, y) for x, y in ((places[:best], heights[:best]), (places[best:], heights[best:])))
-    return counted((a - c) / (d - b))._replace(basis=values[-1].basis)
-
-
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Intercept and slope of the least-squares line."""
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    rise = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
-    return my - rise * mx, rise
-
-
-def _misfit(x: Sequence[float], y: Sequence[float]) -> float:
-    a, b = _line(x, y)
-    return sum((value - a - b * place) ** 2 for place, value in zip(x, y, strict=True))
-
-
-SHAPES: dict[str, Callable[[Quantity, SetUp], Value]] = {"slope": slope, "exponent": exponent, "knee": knee}
-"""What is said of a quantity's curve over the context."""
-
-
-def less(own: Value, baseline: Value) -> Value:
-    """How many times less than the baseline."""
-    return more(baseline, own)
-
-
-def more(own: Value, baseline: Value) -> Value:
-    """How many times more than the baseline. The errors of the two are taken to be independent."""
-    ratio = own.value / baseline.value
-    up = math.hypot(math.log(own.high / own.value), math.log(baseline.high / baseline.value))
-    return Value(ratio, ratio * math.exp(-up), ratio * math.exp(up), weaker(own.basis, baseline.basis))
-
-
-def cut(own: Value, baseline: Value) -> Value:
-    """The part of the baseline that is saved."""
-    rest = more(own, baseline)
-    return Value(1 - rest.value, 1 - rest.high, 1 - rest.low, rest.basis)
-
-
-COMPARISONS: dict[str, Callable[[Value, Value], Value]] = {"times-less": less, "times-more": more, "cut": cut}
-"""How a set-up is compared with its baseline."""

@@ -1,0 +1,119 @@
+"""A claim's set-up and numbers in words, and the command that shows the kernels behind them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from costmodel.analysis.claims.files import Claim
+from costmodel.analysis.claims.setups import REAL, SetUp, sequences
+from costmodel.units import format_count, format_seconds
+
+
+def span(numbers: Sequence[float]) -> str:
+    """Ratios as people read them.
+
+    >>> span([1.0312]), span([0.9, 1.2, 1.0])
+    ('1.03', '0.9 … 1.2')
+    """
+    low, high = f"{min(numbers):.3g}", f"{max(numbers):.3g}"
+    return low if low == high else f"{low} … {high}"
+
+
+def point_text(point: Mapping[str, Any]) -> str:
+    """The entries of one claimed number.
+
+    >>> point_text({"context": 131072, "batch": 4})
+    '128k, batch 4'
+    """
+    return ", ".join(_entry_text(name, value) for name, value in point.items())
+
+
+def _entry_text(name: str, value: Any) -> str:
+    """One entry of a set-up as people read it.
+
+    >>> _entry_text("kernels", ("indexer", "top-k")), _entry_text("host_s", 0.002), _entry_text("layout", "tp8")
+    ('only indexer, top-k', 'host adds 2 ms', 'tp8')
+    """
+    if name in PLAIN:
+        return str(value)
+    if name == "architecture":
+        return str(value).rpartition("/")[2].removesuffix(".yaml")
+    if name == "mixer":
+        return "full model" if value is None else _fields_text(value)
+    if name == "full_attention":
+        return "full attention in every layer" if value else "its own mixers"
+    if name in ("context", "prompt", "output", "tokens"):
+        return f"{'' if name == 'context' else f'{name} '}{format_count(value)}"
+    if name == "contexts":
+        return f"from {format_count(value[0])} to {format_count(value[1])}"
+    if name == "engine":
+        return f"engine of {value}"
+    if name == "host_s":
+        return f"host adds {format_seconds(value)}"
+    if name in ("kernels", "without"):
+        return f"{'only' if name == 'kernels' else 'without'} {', '.join(value)}" if value else "all kernels"
+    if name == "usd_per_gpu_hour":
+        return f"${value:g} per GPU-hour"
+    shown = (
+        " ".join(map(str, value))
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if name in REAL and value is not None
+        else value
+    )
+    return f"{name.replace('_', ' ')} {shown}"
+
+
+def _fields_text(fields: Mapping[str, Any]) -> str:
+    """A mixer: its kind, then its sizes."""
+    flat: list[str] = []
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            flat += [f"{key}.{inner} {below}" for inner, below in value.items()]
+        elif key != "kind":
+            flat.append(f"{key} {value}")
+    return f"{fields.get('kind')} ({', '.join(flat)})"
+
+
+PLAIN = ("hardware", "phase", "layout", "library", "method")
+
+
+def setup_text(claim: Claim) -> str:
+    """The set-up in one line: every entry that differs from the default."""
+    defaults = SetUp()
+    varied = {name for point in claim.points for name in point} if len(claim.points) > 1 else set()
+    changed = {
+        name: value
+        for name, value in claim.setup._asdict().items()
+        if value != getattr(defaults, name) and name not in varied
+    }
+    if len(claim.points) == 1:
+        changed |= claim.points[0]
+    if "batch" not in changed and not claim.setup.tokens and "batch" not in varied:
+        changed["batch"] = claim.setup.batch
+    parts = [_entry_text(name, value) for name, value in changed.items()]
+    if claim.baseline is not None:
+        entries = [_entry_text(name, value) for name, value in claim.baseline.items()]
+        parts.append(f"over: {', '.join(entries)}")
+    return " · ".join(parts)
+
+
+OPTIONS = ("layout", "weights", "kv", "activations", "library", "caches", "new_tokens")
+
+
+def command(claim: Claim) -> str | None:
+    """A command line that shows the kernels behind the claim's last number; None for a lone layer or a generation."""
+    setup = claim.setup.changed(claim.points[-1])
+    if setup.mixer is not None or setup.full_attention or not (setup.hardware and setup.context):
+        return None
+    defaults = SetUp()
+    words = [f"costmodel predict --arch {setup.architecture} --hw {setup.hardware}"]
+    words.append(f"--context {setup.context} --phase {setup.phase} --breakdown")
+    if setup.tokens or setup.batch != 1:
+        words.append(f"--batch {sequences(setup)}")
+    words += [
+        f"--{name.replace('_', '-')} {getattr(setup, name)}"
+        for name in OPTIONS
+        if getattr(setup, name) != getattr(defaults, name)
+    ]
+    words += [f"--set {text}" for text in setup.settings]
+    return " ".join(words)
