@@ -80,6 +80,11 @@ def verdict(folder: Path, **changed: Any) -> str:
     return judge(claim)["verdict"]
 
 
+@pytest.fixture(autouse=True)
+def _no_user_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COSTMODEL_DATA", str(tmp_path / "user"))
+
+
 @pytest.fixture(scope="module")
 def every_claim() -> list[Claim]:
     return load_claims()

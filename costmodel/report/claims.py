@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from costmodel.analysis.claims import VERDICTS, judged, tally
+from costmodel.analysis.claims import VERDICTS, judged, tally, tally_by_basis
 from costmodel.analysis.claims.record import changes, record_text, recorded
 from costmodel.analysis.claims.wording import span
 from costmodel.errors import BadInput, Impossible
@@ -12,6 +12,7 @@ from costmodel.loading import write_atomically
 from costmodel.report.columns import Column, Row, number_text, percent, shows
 from costmodel.report.layout import markdown_table, text_table, wrapped
 from costmodel.report.output import emit, note, print_csv, print_json, terminal_width
+from costmodel.report.progress import Progress
 
 WIDTH = 160
 """Columns of a table that no terminal limits."""
@@ -58,6 +59,15 @@ POINTS = (
 )
 
 
+BY_BASIS = (
+    shows("basis", right=False),
+    shows("stated_and_certain", "claims"),
+    *(shows(verdict.replace("-", "_"), verdict) for verdict in VERDICTS[:3]),
+    shows("points", "numbers"),
+    shows("points_within", "within"),
+)
+
+
 def _plain(value: float | None) -> str:
     return "–" if value is None else number_text(value)
 
@@ -71,7 +81,14 @@ def claims_and_print(form: str, inputs: Mapping[str, Any]) -> None:
     whole = bool(names or inputs["all"] or inputs["check"] or inputs["record"])
     if names and inputs["record"]:
         raise BadInput("--record writes the verdicts of all claims; give it without names")
-    rows = judged(names, everything=whole)
+    progress = Progress()
+
+    def step(total: int) -> None:
+        progress.total = total
+        progress.step()
+
+    rows = judged(names, whole, step)
+    progress.close()
     if inputs["record"]:
         write_atomically(Path(inputs["record"]), record_text(rows).encode())
         note(f"note: wrote {inputs['record']}")
@@ -95,6 +112,9 @@ def claims_and_print(form: str, inputs: Mapping[str, Any]) -> None:
         _tables(form, rows)
         emit("")
         _line(form, tally_text(found))
+        if form == "table":
+            emit("")
+        _table(form, tally_by_basis(rows), BY_BASIS)
 
 
 def tally_text(found: Mapping[str, Any]) -> str:
@@ -105,12 +125,18 @@ def tally_text(found: Mapping[str, Any]) -> str:
         key = verdict.replace("-", "_")
         share = found[f"{key}_share"]
         parts.append(f"{found[key]} {verdict}" + ("" if share is None else f" ({percent(share)})"))
-    return (
+    told = (
         f"Of {n} claims that are certain and state their set-up: {', '.join(parts)}. They hold {found['points']} "
-        f"numbers, of which {found['points_within']} are within the tolerance; of the contradicted ones, "
-        f"{found['median_within']} have their median number within it. Besides: {found['setup_unstated']} claims "
-        f"without a stated set-up, of which {found['setup_unstated_within']} come out under the one that is "
-        f"taken instead, and {found['uncertain']} uncertain ones."
+        f"numbers, of which {found['points_within']} are within the tolerance as stated and "
+        f"{found['points_within_or_if']} under that or the condition; of the contradicted claims, "
+        f"{found['median_within']} have their median number within it."
+    )
+    if found["claims"] == n:
+        return told
+    return (
+        f"{told} Besides: {found['setup_unstated']} claims without a stated set-up, of which "
+        f"{found['setup_unstated_within']} come out under the one that is taken instead, and {found['uncertain']} "
+        "uncertain ones."
     )
 
 

@@ -9,6 +9,16 @@
 """
 
 from costmodel.analysis.claims.files import Claim, claim_files, load_claims, read_claims
-from costmodel.analysis.claims.judging import VERDICTS, judge, judged, tally
+from costmodel.analysis.claims.judging import VERDICTS, judge, judged, tally, tally_by_basis
 
-__all__ = ["VERDICTS", "Claim", "claim_files", "judge", "judged", "load_claims", "read_claims", "tally"]
+__all__ = [
+    "VERDICTS",
+    "Claim",
+    "claim_files",
+    "judge",
+    "judged",
+    "load_claims",
+    "read_claims",
+    "tally",
+    "tally_by_basis",
+]

@@ -3,7 +3,7 @@
 A claim of several numbers is reproduced when each of them is within the tolerance; how many are is told beside it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ from costmodel.analysis.claims.curves import SHAPES
 from costmodel.analysis.claims.files import UNITS, Change, Claim, load_claims
 from costmodel.analysis.claims.quantities import QUANTITIES
 from costmodel.analysis.claims.setups import SetUp
-from costmodel.analysis.claims.values import COMPARISONS, Value, weaker
+from costmodel.analysis.claims.values import COMPARISONS, COUNTED, Value, weaker
 from costmodel.analysis.claims.wording import command, point_text, setup_text, span
+from costmodel.calibration import BASES
 from costmodel.errors import Impossible
 
 REPRODUCED, CONDITIONAL, CONTRADICTED, UNSTATED = "reproduced", "reproduced-if", "contradicted", "setup-unstated"
@@ -98,21 +99,29 @@ def judge(claim: Claim, fair: bool = True) -> dict[str, Any]:
     return _row(claim, outcome, conditional, aside, verdict, _reason(claim, outcome, conditional))
 
 
-def judged(ids: Sequence[str] = (), everything: bool = True) -> list[dict[str, Any]]:
+def judged(
+    ids: Sequence[str] = (), everything: bool = True, step: Callable[[int], None] | None = None
+) -> list[dict[str, Any]]:
     """A row for each claim of these names (none: all), in the order of the files.
 
-    everything: also claims that are uncertain or whose set-up is not stated. Keys: id, paper, mechanism, what, kind,
-    source, uncertain, unstated, setup, unit, claimed, predicted, low, high (80 % interval), ratio (predicted over
-    claimed; of a cut, what is left), verdict, reason, tolerance, points, points_within, points_in_interval, basis,
-    condition, condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command. Of a claim of
-    several numbers, claimed, predicted, low, high and the ratios are lists, and `at` names the points.
+    everything: also claims that are uncertain or whose set-up is not stated. step: is called after each claim with the
+    number of all. Keys: id, paper, mechanism, what, kind, source, uncertain, unstated, setup, unit, claimed, predicted,
+    low, high (80 % interval), ratio (predicted over claimed; of a cut, what is left), verdict, reason, tolerance,
+    points, points_within (points_within_if: under the condition), points_in_interval, basis, condition,
+    condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command. Of a claim of several
+    numbers, claimed, predicted, low, high and the ratios are lists, and `at` names the points.
 
     Raises BadInput for an unknown name, or with every problem of a file.
     """
     claims = load_claims(ids)
     if not everything:
         claims = [claim for claim in claims if not claim.uncertain and not claim.unstated]
-    return [judge(claim) for claim in claims]
+    rows = []
+    for claim in claims:
+        rows.append(judge(claim))
+        if step is not None:
+            step(len(claims))
+    return rows
 
 
 def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -120,7 +129,8 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     setup_unstated_within: of the others, those of which every number comes out under the set-up that is taken instead.
     median_within: contradicted ones whose median number is within the tolerance all the same. points, points_within:
-    numbers of these claims, and those within the tolerance under the set-up as stated.
+    numbers of these claims, and those within the tolerance under the set-up as stated; points_within_or_if: under that
+    or the condition, whichever has more of a claim.
     """
     rows = list(rows)
     certain = [row for row in rows if not row["uncertain"]]
@@ -140,7 +150,17 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "median_within": sum(_median_holds(row) for row in stated if row["verdict"] == CONTRADICTED),
         "points": sum(row["points"] for row in stated),
         "points_within": sum(row["points_within"] for row in stated),
+        "points_within_or_if": sum(max(row["points_within"], row["points_within_if"] or 0) for row in stated),
     }
+
+
+def tally_by_basis(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tally of the claims that are certain and state their set-up, for each basis of their numbers."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["basis"] is not None and not row["uncertain"] and not row["unstated"]:
+            found.setdefault(row["basis"], []).append(row)
+    return [{"basis": basis, **tally(found[basis])} for basis in (COUNTED, *BASES) if basis in found]
 
 
 def _median_holds(row: Mapping[str, Any]) -> bool:
@@ -188,6 +208,7 @@ def _row(
         "tolerance": claim.tolerance,
         "points": len(claim.claimed),
         "points_within": sum(outcome.holds) if outcome else 0,
+        "points_within_if": sum(conditional.holds) if conditional else None,
         "points_in_interval": sum(inside),
         "basis": weaker(*(value.basis for value in values)) if values else None,
         "condition": claim.condition.text if claim.condition else None,

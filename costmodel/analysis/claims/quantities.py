@@ -250,9 +250,8 @@ def _deployment(setup: SetUp) -> Any:
 
 def _uncertainty(setup: SetUp) -> Value:
     """A decode step in the middle of the answers of one engine: its interval stands for that of serving."""
-    model, middle = model_of(setup), setup.prompt + setup.output // 2
+    middle = setup.prompt + setup.output // 2
     step = time(setup._replace(phase="decode", context=middle, new_tokens=None, batch=1, tokens=0, kernels=()))
-    assert model is not None
     return step.scaled(1 / step.value)
 
 
