@@ -209,6 +209,31 @@ def test_a_kernel_that_the_set_up_does_not_have_is_named() -> None:
     setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", context=1024, kernels=("scan",))
     with pytest.raises(BadInput, match="kernel 'scan' is none of embedding"):
         QUANTITIES["time"](setup)
+    with pytest.raises(BadInput, match="kernel 'scan' is none of"):
+        QUANTITIES["time"](setup._replace(layout="tp2"))
+    with pytest.raises(BadInput, match="part backward"):
+        QUANTITIES["time"](setup._replace(layout="dp2", phase="train", part="backward", kernels=(), batch=2))
+
+
+def test_a_prompt_in_one_chunk_takes_its_time_and_a_pipeline_hides_stages() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", phase="prefill", context=8192)
+    whole = QUANTITIES["time"](setup).value
+    assert QUANTITIES["prefill-in-chunks"](setup).value == pytest.approx(whole)
+    chunked = QUANTITIES["prefill-in-chunks"](setup._replace(new_tokens=2048))
+    assert chunked.value == pytest.approx(whole, rel=0.1)
+    staged = QUANTITIES["prefill-in-chunks"](setup._replace(new_tokens=512, layout="pp4"))
+    assert 0.25 < staged.value / QUANTITIES["prefill-in-chunks"](setup._replace(new_tokens=512)).value < 0.4
+
+
+def test_host_times_are_added_to_each_step_and_each_pass() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", context=1024, prompt=512, output=16)
+    plain, slow = (QUANTITIES["time"](setup._replace(host_s=seconds)).value for seconds in (0.0, 0.01))
+    assert slow == pytest.approx(plain + 0.01)
+    assert QUANTITIES["time"](setup._replace(engine="prior")).value > plain
+    rates = [1 / QUANTITIES["generation-rate"](setup._replace(host_s=seconds)).value for seconds in (0.0, 0.01)]
+    assert rates[1] - rates[0] == pytest.approx(0.01 * 16 / 16)  # a pass for each of 16 tokens
+    half = QUANTITIES["generation-rate"](setup._replace(counted=8)).value
+    assert half == pytest.approx(0.5 / rates[0])
 
 
 def test_the_time_of_a_set_up_is_that_of_predict() -> None:

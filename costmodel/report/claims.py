@@ -129,7 +129,8 @@ def tally_text(found: Mapping[str, Any]) -> str:
         f"Of {n} claims that are certain and state their set-up: {', '.join(parts)}. They hold {found['points']} "
         f"numbers, of which {found['points_within']} are within the tolerance as stated and "
         f"{found['points_within_or_if']} under that or the condition; of the contradicted claims, "
-        f"{found['median_within']} have their median number within it."
+        f"{found['median_within']} have their median number within it. Of the {found['points_timed']} numbers that are "
+        f"timed and not counted, {found['points_in_interval']} lie in their 80 % interval."
     )
     if found["claims"] == n:
         return told

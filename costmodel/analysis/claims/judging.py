@@ -130,13 +130,15 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     setup_unstated_within: of the others, those of which every number comes out under the set-up that is taken instead.
     median_within: contradicted ones whose median number is within the tolerance all the same. points, points_within:
     numbers of these claims, and those within the tolerance under the set-up as stated; points_within_or_if: under that
-    or the condition, whichever has more of a claim.
+    or the condition, whichever has more of a claim. points_timed, points_in_interval: numbers that are times or come
+    from them, and those whose claimed value lies in the 80 % interval.
     """
     rows = list(rows)
     certain = [row for row in rows if not row["uncertain"]]
     stated = [row for row in certain if not row["unstated"]]
     counts = {verdict: sum(row["verdict"] == verdict for row in stated) for verdict in VERDICTS[:3]}
     n = len(stated)
+    timed = [row for row in stated if row["basis"] not in (None, COUNTED)]
     return {
         "claims": len(rows),
         "stated_and_certain": n,
@@ -150,6 +152,8 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "median_within": sum(_median_holds(row) for row in stated if row["verdict"] == CONTRADICTED),
         "points": sum(row["points"] for row in stated),
         "points_within": sum(row["points_within"] for row in stated),
+        "points_timed": sum(row["points"] for row in timed),
+        "points_in_interval": sum(row["points_in_interval"] for row in timed),
         "points_within_or_if": sum(max(row["points_within"], row["points_within_if"] or 0) for row in stated),
     }
 

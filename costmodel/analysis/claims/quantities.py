@@ -4,7 +4,7 @@ Every value is in SI units. Counts (bytes, FLOPs, sequences) have an interval of
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from costmodel.analysis.claims.curves import Quantity
@@ -31,24 +31,27 @@ from costmodel.planning.replay import replay
 from costmodel.planning.serving import steady_state
 from costmodel.planning.step_times import HostTime
 from costmodel.planning.traffic import Request
-from costmodel.prediction import KernelRow, make_step, served
+from costmodel.prediction import make_step, served
 from costmodel.timing import time_step
 
 
-def chosen(setup: SetUp, kernels: Sequence[Kernel]) -> list[Kernel]:
-    """The kernels that the set-up names. Raises BadInput where a name means none of them."""
-
-    def means(kernel: Kernel, name: str) -> bool:
-        forward = kernel.name.removesuffix(" backward")
-        return name in (kernel.name, forward, kernel.family, kernel.group)
-
+def named(setup: SetUp, entries: Sequence[Any], names: Callable[[Any], Collection[str]]) -> list[Any]:
+    """The kernels, or rows of a breakdown, that the set-up names. Raises BadInput where a name means none of them."""
     for name in (*setup.kernels, *setup.without):
-        if not any(means(kernel, name) for kernel in kernels):
-            known = dict.fromkeys(kernel.name for kernel in kernels)
+        if not any(name in names(entry) for entry in entries):
+            known = dict.fromkeys(next(iter(names(entry))) for entry in entries)
             raise BadInput(f"kernel {name!r} is none of {', '.join(known)}, nor a family or block of them")
-    found = [kernel for kernel in kernels if not any(means(kernel, name) for name in setup.without)]
+    kept = [entry for entry in entries if not any(name in names(entry) for name in setup.without)]
     if setup.kernels:
-        found = [kernel for kernel in found if any(means(kernel, name) for name in setup.kernels)]
+        kept = [entry for entry in kept if any(name in names(entry) for name in setup.kernels)]
+    return kept
+
+
+def chosen(setup: SetUp, kernels: Sequence[Kernel]) -> list[Kernel]:
+    """The kernels of one device that the set-up names, of the pass that it names."""
+    found: list[Kernel] = named(
+        setup, kernels, lambda kernel: (kernel.name, kernel.name.removesuffix(" backward"), kernel.family, kernel.group)
+    )
     if setup.part != "both":
         found = [kernel for kernel in found if kernel.gradient == (setup.part == "backward")]
     return [kernel for kernel in found if kernel.count]
@@ -111,15 +114,13 @@ def _placed_time(setup: SetUp) -> Value:
         None,
         options,
     )
+    if setup.part != "both":
+        raise BadInput(f"part {setup.part}: a layout of several devices is timed as a whole")
     factor = 1.0
     if setup.kernels or setup.without:
-        factor = sum(kernel.time_s for kernel in row.breakdown if _named(setup, kernel)) / row.time_s
+        kept = named(setup, row.breakdown, lambda entry: (entry.kernel, entry.family, entry.group))
+        factor = sum(entry.time_s for entry in kept) / row.time_s
     return Value(row.time_s, row.time_low_s, row.time_high_s, row.basis).scaled(factor)
-
-
-def _named(setup: SetUp, row: KernelRow) -> bool:
-    names = {row.kernel, row.family, row.group}
-    return not names & {*setup.without} and (not setup.kernels or bool(names & {*setup.kernels}))
 
 
 def time_per_token(setup: SetUp) -> Value:
