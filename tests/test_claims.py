@@ -236,6 +236,14 @@ def test_host_times_are_added_to_each_step_and_each_pass() -> None:
     assert half == pytest.approx(0.5 / rates[0])
 
 
+def test_an_entry_that_would_change_nothing_is_refused() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", prompt=64, output=8)
+    with pytest.raises(BadInput, match="a generation: layout, engine of the set-up would change nothing"):
+        QUANTITIES["generation-rate"](setup._replace(layout="tp2", engine="vllm"))
+    with pytest.raises(BadInput, match="serving: caches of the set-up"):
+        QUANTITIES["serving-rate"](setup._replace(caches="benchmarked"))
+
+
 def test_the_time_of_a_set_up_is_that_of_predict() -> None:
     setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", phase="prefill", context=4096, batch=2)
     row = predict("llama-3.1-8b", "h100-sxm", 4096, phase="prefill", batch=2).row

@@ -1,279 +1,30 @@
-"""What a claim measures: one small function for each quantity, from a set-up to a value with its interval.
+"""What a claim may measure, by name: one small function each, from a set-up to a value with its interval.
 
 Every value is in SI units. Counts (bytes, FLOPs, sequences) have an interval of one point.
 """
 
-import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
-
 from costmodel.analysis.claims.curves import Quantity
-from costmodel.analysis.claims.setups import (
-    SetUp,
-    calibration_of,
-    capacity,
-    device_of,
-    layout_of,
-    model_of,
-    precision_of,
-    sequences,
+from costmodel.analysis.claims.requests import (
+    answered,
+    generation_flops,
+    generation_rate,
+    serving_rate,
+    serving_total_rate,
 )
-from costmodel.analysis.claims.values import Value, counted
-from costmodel.analysis.crossover import model_precision
-from costmodel.errors import BadInput
-from costmodel.generation import generate
-from costmodel.kernels.base import Kernel
-from costmodel.parallel.options import Options
-from costmodel.parallel.rows import predict_layout
-from costmodel.planning.deployment import Served, Settings, deployment, host_seconds
-from costmodel.planning.engine_constants import engine_constants
-from costmodel.planning.replay import replay
-from costmodel.planning.serving import steady_state
-from costmodel.planning.step_times import HostTime
-from costmodel.planning.traffic import Request
-from costmodel.prediction import make_step, served
-from costmodel.timing import time_step
-
-
-def named(setup: SetUp, entries: Sequence[Any], names: Callable[[Any], Collection[str]]) -> list[Any]:
-    """The kernels, or rows of a breakdown, that the set-up names. Raises BadInput where a name means none of them."""
-    for name in (*setup.kernels, *setup.without):
-        if not any(name in names(entry) for entry in entries):
-            known = dict.fromkeys(next(iter(names(entry))) for entry in entries)
-            raise BadInput(f"kernel {name!r} is none of {', '.join(known)}, nor a family or block of them")
-    kept = [entry for entry in entries if not any(name in names(entry) for name in setup.without)]
-    if setup.kernels:
-        kept = [entry for entry in kept if any(name in names(entry) for name in setup.kernels)]
-    return kept
-
-
-def chosen(setup: SetUp, kernels: Sequence[Kernel]) -> list[Kernel]:
-    """The kernels of one device that the set-up names, of the pass that it names."""
-    found: list[Kernel] = named(
-        setup, kernels, lambda kernel: (kernel.name, kernel.name.removesuffix(" backward"), kernel.family, kernel.group)
-    )
-    if setup.part != "both":
-        found = [kernel for kernel in found if kernel.gradient == (setup.part == "backward")]
-    return [kernel for kernel in found if kernel.count]
-
-
-def kernels_of(setup: SetUp) -> list[Kernel]:
-    """The kernels of the step on one device, those that the set-up names."""
-    if not setup.context:
-        raise BadInput("the set-up names no context")
-    model = model_of(setup)
-    step = make_step(model, setup.phase, setup.context, sequences(setup), setup.new_tokens)
-    return served(chosen(setup, model.kernels(step, precision_of(setup))), setup.caches)
-
-
-def new_tokens_of(setup: SetUp) -> int:
-    """New tokens of one sequence in the step."""
-    return int(make_step(model_of(setup), setup.phase, setup.context, 1, setup.new_tokens).S)
-
-
-def time(setup: SetUp) -> Value:
-    """Seconds of the step, or of the kernels that the set-up names."""
-    if layout_of(setup).gpus > 1:
-        found = _placed_time(setup)
-    else:
-        step = time_step(kernels_of(setup), device_of(setup), calibration_of(setup))
-        found = Value(step.time_s, step.low_s, step.high_s, step.basis)
-    return _with_host(setup, found)
-
-
-def _with_host(setup: SetUp, found: Value) -> Value:
-    """The step's time with what the host adds; an iteration with prompts takes at least as long as its launches."""
-    if not setup.engine:
-        return Value(found.value + setup.host_s, found.low + setup.host_s, found.high + setup.host_s, found.basis)
-    model, precision = model_of(setup), precision_of(setup)
-    added = host_seconds(_host(setup), model, lambda step: model.kernels(step, precision))
-    host = added["host_s"] + added["sequence_s"] * sequences(setup) / layout_of(setup).dp
-    least = added["prompt_s"] if setup.phase == "prefill" else 0.0
-    value, low, high = (max(part, least) + host for part in (found.value, found.low, found.high))
-    return Value(value, low, high, found.basis)
-
-
-def _host(setup: SetUp) -> HostTime:
-    """Host times of the set-up's engine, with the seconds that the set-up adds to a step."""
-    host = engine_constants(setup.engine, device_of(setup)).host if setup.engine else HostTime()
-    return host._replace(step_s=host.step_s + setup.host_s)
-
-
-def _placed_time(setup: SetUp) -> Value:
-    model = model_of(setup)
-    step = make_step(model, setup.phase, setup.context, sequences(setup), setup.new_tokens)
-    options = Options(overlap=setup.overlap, imbalance=setup.imbalance)
-    row = predict_layout(
-        model,
-        layout_of(setup),
-        device_of(setup),
-        step,
-        precision_of(setup),
-        calibration_of(setup),
-        setup.caches,
-        None,
-        options,
-    )
-    if setup.part != "both":
-        raise BadInput(f"part {setup.part}: a layout of several devices is timed as a whole")
-    factor = 1.0
-    if setup.kernels or setup.without:
-        kept = named(setup, row.breakdown, lambda entry: (entry.kernel, entry.family, entry.group))
-        factor = sum(entry.time_s for entry in kept) / row.time_s
-    return Value(row.time_s, row.time_low_s, row.time_high_s, row.basis).scaled(factor)
-
-
-def time_per_token(setup: SetUp) -> Value:
-    """Seconds of the step over its new tokens in all sequences."""
-    return time(setup).scaled(1 / (sequences(setup) * new_tokens_of(setup)))
-
-
-def prefill_in_chunks(setup: SetUp) -> Value:
-    """Seconds until a prompt is prefilled in chunks of new_tokens that follow one another through a pipeline.
-
-    Each chunk takes an equal part of its time in each of pp stages; the next one is a stage behind it.
-    """
-    stages, chunk = layout_of(setup).pp, setup.new_tokens or setup.context
-    ends = range(chunk, setup.context + 1, chunk)
-    parts = [time(setup._replace(phase="prefill", context=end, new_tokens=chunk)) for end in ends]
-    total = sum(part.value for part in parts) / stages + parts[-1].value * (stages - 1) / stages
-    return parts[-1].scaled(total / parts[-1].value)
-
-
-def token_rate(setup: SetUp) -> Value:
-    """New tokens per second and device."""
-    return time(setup).inverse(sequences(setup) * new_tokens_of(setup) / setup.gpus)
-
-
-def cost_per_token(setup: SetUp) -> Value:
-    """US dollars for a token at this place in the sequence."""
-    return time_per_token(setup).scaled(setup.gpus * setup.usd_per_gpu_hour / 3600)
-
-
-def kernel_share(setup: SetUp) -> Value:
-    """The part of the step's time that the named kernels take."""
-    part, whole = time(setup), time(setup._replace(kernels=(), without=()))
-    share = part.value / whole.value
-    # What part and whole have in common moves both: the interval is that of the part against the rest.
-    rest = max(whole.value - part.value, 1e-12 * whole.value)
-    odds = part.value / rest
-    width = math.hypot(math.log(part.high / part.value), math.log(whole.high / whole.value))
-    low, high = odds * math.exp(-width), odds * math.exp(width)
-    return Value(share, low / (1 + low), high / (1 + high), whole.basis)
-
-
-def flops(setup: SetUp) -> Value:
-    """FLOPs of the step, or of the kernels that the set-up names: exact pairs, no padding."""
-    return counted(float(sum(kernel.ideal.flops * kernel.count for kernel in _counted_kernels(setup))))
-
-
-def hbm_bytes(setup: SetUp) -> Value:
-    """HBM bytes that the step's kernels cannot avoid."""
-    return counted(float(sum(kernel.ideal.hbm_bytes * kernel.count for kernel in _counted_kernels(setup))))
-
-
-def _counted_kernels(setup: SetUp) -> list[Kernel]:
-    """As `kernels_of`, without a device: in the model's own number formats."""
-    if setup.hardware:
-        return kernels_of(setup)
-    model = model_of(setup)
-    step = make_step(model, setup.phase, setup.context, sequences(setup), setup.new_tokens)
-    return chosen(setup, model.kernels(step, model_precision(model)))
-
-
-def flop_rate(setup: SetUp) -> Value:
-    """FLOP/s of the named kernels: exact pairs over predicted time."""
-    return time(setup).inverse(flops(setup).value)
-
-
-def byte_rate(setup: SetUp) -> Value:
-    """Bytes per second of the named kernels: unavoidable HBM bytes over predicted time."""
-    return time(setup).inverse(hbm_bytes(setup).value)
-
-
-def cache_bytes(setup: SetUp) -> Value:
-    """Bytes that one sequence keeps."""
-    model = model_of(setup)
-    precision = precision_of(setup) if setup.hardware else model_precision(model)._replace(kv=setup.kv or model.kv)
-    return counted(float(model.cache_bytes(setup.context, precision)))
-
-
-def batch_that_fits(setup: SetUp) -> Value:
-    """Sequences that fit in memory."""
-    return counted(capacity(setup))
-
-
-def generation_flops(setup: SetUp) -> Value:
-    """FLOPs of a whole answer, prompt included: exact pairs, every step."""
-    return counted(float(_generated(setup)["flops"]))
-
-
-def generation_rate(setup: SetUp) -> Value:
-    """Tokens per second of a whole generation, the prompt's time included; host_s is added to every pass."""
-    row = _generated(setup)
-    tokens, host = row["batch"] * (setup.counted or row["new_tokens"]), setup.host_s * row["passes"]
-    times = (row["time_s"] + host, row["time_low_s"] + host, row["time_high_s"] + host)
-    return Value(*times, row["basis"]).inverse(tokens)
-
-
-def _generated(setup: SetUp) -> dict[str, Any]:
-    return generate(
-        model_of(setup),
-        device_of(setup),
-        prompt=setup.prompt,
-        new_tokens=setup.output,
-        methods=(setup.method,),
-        block=setup.block,
-        steps=setup.steps,
-        accepted=setup.accepted,
-        batch=int(setup.batch),
-        draft_tokens=setup.draft_tokens or 4,
-        weights=setup.weights,
-        kv=setup.kv,
-        activations=setup.activations,
-        library=setup.library,
-    )[0]
-
-
-def _deployment(setup: SetUp) -> Any:
-    served_model = Served(
-        model_of(setup),
-        device_of(setup),
-        precision_of(setup),
-        setup.library,
-        _host(setup),
-        Options(overlap=setup.overlap, imbalance=setup.imbalance),
-    )
-    longest = setup.prompt + setup.output
-    more = Settings(longest=longest, draft_tokens=setup.draft_tokens, acceptance=setup.accepted or 0.7)
-    return deployment(served_model, layout_of(setup), more)
-
-
-def _uncertainty(setup: SetUp) -> Value:
-    """A decode step in the middle of the answers of one engine: its interval stands for that of serving."""
-    middle = setup.prompt + setup.output // 2
-    step = time(setup._replace(phase="decode", context=middle, new_tokens=None, batch=1, tokens=0, kernels=()))
-    return step.scaled(1 / step.value)
-
-
-def serving_rate(setup: SetUp) -> Value:
-    """Output tokens per second and device of an engine that always has requests waiting; batch: its most sequences."""
-    engines = _deployment(setup)
-    clients = 4096 * engines.replicas if setup.batch == "fill" else int(setup.batch)
-    found = steady_state(engines, clients, setup.prompt, setup.output)
-    return _uncertainty(setup).scaled(found.requests_per_s * setup.output / setup.gpus)
-
-
-def serving_total_rate(setup: SetUp) -> Value:
-    """Tokens per second and device of prompts and answers together."""
-    return serving_rate(setup).scaled((setup.prompt + setup.output) / setup.output)
-
-
-def answered(setup: SetUp) -> Value:
-    """Seconds until an engine has answered a batch of requests that are all there at once; what does not fit waits."""
-    requests = [Request(0.0, setup.prompt, setup.output) for _ in range(int(setup.batch))]
-    return _uncertainty(setup).scaled(replay(_deployment(setup), requests).end_s)
-
+from costmodel.analysis.claims.steps import (
+    batch_that_fits,
+    byte_rate,
+    cache_bytes,
+    cost_per_token,
+    flop_rate,
+    flops,
+    hbm_bytes,
+    kernel_share,
+    prefill_in_chunks,
+    time,
+    time_per_token,
+    token_rate,
+)
 
 QUANTITIES: dict[str, Quantity] = {
     function.__name__.replace("_", "-"): function

@@ -147,7 +147,7 @@ def _device(name: str, settings: tuple[str, ...]) -> Hardware:
 @functools.lru_cache(maxsize=64)
 def _calibration(name: str, settings: tuple[str, ...], library: str | None, calibrated_on: str) -> Calibration:
     device = _device(name, settings)
-    if not calibrated_on:
+    if calibrated_on in ("", device.name):
         return find_calibration(device, library)
     slower = load_hardware(calibrated_on).compute.clock / device.compute.clock
     return read_calibration(calibration_path(calibrated_on, library or "vllm"), slower)
