@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration, find_calibration
+from costmodel.coverage import unmeasured
 from costmodel.dtypes import CHOICES, KV_CHOICES, WEIGHT_ONLY, element_bytes
 from costmodel.energy import energy_joules
 from costmodel.errors import BadInput, Impossible, unknown
@@ -58,6 +59,7 @@ class StepPrediction(NamedTuple):
     the fullest device needs, and replicated_* the part of the sums that a single device would not hold. interval_s is
     the time between the starts of two steps that follow one another, less than time_s in a full pipeline. mfu, of
     training under a layout: three times the forward pass's FLOPs (exact pairs) over time and the devices' peak.
+    unmeasured: mechanisms among whose kernels is one of a kind that no measurement covers yet.
     """
 
     arch: str
@@ -95,6 +97,7 @@ class StepPrediction(NamedTuple):
     replicated_weight_bytes: float = 0.0
     replicated_cache_bytes: float = 0.0
     mfu: float | None = None
+    unmeasured: tuple[str, ...] = ()
     breakdown: tuple[KernelRow, ...] = ()
 
     def to_dict(self, breakdown: bool = False) -> dict[str, Any]:
@@ -286,6 +289,7 @@ def summary(
         energy_j=energy_joules(hardware, time.time_s, time.roofline_s),
         calibration=calibration.id,
         interval_s=time.time_s,
+        unmeasured=unmeasured(kernels, calibration),
     )
 
 

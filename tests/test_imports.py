@@ -67,7 +67,7 @@ FLOORS = (
     ("architecture", "hardware", "huggingface", "host"),
     ("model_file",),
     ("transfers", "calibration"),
-    ("timing", "memory", "energy", "money"),
+    ("coverage", "timing", "memory", "energy", "money"),
     ("fitting",),
     ("parallel", "prediction", "sweep"),
     ("generation",),

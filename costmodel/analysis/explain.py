@@ -16,6 +16,7 @@ from costmodel.analysis.printing import grouped, latex, numbers, order_text, tex
 from costmodel.analysis.symbolic import Size, definitions, evaluate, factored, labels, symbolic_dims, symbolic_step
 from costmodel.architecture import Architecture, Block
 from costmodel.calibration import find_calibration
+from costmodel.coverage import doubt_of
 from costmodel.dims import by_name, fields_by_name
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware, load_hardware
@@ -147,6 +148,7 @@ class Explanation:
     def rows(self) -> list[dict[str, Any]]:
         """One mapping of plain values per formula, then one per total (kernel `total`)."""
         rows = []
+        unmeasured = {block.kind for block, _ in self.blocks if doubt_of(block)}
         for formula in self.formulas:
             shown = labels(definitions(formula.expression))
             rows.append(
@@ -158,6 +160,7 @@ class Explanation:
                     "block": formula.block,
                     "kind": formula.kind,
                     "layers": formula.layers,
+                    "unmeasured": formula.kind in unmeasured,
                     "kernel": formula.kernel,
                     "family": formula.family,
                     "quantity": formula.quantity,
@@ -185,6 +188,7 @@ class Explanation:
                     "block": None,
                     "kind": None,
                     "layers": None,
+                    "unmeasured": bool(unmeasured),
                     "kernel": "total",
                     "family": None,
                     "quantity": total.quantity,
@@ -536,6 +540,8 @@ def _page(e: Explanation, latex_text: bool) -> Iterator[str]:
         several = f" × {layers} layers" if e.of_model else ""
         yield ""
         yield f"{block.name} ({block.module.TITLE}){several}: {_sizes(block, e.D)}"
+        if doubt_of(block):
+            yield f"  {doubt_of(block)}: times of it rest on priors"
     group = None
     own: dict[tuple[str, str], list[Formula]] = {}
     for formula in e.formulas:

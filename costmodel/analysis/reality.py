@@ -43,6 +43,7 @@ from costmodel.analysis.symbolic import Size
 from costmodel.analysis.verdict import Finding, verdict
 from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
+from costmodel.coverage import unmeasured
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware
 from costmodel.prediction import MAX_BATCH, make_precision
@@ -213,6 +214,7 @@ def _row(subject: Subject, against: Against, mine: Priced, theirs: Priced, L: in
         "library": mine.calibration.library,
         "calibration": mine.calibration.id,
         "basis": weakest_basis(times),
+        "unmeasured": unmeasured([entry.kernel for entry in times], mine.calibration),
         "full_attention": subject.full.chosen,
         "sizes_of": subject.sizes_of,
         "claim_source": subject.claim_source,

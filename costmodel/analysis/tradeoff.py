@@ -115,6 +115,7 @@ def _row(
         "evidence": EVIDENCE,
         "calibration": None,
         "basis": None,
+        "unmeasured": (),
     }
     if comparison:
         for metric in comparison.metrics:
@@ -150,6 +151,7 @@ def _efficiency(
         "fits": decode.fits,
         "calibration": decode.calibration,
         "basis": decode.basis,
+        "unmeasured": tuple(dict.fromkeys((*prefill.unmeasured, *decode.unmeasured))),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from costmodel.algebra import ceil, ceil_div
 from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration, find_calibration
+from costmodel.coverage import unmeasured_in
 from costmodel.dims import fields_by_name
 from costmodel.errors import BadInput
 from costmodel.generation import Method, Plan, Repeated, method
@@ -260,4 +261,5 @@ def _row(
         "bound": total.bound,
         "basis": total.basis,
         "calibration": calibration.id,
+        "unmeasured": unmeasured_in(model.architecture, calibration),
     }

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from costmodel.architecture import Mixers, branches, mixer_parameters
+from costmodel.coverage import told, unmeasured_in
 from costmodel.dims import by_name, fields_by_name
 from costmodel.model_file import load_architecture
 from costmodel.report.columns import Column, shows, value_text
@@ -91,6 +92,7 @@ def architecture_page(name: str) -> Page:
     add("weights", weight_bytes, dtypes, text=format_bytes(weight_bytes))
     remarks = [f"source: {text}" for text in model.sources]
     remarks += [f"unverified: {text}" for text in model.unverified]
+    remarks += [f"unmeasured: {text}" for text in (told(unmeasured_in(model)),) if text]
     remarks += [f"note: {text}" for text in model.notes]
     columns = (ENTRY, Column("value", lambda row: row["text"]), SYMBOL, MEANING)
     return Page("architecture", f"{model.name}: {model.title}", rows, columns, remarks, list(model.sources))

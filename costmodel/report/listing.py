@@ -36,6 +36,7 @@ def _grows(exponent: int) -> str:
 
 
 def _mechanisms(notes: list[str]) -> Iterator[dict[str, Any]]:
+    from costmodel.coverage import measured_phases
     from costmodel.extensions import installed_names
     from costmodel.mixers import mixer, names
 
@@ -49,6 +50,7 @@ def _mechanisms(notes: list[str]) -> Iterator[dict[str, Any]]:
             "decode_flops": _grows(order.decode_flops),
             "decode_bytes": _grows(order.decode_bytes),
             "cache": _grows(order.cache),
+            "measured": list(measured_phases(name)),
             "aliases": list(module.ALIASES),
         }
 

@@ -142,6 +142,7 @@ def _readable(written: str, number: float | None, unit: str) -> str:
 
 def mechanism_page(name: str) -> Page:
     """A mechanism: its dimensions and how its costs grow."""
+    from costmodel.coverage import doubt
     from costmodel.mixers import mixer
 
     module = mixer(name)
@@ -150,7 +151,8 @@ def mechanism_page(name: str) -> Page:
         f"growth with the context L: FLOPs of prefill L^{order.prefill_flops}, of a decode step "
         f"L^{order.decode_flops}; bytes of a decode step L^{order.decode_bytes}; cache of a sequence L^{order.cache}"
     )
-    doubts = [f"unverified: {doubt}" for doubt in getattr(module, "UNVERIFIED", ())]
+    doubts = [f"unverified: {text}" for text in getattr(module, "UNVERIFIED", ())]
+    doubts += [f"unmeasured: {text}" for text in (doubt(module.NAME),) if text]
     return _block_page("mechanism", module, [growth, f"formulas: costmodel explain {module.NAME}", *doubts])
 
 

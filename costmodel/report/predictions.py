@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from costmodel.coverage import told
 from costmodel.report.columns import (
     BASIS,
     CROSSOVERS,
@@ -56,9 +57,11 @@ def basis_of(rows: Sequence[Row]) -> str:
     """How firm the numbers of a table are."""
     bases = list(dict.fromkeys(row["basis"] for row in rows))
     calibration = rows[0]["calibration"]
+    doubt = told(name for row in rows for name in row["unmeasured"])
+    more = f"; {doubt}" if doubt else ""
     if calibration is None:
-        return "prior: parameters and intervals are priors, not measurements"
-    return f"{', '.join(f'{basis}: {MEANING[basis]}' for basis in bases)}; calibration {calibration}"
+        return f"prior: parameters and intervals are priors, not measurements{more}"
+    return f"{', '.join(f'{basis}: {MEANING[basis]}' for basis in bases)}; calibration {calibration}{more}"
 
 
 def common_calibration(rows: Sequence[Row]) -> str | None:

@@ -14,6 +14,7 @@ from costmodel.analysis.subjects import model_subject
 from costmodel.analysis.symbolic import definitions, labels
 from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
+from costmodel.coverage import told, unmeasured_in
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware
 from costmodel.loading import write_atomically
@@ -271,6 +272,9 @@ def _sources(models: Sequence[Architecture], devices: Sequence[Hardware]) -> Ite
         yield f"{model.name}: {'; '.join(model.sources)}"
         for module in modules:
             yield f"{module.TITLE}: {'; '.join(module.SOURCES)}"
+        doubt = told(unmeasured_in(model))
+        if doubt:
+            yield f"{model.name}: {doubt}"
         if model.unverified:
             yield f"{model.name}, unverified: {'; '.join(model.unverified)}"
     for device in devices:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.architecture import Architecture
+from costmodel.calibration import find_calibration
+from costmodel.coverage import told, unmeasured_in
 from costmodel.errors import BadInput, Impossible
 from costmodel.hardware import Hardware
 from costmodel.loading import write_atomically
@@ -81,10 +83,13 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
                 found.rate_per_s = inputs["rate"]
                 found.capacity_per_s = capacity(engines, load.requests, seed=inputs["seed"])
             names = {"arch": model.name, "hw": device.name, "layout": inputs["layout"]}
-            rows.append({**names, **row_of(found, engines, wanted)})
+            doubtful = unmeasured_in(model, find_calibration(device, inputs["library"]))
+            rows.append({**names, **row_of(found, engines, wanted), "unmeasured": doubtful})
             courses.append(found.engines)
             if timeline is not None:
                 _write(timeline, inputs["timeline"])
+            if doubtful:
+                note(f"note: {model.name}: {told(doubtful)}")
             if model.max_context is not None and load.longest > model.max_context:
                 note(f"note: {model.name}: requests are longer than the context that its publisher states")
     progress.close()

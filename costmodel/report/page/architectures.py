@@ -7,6 +7,7 @@ from costmodel.analysis.kernel_programs import traced_step
 from costmodel.analysis.reality import reality
 from costmodel.analysis.subjects import model_subject
 from costmodel.architecture import Architecture, Block
+from costmodel.coverage import told, unmeasured_in
 from costmodel.dims import fields_by_name
 from costmodel.dtypes import ENGINES
 from costmodel.hardware import Hardware
@@ -88,7 +89,7 @@ def architecture_entry(
         "phases": phases,
         **checked(architecture, devices, chosen),
         "sources": list(architecture.sources),
-        "unverified": list(architecture.unverified),
+        "unverified": [*architecture.unverified, *filter(None, [told(unmeasured_in(architecture))])],
     }
 
 

@@ -7,6 +7,7 @@ from costmodel.analysis.explain import Explanation, explanation, lone_block
 from costmodel.analysis.printing import text
 from costmodel.analysis.symbolic import Size, definitions, labels, symbolic_dims
 from costmodel.architecture import Architecture, Block
+from costmodel.coverage import doubt_of
 from costmodel.report.page.architectures import blocks, dimensions
 
 PHASES = ("prefill", "decode")
@@ -49,7 +50,7 @@ def block_entry(block: Block, D: int) -> dict[str, Any]:
     alone = lone_block(block.module, block.dims, D)
     return {
         "sources": list(block.module.SOURCES),
-        "unverified": list(getattr(block.module, "UNVERIFIED", ())),
+        "unverified": [*getattr(block.module, "UNVERIFIED", ()), *filter(None, [doubt_of(block)])],
         "phases": {phase: formula_lines(explanation(alone, phase=phase)) for phase in PHASES},
     }
 
