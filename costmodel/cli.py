@@ -675,6 +675,12 @@ def calibrate(
     part: Annotated[
         str, typer.Option("--part", metavar="I/N", help="With --device: the I-th of N parts of the operators.")
     ] = "1/1",
+    within: Annotated[
+        int | None,
+        typer.Option(
+            "--within", metavar="SECONDS", min=0, help="With --device: begin no point after this; the next run goes on."
+        ),
+    ] = None,
     hw: Annotated[
         str | None, typer.Option("--hw", metavar="NAME", help="The device that the tables were measured on.")
     ] = None,
@@ -714,7 +720,7 @@ def calibrate(
     checked_format(form)
     if device is not None:
         _without("--device", {"--hw": hw, "--from-silicon": from_silicon, "--from-csv": from_csv})
-        asked: dict[str, Any] = {"device": device, "full": full, "part": part, "out": out}
+        asked: dict[str, Any] = {"device": device, "full": full, "part": part, "out": out, "within": within}
         asked["families"] = _words(families or (), "--families")
         _on_this_machine("calibrate_device_and_print")(form, asked)
         return

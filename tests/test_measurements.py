@@ -234,6 +234,26 @@ def test_describing_an_operator_needs_no_torch() -> None:
     assert run.stdout.strip() == "False"
 
 
+def test_a_run_that_is_out_of_time_calibrates_and_the_next_goes_on(tmp_path: Path) -> None:
+    """With no second left the rows that are there are fitted, and stay to be gone on from."""
+    whole = ("calibrate", "--device", "cpu", "--families", "norm", "--out", str(tmp_path))
+    command(tmp_path, *whole)
+    rows = read_measurements(tmp_path / "measurements.csv")
+    kept = [row for row in rows if row.shape["context"] != 4096]
+    assert len(kept) < len(rows)
+    (tmp_path / "unfinished-measurements.csv").write_text(to_csv(kept))
+    (tmp_path / "profile.yaml").rename(tmp_path / "profile.unfinished.yaml")
+    (tmp_path / "measurements.csv").unlink()
+    stopped = command(tmp_path, *whole, "--within", "0")
+    assert f"{len(rows) - len(kept)} points are left" in stopped.stderr
+    assert (tmp_path / "calibration.yaml").exists()
+    assert read_measurements(tmp_path / "measurements.csv") == kept
+    assert "points are left" not in command(tmp_path, *whole).stderr
+    again = read_measurements(tmp_path / "measurements.csv")
+    assert {row.key for row in again} == {row.key for row in rows}
+    assert not (tmp_path / "unfinished-measurements.csv").exists()
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
     """The data folder after a calibration of two families, and what the command printed."""

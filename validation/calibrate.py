@@ -18,6 +18,7 @@ from costmodel.fitting.calibrate import Calibrated, Source, calibrate
 from costmodel.fitting.calibration_file import Header
 from costmodel.hardware import Hardware, hardware_from_mapping
 from costmodel.loading import read_mapping, user_folder, write_atomically
+from costmodel.report.output import note
 from validation.device import DeviceFacts, facts
 from validation.measured_profile import profile_name
 from validation.measurements import (
@@ -119,7 +120,8 @@ class Progress:
 
 
 class Outcome(NamedTuple):
-    """What a run found: the device, its profile, the measured rows, their series, and the calibration."""
+    """What a run found: the device, its profile, the measured rows, their series, and the calibration; and how many
+    points are left to measure."""
 
     stated: DeviceFacts
     hardware: Hardware
@@ -127,6 +129,7 @@ class Outcome(NamedTuple):
     groups: tuple[Group, ...]
     calibrated: Calibrated
     place: Place
+    left: int = 0
 
 
 def calibrate_device(
@@ -138,13 +141,16 @@ def calibrate_device(
     part: tuple[int, int] = (1, 1),
     command: str = "",
     folder: str | None = None,
+    within_s: float | None = None,
 ) -> Outcome:
     """Measure and fit a device, and write its profile, calibration and rows.
 
     families: only these operators; what is stored of the others stays. part: the i-th of n parts, whose rows go to
-    files of their own beside each other. folder: further operators' files. Raises BadInput for a device that is not
-    there, Impossible when no point could be measured.
+    files of their own beside each other. folder: further operators' files. within_s: no point is begun after so many
+    seconds; what was measured is fitted, and the next run goes on with the rest. Raises BadInput for a device that is
+    not there, Impossible when no point could be measured.
     """
+    until = None if within_s is None else time.monotonic() + within_s
     mine = chosen(families)
     stated = facts(device)
     name = stated.profile or profile_name(stated.name)
@@ -155,9 +161,17 @@ def calibrate_device(
     journal = Journal(place.unfinished.measurements)
     told = Progress()
     try:
-        rows = sweep(wanted, stated, journal, effort=effort, folder=folder, progress=told)
+        rows = sweep(wanted, stated, journal, effort=effort, folder=folder, progress=told, until=until)
+    except KeyboardInterrupt:
+        told.close()
+        note(
+            f"note: {len(journal.rows)} points are kept; the same command goes on with the rest, and with --within 0 "
+            "it fits what there is"
+        )
+        raise
     finally:
         told.close()
+    left = len(wanted) - len(rows)
     rows = [*rows, *_kept(place, {runner.name for runner in mine} if families else None)]
     others = [path for path in place.measurements.parent.glob("measurements-*of*.csv") if path != place.measurements]
     together = [*rows, *(row for path in others if part[1] > 1 for row in read_measurements(path))]
@@ -175,8 +189,8 @@ def calibrate_device(
         command=command,
     )
     calibrated = calibrate(Source(hardware, LIBRARY, tuple(fitted)), header)
-    _write(place, raw, rows, calibrated)
-    return Outcome(stated, hardware, tuple(together), tuple(groups), calibrated, place)
+    _write(place, raw, rows, calibrated, whole=left == 0)
+    return Outcome(stated, hardware, tuple(together), tuple(groups), calibrated, place, left)
 
 
 def _aside(group: Group) -> Any:
@@ -214,14 +228,17 @@ def _source(stated: DeviceFacts) -> str:
     return f"measured on {stated.name}, {stated.date}, {packages}{', driver ' + stated.driver if stated.driver else ''}"
 
 
-def _write(place: Place, raw: Mapping[str, Any], rows: Sequence[Measurement], calibrated: Calibrated) -> None:
+def _write(
+    place: Place, raw: Mapping[str, Any], rows: Sequence[Measurement], calibrated: Calibrated, whole: bool
+) -> None:
     for path in place:
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(place.measurements, to_csv(rows).encode())
     write_atomically(place.profile, _yaml(raw))
     write_atomically(place.calibration, calibrated.text.encode())
-    place.unfinished.measurements.unlink(missing_ok=True)
-    place.unfinished.profile.unlink(missing_ok=True)
+    if whole:
+        place.unfinished.measurements.unlink(missing_ok=True)
+        place.unfinished.profile.unlink(missing_ok=True)
 
 
 def stored(folder: Path) -> tuple[list[Measurement], Path | None, Path | None]:

@@ -67,6 +67,7 @@ def calibrate_device_and_print(form: str, inputs: Inputs) -> None:
         out=inputs["out"],
         part=parse_part(inputs["part"]),
         command=f"costmodel calibrate --device {inputs['device']} --{effort}",
+        within_s=inputs["within"],
     )
     calibration = read_calibration(found.place.calibration)
     compared = compare.compared(found.groups, found.hardware, calibration)
@@ -74,6 +75,8 @@ def calibrate_device_and_print(form: str, inputs: Inputs) -> None:
     for path in (found.place.profile, found.place.calibration, found.place.measurements):
         note(f"note: wrote {path}")
     ok = sum(row.status == "ok" for row in found.rows)
+    if found.left:
+        note(f"note: {found.left} points are left; the same command goes on with them")
     note(f"note: {ok} points of {found.stated.name} in {time.monotonic() - begun:.0f} s; {told}")
 
 

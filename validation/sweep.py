@@ -165,11 +165,13 @@ def sweep(
     limit_s: float | None = None,
     folder: str | None = None,
     progress: Progress = lambda job, done, total: None,
+    until: float | None = None,
 ) -> list[Measurement]:
-    """Measure the points that the file does not hold yet, and give the rows of all.
+    """Measure the points that the file does not hold yet, and give the rows of all that it then holds.
 
     folder: where the operators' files are, if not in the package's own folder. progress is told the point at work and
-    how many of how many are done. An interruption (KeyboardInterrupt) leaves the file whole.
+    how many of how many are done. until: no point is begun after this time of the monotonic clock. An interruption
+    (KeyboardInterrupt) leaves the file whole.
     """
     done = {row.key for row in journal.rows}
     left = [job for job in wanted if job.row.key not in done]
@@ -177,6 +179,8 @@ def sweep(
     limit = LIMIT_S[facts.kind] if limit_s is None else limit_s
     try:
         for index, job in enumerate(left):
+            if until is not None and time.monotonic() >= until:
+                break
             progress(job, index, len(left))
             journal.add(_measured(job, facts, worker, effort, limit))
     finally:

@@ -58,6 +58,7 @@ def serve(pipe: Connection, device: str, folder: str | None) -> None:
     """Answer tasks until the pipe is closed."""
     import torch
 
+    from validation import tuned
     from validation.canary import canary
     from validation.device import facts
 
@@ -67,6 +68,7 @@ def serve(pipe: Connection, device: str, folder: str | None) -> None:
         validation.runners.__path__.append(folder)
     torch.set_grad_enabled(False)
     stated = facts(device)
+    tuned.use(stated.profile)
     if stated.kind == "cpu":
         torch.set_num_threads(1)
     bench = Bench(stated, canary(stated))
