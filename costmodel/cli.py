@@ -792,7 +792,7 @@ def validate(
         typer.Option(
             "--split",
             metavar="SPLIT",
-            help="shapes, extrapolate, points=N, unseen-head-dim, unseen-group, unseen-gpu=NAME, or all.",
+            help="shapes, extrapolate, all; of tables also points=N, unseen-head-dim, unseen-group, unseen-gpu=NAME.",
         ),
     ] = "shapes",
     methods: Annotated[

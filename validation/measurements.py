@@ -30,7 +30,7 @@ STATUSES = ("ok", "oom", "error", "timeout", "wrong", "nan", "unsupported")
 """What became of a point: only an `ok` one has a time."""
 
 TEXTS = ("runner", "family", "mechanism", "phase", "implementation", "mode", "role", "status")
-NUMBERS = ("seconds", "p10_s", "p90_s", "samples", "error", "counted_flops", "claimed_flops")
+NUMBERS = ("seconds", "p10_s", "p90_s", "samples", "error", "counted_flops", "claimed_flops", "touched_bytes")
 STATE = ("sm_clock_hz", "power_w", "temperature_c", "load", "drift", "at_s")
 NOTES = ("throttle", "method", "kernels", "device", "driver", "packages", "date", "detail")
 WORDS = ("dtype",)
@@ -46,9 +46,10 @@ LARGEST = 1e30
 class Measurement:
     """One row.
 
-    seconds, p10_s, p90_s: of one call. error: the largest relative distance of an output from the
-    reference in float64 on the small shape. counted_flops, claimed_flops: of the reference on that shape, and of the
-    formulas. drift: of the canary before the point. at_s: seconds since 1970. kernels: what the profiler saw.
+    seconds, p10_s, p90_s: of one call. error: the largest relative distance of an output from the reference in float64
+    on the small shape. counted_flops, claimed_flops: of the reference on that shape, and of the formulas.
+    touched_bytes: of the tensors that the call is given and returns. drift: of the canary before the point. at_s:
+    seconds since 1970. kernels: what the profiler saw, or the parts of a whole model.
     """
 
     runner: str
@@ -67,6 +68,7 @@ class Measurement:
     error: float | None = None
     counted_flops: float | None = None
     claimed_flops: float | None = None
+    touched_bytes: float | None = None
     sm_clock_hz: float | None = None
     power_w: float | None = None
     temperature_c: float | None = None

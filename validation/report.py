@@ -11,6 +11,7 @@ from costmodel.errors import BadInput
 from costmodel.fitting.scoring import MODEL, scores, statistics, worst
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Kernel
+from costmodel.kernels.processor import PROCESSOR
 from costmodel.loading import available
 from costmodel.report.columns import Column, shows
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
@@ -18,7 +19,12 @@ from costmodel.timing import expected, spread
 from validation import compare, wholes
 from validation.calibrate import LIBRARY, calibrate_device, chosen, parse_part, stored
 from validation.device import facts
+from validation.extrapolation import extrapolated
+from validation.goals import COLUMNS as GOALS
+from validation.goals import goals
 from validation.measurements import LIMITS, Measurement, series_of
+from validation.work import COLUMNS as WORK
+from validation.work import work_rows
 
 Inputs = Mapping[str, Any]
 
@@ -80,11 +86,16 @@ def calibrate_device_and_print(form: str, inputs: Inputs) -> None:
     note(f"note: {ok} points of {found.stated.name} in {time.monotonic() - begun:.0f} s; {told}")
 
 
+SPLITS = ("shapes", "extrapolate", "all")
+"""Points put aside; long contexts by a fit of short ones; every point."""
+
+
 def validate_device_and_print(form: str, inputs: Inputs) -> None:
     """`validate --device` or `--measurements`: errors of fresh or stored points, slopes, and what is not measured."""
-    everything = inputs["split"] == "all"
-    if inputs["split"] not in ("shapes", "all"):
-        raise BadInput(f"--split {inputs['split']}: own measurements know shapes (points put aside) and all")
+    split = inputs["split"]
+    everything = split == "all"
+    if split not in SPLITS:
+        raise BadInput(f"--split {split[:40]!r}: own measurements know {', '.join(SPLITS)}")
     if inputs["measurements"] is not None:
         rows, profile, file = stored(Path(inputs["measurements"]))
         hardware = _hardware(Path(inputs["measurements"]), profile, inputs["hw"], rows)
@@ -94,7 +105,10 @@ def validate_device_and_print(form: str, inputs: Inputs) -> None:
         rows, hardware, kind = _fresh(inputs)
         calibration, everything = find_calibration(hardware, None), True
     rows = _asked(rows, inputs)
-    compared = compare.compared(series_of(rows, hardware, LIBRARY, LIMITS[kind]), hardware, calibration)
+    if split == "extrapolate":
+        compared, calibration = extrapolated(rows, hardware, kind)
+    else:
+        compared = compare.compared(series_of(rows, hardware, LIBRARY, LIMITS[kind]), hardware, calibration)
     if not any(len(one.asked(everything)) for one in compared):
         raise BadInput("no measured point to score; --split all scores those that were fitted, too")
     if inputs["plot"] is not None:
@@ -214,7 +228,9 @@ def _print(
 ) -> str:
     """Print errors per operator, slopes, points and failures; the one line that sums them up."""
     outcomes = compare.outcomes(compared, hardware, everything)
-    split = "all" if everything else "held-out"
+    split = "all" if everything else "extrapolate" if inputs.get("split") == "extrapolate" else "held-out"
+    kind = "cpu" if hardware.name == PROCESSOR else "cuda"
+    work = work_rows(rows)
     scored = [score._asdict() for score in scores(outcomes, split)]
     points = compare.point_rows(compared, everything)
     slopes = compare.slopes(compared)
@@ -232,6 +248,8 @@ def _print(
             failures=failed,
             worst=bad,
             wholes=whole,
+            work=work,
+            goals=goals(kind, split, outcomes, slopes, work),
         )
     elif form == "csv":
         print_csv(scored)
@@ -243,6 +261,9 @@ def _print(
         if slopes:
             emit("")
             print_table(form, "exponent of time over context", slopes, SLOPES, keys=1)
+        if work:
+            emit("")
+            print_table(form, "work seen, over what the formulas claim, and kernels launched", work, WORK, keys=1)
         if whole:
             emit("")
             print_table(form, "whole models: the sum of their kernels beside the step", whole, wholes.COLUMNS, keys=2)
@@ -252,6 +273,8 @@ def _print(
         if bad:
             emit("")
             print_table(form, f"the {len(bad)} worst points", bad, WORST, keys=2)
+        emit("")
+        print_table(form, "goals", goals(kind, split, outcomes, slopes, work), GOALS, keys=1)
     return _summary(outcomes)
 
 

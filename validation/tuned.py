@@ -6,8 +6,8 @@ collects what Triton found out while points were measured on this machine's GPU,
 `configurations` holds a part's name, `calibrate --device` uses it on that part; kernels and configurations that Triton
 itself has kept in its cache (TRITON_CACHE_DIR) are used in any case.
 
-Source: triton-lang/triton, runtime/autotuner.py (what is kept); fla-org/flash-linear-attention, ops/utils/cache.py (what
-is read).
+Source: triton-lang/triton, runtime/autotuner.py (what is kept); fla-org/flash-linear-attention,
+fla/ops/utils/cache.py (what is read).
 """
 
 import argparse

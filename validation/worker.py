@@ -132,7 +132,10 @@ class Bench:
         outputs = implementation.run(task.shape, sets[0])
         if not all(bool(torch.isfinite(out).all()) for out in outputs if out.is_floating_point()):
             return Answer("nan", verdict.told, "an output is not finite")
-        del outputs
+        # What an implementation prepared from the inputs is a copy of them.
+        given = [sets[0][name] for name in self.reference(operator, dict(operator.small(task.shape))).inputs]
+        touched = sum(each.nbytes for each in (*given, *outputs))
+        del given, outputs
         calls = [lambda each=each: implementation.run(task.shape, each) for each in sets]
         timing = measure(calls, self.stated.device, task.mode, budget_s=task.budget_s, graph=implementation.graph)
         state = telemetry(self.stated.device)
@@ -142,6 +145,7 @@ class Bench:
             "p10_s": timing.p10_s,
             "p90_s": timing.p90_s,
             "samples": timing.n,
+            "touched_bytes": float(touched),
             "method": timing.method,
             "sm_clock_hz": state.sm_clock_hz,
             "power_w": state.power_w,
