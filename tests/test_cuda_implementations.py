@@ -175,6 +175,28 @@ def test_an_implementation_computes_what_the_reference_computes(name: str) -> No
     assert max(distances) < tolerance
 
 
+FLEX = ("window-attention", "decode-attention", "chunked-attention", "block-causal-attention")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("name", FLEX)
+def test_masks_of_flex_attention_are_those_of_the_references(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention without its compiler is plain torch, which runs on any machine."""
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from validation.runners import _attention as shared
+
+    monkeypatch.setitem(shared.COMPILED, "flex", flex_attention)
+    operator = runner(name)
+    (implementation,) = (each for each in operator.implementations if each.name == "torch.flex")
+    shape = {**operator.small(gpu_shape(operator)), "dtype": "fp32", "head_dim": 16}
+    drawn = operator.inputs(shape, torch.device("cpu"), torch.Generator().manual_seed(2))
+    (expected,) = operator.reference(shape, {key: x.double() for key, x in drawn.items()})
+    (found,) = implementation.run(shape, {**drawn, **implementation.prepare(shape, drawn)})
+    assert (found.double() - expected).norm() / expected.norm() < 1e-5
+
+
 def main(way: str) -> None:
     import traceback
     import warnings

@@ -83,6 +83,11 @@ def sliced(shape: Shape, inputs: Inputs) -> Outputs:
     return (out.tril(L - S),)
 
 
+def sixteen_bits_or_more(shape: Shape, facts: "DeviceFacts") -> str:
+    """torch.bmm takes no 8-bit operands."""
+    return "torch.bmm takes no 8-bit operands" if shape["dtype"] == "fp8" else ""
+
+
 def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
     """Chunks of a prefill from nothing cached to far more cached than new."""
     columns = "batch new_tokens context"
@@ -95,7 +100,14 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
         fit = [(1, 64, 1024), (1, 1024, 8192), (1, 4096, 32768), (1, 64, 131072), (1, 2048, 2048)]
         held_out, sweep = [(1, 2048, 131072), (1, 2048, 2**20)], [(1, 64, 2**20), (1, 8192, 8192), (1, 512, 2**20)]
     tables = (fit, held_out, sweep if effort == "full" else [])
-    return planned(*(shapes(common, columns, *rows) for rows in tables))
+    dtypes = [str(common["dtype"])]
+    if facts.kind == "cuda" and (facts.vendor != "NVIDIA" or (facts.capability or (0, 0)) >= (8, 9)):
+        dtypes.append("fp8")  # what serving runs
+    return [
+        point
+        for dtype in dtypes
+        for point in planned(*(shapes({**common, "dtype": dtype}, columns, *rows) for rows in tables))
+    ]
 
 
 def small(shape: Shape) -> Shape:
@@ -113,7 +125,7 @@ RUNNER = Runner(
     kernels=kernels,
     inputs=inputs,
     reference=reference,
-    implementations=(Implementation("torch-sliced", ("cpu", "cuda"), sliced),),
+    implementations=(Implementation("torch-sliced", ("cpu", "cuda"), sliced, supports=sixteen_bits_or_more),),
     points=points,
     small=small,
 )

@@ -3,7 +3,9 @@
 Only functions whose arguments have been stable over their releases; each takes tensors with tokens before heads.
 
 Source: Dao-AILab/flash-attention, flash_attn/flash_attn_interface.py and hopper/flash_attn_interface.py;
-flashinfer-ai/flashinfer, flashinfer/prefill.py and decode.py; state-spaces/mamba, mamba_ssm/ops/triton.
+flashinfer-ai/flashinfer, flashinfer/prefill.py and decode.py; state-spaces/mamba, mamba_ssm/ops/triton;
+deepseek-ai/DeepGEMM, README (fp8_gemm_nt, fp8_mqa_logits); deepseek-ai/FlashMLA, flash_mla/flash_mla_interface.py;
+vllm-project/flash-attention, vllm_flash_attn/flash_attn_interface.py.
 """
 
 import importlib
@@ -117,6 +119,147 @@ def mamba2_prefill(shape: Shape, inputs: Inputs) -> Outputs:
     return out, state.mT
 
 
+SCALED = 128
+"""Elements of DeepGEMM's operands that share a scale; of weights, as many rows as well."""
+PAGE = 64
+"""Tokens of a page of FlashMLA's cache."""
+
+
+def unit_scales(shape: Shape, inputs: Inputs) -> Inputs:
+    """Scales of one for operands that need none, and room for the product."""
+    import torch
+
+    (x,), (w,) = inputs["x"], inputs["w"]
+    ones = {"device": x.device, "dtype": torch.float32}
+    deep = x.shape[1] // SCALED
+    return {
+        "x_scales": torch.ones(len(x), deep, **ones),
+        "w_scales": torch.ones(len(w) // SCALED, deep, **ones),
+        "product": torch.empty(len(x), len(w), device=x.device, dtype=torch.bfloat16 if x.itemsize == 1 else x.dtype),
+    }
+
+
+def deep_gemm(shape: Shape, inputs: Inputs) -> Outputs:
+    """One 8-bit product with a scale for every 128 elements."""
+    function = importlib.import_module("deep_gemm").fp8_gemm_nt
+    x, w, out = inputs["x"][0], inputs["w"][0], inputs["product"]
+    function((x, inputs["x_scales"]), (w, inputs["w_scales"]), out)
+    return (out[None],)
+
+
+def ranges_of_keys(shape: Shape, inputs: Inputs) -> Inputs:
+    """The first key of every query and the one after its last, and scales of one."""
+    import torch
+
+    S, L = number(shape, "new_tokens"), number(shape, "context")
+    device = inputs["q"].device
+    last = torch.arange(L - S + 1, L + 1, dtype=torch.int32, device=device)
+    return {"first": torch.zeros_like(last), "last": last, "k_scales": torch.ones(L, device=device)}
+
+
+def deep_gemm_logits(shape: Shape, inputs: Inputs) -> Outputs:
+    """Index scores of one sequence; what a query does not see is left as it is, and hidden here."""
+    function = importlib.import_module("deep_gemm").fp8_mqa_logits
+    keys = inputs["k"][0], inputs["k_scales"]
+    logits = function(inputs["q"][0], keys, inputs["w"][0], inputs["first"], inputs["last"], clean_logits=False)
+    S, L = number(shape, "new_tokens"), number(shape, "context")
+    return (logits[None, :, :L].tril(L - S),)
+
+
+def pages(shape: Shape, inputs: Inputs) -> Inputs:
+    """The latents in pages, one after another, and the plan of the kernel."""
+    import torch
+
+    q, latents = inputs["q"], inputs["latents"]
+    B, L, width = latents.shape
+    padded = torch.nn.functional.pad(latents, (0, 0, 0, -L % PAGE))
+    count = padded.shape[1] // PAGE
+    table = torch.arange(B * count, dtype=torch.int32, device=q.device).reshape(B, count)
+    lengths = torch.full((B,), L, dtype=torch.int32, device=q.device)
+    plan, splits = importlib.import_module("flash_mla").get_mla_metadata(lengths, q.shape[1], 1)
+    cache = padded.reshape(-1, PAGE, 1, width)
+    return {"cache": cache, "table": table, "lengths": lengths, "plan": plan, "plan_splits": splits}
+
+
+def flash_mla_decode(shape: Shape, inputs: Inputs) -> Outputs:
+    """One token over a paged cache of latents."""
+    function = importlib.import_module("flash_mla").flash_mla_with_kvcache
+    paged = (inputs[name] for name in ("cache", "table", "lengths"))
+    plan = inputs["plan"], inputs["plan_splits"]
+    out, _ = function(inputs["q"][:, None], *paged, number(shape, "latent"), *plan)
+    return (out[:, 0],)
+
+
+def flash_mla_sparse(shape: Shape, inputs: Inputs) -> Outputs:
+    """Selected latents of one sequence."""
+    function = importlib.import_module("flash_mla").flash_mla_sparse_fwd
+    q, latents = inputs["q"][0], inputs["latents"][0]
+    out, *_ = function(q, latents[:, None], inputs["rows"], q.shape[-1] ** -0.5, number(shape, "latent"))
+    return (out.flatten(1)[None],)
+
+
+def rows_of_sequence(shape: Shape, inputs: Inputs) -> Inputs:
+    """Indices in 32 bits, with an axis for the one head that selects."""
+    import torch
+
+    return {"rows": inputs["indices"][0, :, None].to(torch.int32).contiguous()}
+
+
+def ends_of_sequences(shape: Shape, inputs: Inputs) -> Inputs:
+    """All tokens one sequence after another, and where each sequence begins."""
+    import torch
+
+    S, B = number(shape, "new_tokens"), number(shape, "batch")
+    begins = torch.arange(0, (B + 1) * S, S, dtype=torch.int32, device=inputs["q"].device)
+    return {**{name: x.flatten(0, 1) for name, x in rows(shape, inputs).items()}, "begins": begins}
+
+
+def vllm_prefill(shape: Shape, inputs: Inputs) -> Outputs:
+    """Causal attention of sequences that lie one after another."""
+    function = importlib.import_module("vllm.vllm_flash_attn").flash_attn_varlen_func
+    q, k, v = (inputs[f"{name}_rows"] for name in "qkv")
+    S, begins = number(shape, "new_tokens"), inputs["begins"]
+    found = function(q, k, v, S, begins, S, begins, causal=True)
+    out = found[0] if isinstance(found, tuple) else found
+    return (out.unflatten(0, (-1, S)).transpose(1, 2),)
+
+
+def scaled_eight_bits(shape: Shape, facts: "DeviceFacts") -> str:
+    """DeepGEMM's product: fp8 with scales by the block, from Hopper on."""
+    if shape["dtype"] != "fp8":
+        return "DeepGEMM's scaled product takes fp8"
+    if number(shape, "batch") != 1 or number(shape, "n") % SCALED or number(shape, "k") % SCALED:
+        return "takes one product with n and k in multiples of 128"
+    return from_hopper(facts)
+
+
+def eight_bit_keys(shape: Shape, facts: "DeviceFacts") -> str:
+    """DeepGEMM's logits: one sequence in fp8, from Hopper on."""
+    if shape["dtype"] != "fp8":
+        return "DeepGEMM's logits take fp8"
+    return "takes one sequence" if number(shape, "batch") > 1 else from_hopper(facts)
+
+
+def latents_of(most: int, shape: Shape, facts: "DeviceFacts") -> str:
+    """FlashMLA: bf16 latents of 512 + 64 elements, of so many sequences at most, from Hopper on."""
+    if shape["dtype"] != "bf16" or (number(shape, "latent"), number(shape, "rope")) != (512, 64):
+        return "FlashMLA takes bf16 latents of 512 + 64 elements"
+    return f"takes {most} sequence" if number(shape, "batch") > most else from_hopper(facts)
+
+
+def from_hopper(facts: "DeviceFacts") -> str:
+    """What these kernels were written for."""
+    new = facts.capability is not None and facts.capability[0] >= HOPPER
+    return "" if new else "runs from compute capability 9 on"
+
+
+def whole_sixteen_bits(shape: Shape, facts: "DeviceFacts") -> str:
+    """Sequences that are new as a whole."""
+    if shape["new_tokens"] != shape["context"]:
+        return "takes sequences that are new as a whole"
+    return sixteen_bits(shape, facts)
+
+
 def sixteen_bits(shape: Shape, facts: "DeviceFacts") -> str:
     """FlashAttention and FlashInfer take bf16 and fp16, heads up to 256."""
     if shape["dtype"] not in ("bf16", "fp16"):
@@ -156,15 +299,18 @@ def of(
 
 FLASH2 = of("flash_attn", "flash-attn-2", partial(flash, "flash_attn"), rows, sixteen_bits)
 FLASH3 = of("flash_attn_interface", "flash-attn-3", partial(flash, "flash_attn_interface"), rows, on_hopper)
+FLASHINFER = of("flashinfer", "flashinfer.single", flashinfer_prefill, rows, one_sequence)
+VLLM = of("vllm", "vllm.flash-attn", vllm_prefill, ends_of_sequences, whole_sixteen_bits)
+SEQUENCES = 2**20
 IMPLEMENTATIONS = {
-    **{
-        f"{name}-attention": (
-            FLASH2,
-            FLASH3,
-            of("flashinfer", "flashinfer.single", flashinfer_prefill, rows, one_sequence),
-        )
-        for name in ("prefill", "window")
-    },
+    "prefill-attention": (FLASH2, FLASH3, FLASHINFER, VLLM),
+    "window-attention": (FLASH2, FLASH3, FLASHINFER),
+    "gemm": (of("deep_gemm", "deep-gemm.fp8", deep_gemm, unit_scales, scaled_eight_bits),),
+    "indexer": (of("deep_gemm", "deep-gemm.mqa-logits", deep_gemm_logits, ranges_of_keys, eight_bit_keys),),
+    "mla-decode": (of("flash_mla", "flash-mla", flash_mla_decode, pages, partial(latents_of, SEQUENCES)),),
+    "sparse-attention": (
+        of("flash_mla", "flash-mla.sparse", flash_mla_sparse, rows_of_sequence, partial(latents_of, 1)),
+    ),
     "mla-prefill": (FLASH3,),
     "decode-attention": (
         of("flash_attn", "flash-attn-2", partial(flash_decode, "flash_attn"), lengths, sixteen_bits),
