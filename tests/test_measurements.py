@@ -16,7 +16,7 @@ from costmodel.hardware import load_hardware
 torch = pytest.importorskip("torch")
 
 from validation import runners as folder_of_runners  # noqa: E402
-from validation.calibrate import parse_part, place_of  # noqa: E402
+from validation.calibrate import collectives_beside, parse_part, place_of  # noqa: E402
 from validation.device import facts  # noqa: E402
 from validation.measurements import (  # noqa: E402
     Journal,
@@ -252,6 +252,19 @@ def test_a_run_that_is_out_of_time_calibrates_and_the_next_goes_on(tmp_path: Pat
     again = read_measurements(tmp_path / "measurements.csv")
     assert {row.key for row in again} == {row.key for row in rows}
     assert not (tmp_path / "unfinished-measurements.csv").exists()
+
+
+def test_collectives_beside_the_rows_are_fitted_with_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from validation.collectives import OPERATIONS, Timed, as_csv
+
+    rows = [Timed(op, 2, 4**n, "bf16", 1e-5 + 4**n / 1e11) for op in OPERATIONS for n in range(5, 12)]
+    (tmp_path / "collectives-2hosts.csv").write_text(as_csv(rows, "nccl", "cpu"))
+    place = place_of(str(tmp_path), "h100-sxm")
+    found = collectives_beside(place, load_hardware("h100-sxm"))
+    assert {(series.family, series.kernel) for series in found} == {("collective", "nccl")}
+    assert sum(len(series.seconds) for series in found) == len(rows)
+    assert collectives_beside(place, load_hardware("cpu")) == []  # whose profile knows no link
+    assert "collectives-2hosts.csv left out" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,12 @@ import yaml
 from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.fitting.calibrate import Calibrated, Source, calibrate
 from costmodel.fitting.calibration_file import Header
+from costmodel.fitting.own_measurements import csv_source
+from costmodel.fitting.series import Series
 from costmodel.hardware import Hardware, hardware_from_mapping
 from costmodel.loading import read_mapping, user_folder, write_atomically
 from costmodel.report.output import note
+from validation.collectives import as_csv
 from validation.device import DeviceFacts, facts
 from validation.measured_profile import profile_name
 from validation.measurements import (
@@ -38,6 +41,9 @@ from validation.sweep import Job, jobs, sweep
 LIBRARY = "own"
 """The name of a user's own calibration; `predict` takes it before shipped ones."""
 TELL_EVERY_S = 15.0
+COLLECTIVES = "collectives*.csv"
+"""Files of `validation.collectives` beside the measured rows, which are fitted with them: of this host's devices, and
+of several hosts where such a file was put there."""
 
 
 class Place(NamedTuple):
@@ -177,6 +183,7 @@ def calibrate_device(
     together = [*rows, *(row for path in others if part[1] > 1 for row in read_measurements(path))]
     groups = series_of(together, hardware, LIBRARY, LIMITS[stated.kind])
     fitted = [group.series for group in groups if (~_aside(group)).any()]
+    fitted += collectives_beside(place, hardware)
     if not fitted:
         reasons = "; ".join(dict.fromkeys(f"{row.runner}: {row.status} {row.detail}" for row in together[:5]))
         raise Impossible(f"{stated.name}: no point to fit was measured ({reasons})")
@@ -193,6 +200,18 @@ def calibrate_device(
     return Outcome(stated, hardware, tuple(together), tuple(groups), calibrated, place, left)
 
 
+def collectives_beside(place: Place, hardware: Hardware) -> list[Series]:
+    """The collectives measured beside a place's rows; none, with a note, for a profile that knows no link."""
+    paths = sorted(place.measurements.parent.glob(COLLECTIVES))
+    try:
+        return [
+            series for path in paths if hardware.fastest_link for series in csv_source(path, hardware, LIBRARY).series
+        ]
+    except Impossible as error:
+        note(f"note: {', '.join(path.name for path in paths)} left out: {error}")
+        return []
+
+
 def _aside(group: Group) -> Any:
     assert group.series.aside is not None
     return group.series.aside
@@ -207,6 +226,9 @@ def _profile(place: Place, stated: DeviceFacts, effort: str, keep: bool) -> Mapp
         return read_mapping(place.profile)
     probed = profile(stated.device, effort == "quick")
     unfinished.profile.parent.mkdir(parents=True, exist_ok=True)
+    if probed.links:
+        text = as_csv(probed.links, "nccl", stated.device)
+        write_atomically(unfinished.profile.parent / "collectives.csv", text.encode())
     unfinished.measurements.unlink(missing_ok=True)  # of another profile
     write_atomically(unfinished.profile, _yaml(probed.profile))
     return probed.profile
