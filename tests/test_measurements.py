@@ -197,15 +197,34 @@ def test_a_point_that_cannot_fit_is_not_tried() -> None:
     assert too_large(job, stated._replace(memory_bytes=2**40)) == ""
 
 
-def test_parts_share_no_operator_and_leave_none_out() -> None:
+def test_parts_share_no_implementation_and_leave_none_out() -> None:
     stated = facts("cpu")
-    parts = [{job.runner.name for job in jobs(runners().values(), stated, "quick", part=(i, 3))} for i in (1, 2, 3)]
+
+    def of(part: tuple[int, int]) -> set[tuple[str, str]]:
+        found = jobs(runners().values(), stated, "quick", part=part)
+        return {(job.runner.name, job.implementation.name) for job in found}
+
+    parts = [of((i, 3)) for i in (1, 2, 3)]
     assert sum(map(len, parts)) == len(set().union(*parts))
-    assert set().union(*parts) == {job.runner.name for job in jobs(runners().values(), stated, "quick")}
+    assert set().union(*parts) == of((1, 1))
     with pytest.raises(BadInput, match="from 1 to N"):
         parse_part("4/3")
     with pytest.raises(BadInput, match="names a file"):
         place_of("x.yaml", "cpu")
+
+
+def test_a_quick_run_on_a_gpu_leaves_out_what_tells_it_nothing() -> None:
+    from validation.absent_device import described
+
+    gpu = described("sm_90")
+    quick, full = (jobs(runners().values(), gpu, effort) for effort in ("quick", "full"))
+    plain = {job.runner.name for job in quick if job.implementation.name == "torch-chunked"}
+    assert "gdn-prefill" not in plain  # fla is installed
+    assert "gdn-prefill" in {job.runner.name for job in full if job.implementation.name == "torch-chunked"}
+    assert {job.planned.role for job in quick if job.mode == "warm"} == {"fit"}
+    assert {job.planned.role for job in quick if job.mode == "cold"} == {"fit", "held-out"}
+    big = [job for job in full if job.runner.name == "decode-attention" and job.planned.shape["context"] == 2**23]
+    assert {job.mode for job in big} == {"cold"}  # 16 GiB of cache are found in no L2
 
 
 def test_every_operator_offers_what_a_fit_and_a_judgement_need() -> None:

@@ -39,44 +39,47 @@ class KernelSeconds(NamedTuple):
     shared_bytes: int = 0
 
 
-def split(call: Callable[[], object], device: str) -> tuple[KernelSeconds, ...]:
-    """The kernels of one call in the order of their first launch, with the median of five calls.
+def split(call: Callable[[], object], device: str, calls: int = PROFILED_CALLS) -> tuple[KernelSeconds, ...]:
+    """The kernels of one call in the order of their first launch, with the median of some calls.
 
     Not a measurement of the call: the profiler delays the host. Raises RuntimeError when the device records nothing.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    call()
+    if calls > 1:
+        call()
     if device == "cpu":
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
-            for _ in range(PROFILED_CALLS):
+            for _ in range(calls):
                 call()
-        return operators(recorded.key_averages(), PROFILED_CALLS)
+        return operators(recorded.key_averages(), calls)
     with torch.cuda.device(device):
         torch.cuda.synchronize()
         with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-            for _ in range(PROFILED_CALLS):
+            for _ in range(calls):
                 call()
             torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         recorded.export_chrome_trace(str(path))
         trace = json.loads(path.read_text(encoding="utf-8"))
-    found = kernels_of_trace(trace["traceEvents"], PROFILED_CALLS)
+    found = kernels_of_trace(trace["traceEvents"], calls)
     if not found:
         raise RuntimeError("the profiler recorded no kernel; the driver may reserve its counters for administrators")
     return found
 
 
-def split_by_marks(run: Callable[[Mark], object], device: str) -> tuple[KernelSeconds, ...]:
-    """The parts of a call that tells their names as they end, in the order of their first: medians of five calls.
+def split_by_marks(
+    run: Callable[[Mark], object], device: str, calls: int = PROFILED_CALLS
+) -> tuple[KernelSeconds, ...]:
+    """The parts of a call that tells their names as they end, in the order of their first: medians of some calls.
 
     On a GPU the parts are timed by events in the stream behind a spinning kernel, on a CPU by the thread's time.
     """
-    calls = [_marked(run, device) for _ in range(1 + PROFILED_CALLS)][1:]
-    names = [name for name, _ in calls[0]]
-    spent = [median(call[index][1] for call in calls) for index in range(len(names))]
+    told = [_marked(run, device) for _ in range(calls + min(calls - 1, 1))][-calls:]
+    names = [name for name, _ in told[0]]
+    spent = [median(call[index][1] for call in told) for index in range(len(names))]
     return tuple(
         KernelSeconds(name, sum(seconds for other, seconds in zip(names, spent, strict=True) if other == name), count)
         for name, count in Counter(names).items()

@@ -7,12 +7,14 @@ one. Points whose rows are in the file already are not run again, so that an int
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from validation.device import DeviceFacts
 from validation.measurements import Journal, Measurement
 from validation.runners import Implementation, Planned, Runner, Shape
+from validation.stopwatch import UNKNOWN_CACHE_BYTES
 from validation.worker import Answer, Task, serve
 
 LIMIT_S = {"cpu": 60.0, "cuda": 240.0}
@@ -22,6 +24,10 @@ START_LIMIT_S = 300.0
 BUDGET_S = {"quick": 0.1, "full": 0.3}
 """Seconds of samples per point."""
 SHARE_OF_MEMORY = 0.9
+PLAIN = "torch-"
+"""How the names of readable forms begin that no one would serve with."""
+BEYOND_CACHES = 16
+"""Times the last cache that a call may move and still be measured warm as well as cold."""
 ESSENTIAL = ("gemm", "elementwise", "prefill-attention", "decode-attention", "chunk-scan", "recurrent-step")
 """Families that most models are made of, which come first where points go operator by operator."""
 
@@ -62,25 +68,52 @@ def jobs(
     measured together, so that those to fit and those to judge by see the same machine.
 
     families: names of kernel families, mechanisms or operators; none means all. part: (i, n) takes the i-th of n
-    parts, which share no operator, so that each compiles its own kernels once.
+    parts, which share no implementation of an operator, so that each compiles its own kernels once. With quick effort a
+    GPU runs no plain form in torch where a kernel made for the operator is installed, and points to judge by cold only.
     """
     chosen = [
         runner for runner in known if not families or {runner.family, runner.mechanism, runner.name} & set(families)
     ]
-    mine = [runner for index, runner in enumerate(chosen) if index % part[1] == part[0] - 1]
+    thrifty = facts.kind == "cuda" and effort == "quick"
+    pairs = [
+        (runner, implementation)
+        for runner in chosen
+        for implementation in runner.implementations
+        if facts.kind in implementation.devices and not (thrifty and outdone(runner, implementation))
+    ]
     found = [
         Job(runner, implementation, mode, planned)
-        for runner in mine
+        for runner, implementation in pairs[part[0] - 1 :: part[1]]
         for planned in runner.points(facts, effort)
-        for implementation in runner.implementations
-        if facts.kind in implementation.devices
         for mode in runner.modes[facts.kind]
+        if mode == "cold"
+        or "cold" not in runner.modes[facts.kind]
+        or (replays_from_cache(runner, planned.shape, facts) and not (thrifty and planned.role != "fit"))
     ]
     if facts.kind == "cpu":
         return sorted(
             found, key=lambda job: ESSENTIAL.index(job.runner.family) if job.runner.family in ESSENTIAL else 9
         )
     return sorted(found, key=lambda job: job.planned.value)
+
+
+def installed(implementation: Implementation) -> bool:
+    """Whether the modules that it needs are there."""
+    return all(find_spec(module) is not None for module in implementation.requires)
+
+
+def outdone(runner: Runner, implementation: Implementation) -> bool:
+    """Whether it is a plain form in torch of an operator for which a kernel on a GPU is installed."""
+    return implementation.name.startswith(PLAIN) and any(
+        "cuda" in other.devices and not other.name.startswith(PLAIN) and installed(other)
+        for other in runner.implementations
+    )
+
+
+def replays_from_cache(runner: Runner, shape: Shape, facts: DeviceFacts) -> bool:
+    """Whether a call over the same buffers can find any of them in the last cache: beyond, warm is cold."""
+    moved = sum(kernel.ideal.hbm_bytes * kernel.count for kernel in runner.kernels(shape))
+    return bool(moved <= BEYOND_CACHES * (facts.l2_bytes or UNKNOWN_CACHE_BYTES))
 
 
 def too_large(job: Job, facts: DeviceFacts) -> str:

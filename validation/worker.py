@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from costmodel.errors import BadInput
 from validation.runners import Implementation, Inputs, Outputs, Runner, Shape, runner
+from validation.stopwatch import VERY_LONG_S
 
 if TYPE_CHECKING:
     from validation.canary import Canary
@@ -94,6 +95,7 @@ class Bench:
             torch.cuda.set_device(self.device)  # Triton launches on the current device, wherever the tensors are
         self.checked: dict[tuple[str, tuple[Any, ...]], Checked] = {}
         self.passed: dict[tuple[str, str, tuple[Any, ...]], Answer] = {}
+        self.single: set[tuple[str, str]] = set()
 
     def answer(self, task: Task) -> Answer:
         """Check and time one point; what is raised becomes the answer."""
@@ -137,7 +139,14 @@ class Bench:
         touched = sum(each.nbytes for each in (*given, *outputs))
         del given, outputs
         calls = [lambda each=each: implementation.run(task.shape, each) for each in sets]
-        timing = measure(calls, self.stated.device, task.mode, budget_s=task.budget_s, graph=implementation.graph)
+        timing = measure(
+            calls,
+            self.stated.device,
+            task.mode,
+            budget_s=task.budget_s,
+            warm_up_s=task.budget_s / 4,  # the points before kept the device warm
+            graph=implementation.graph,
+        )
         state = telemetry(self.stated.device)
         told = {
             **verdict.told,
@@ -153,24 +162,36 @@ class Bench:
             "throttle": "; ".join(state.throttle),
             "load": state.load,
             "drift": round(self.canary.drift, 4),
-            "kernels": self.split(implementation, task.shape, sets[0]),
+            "kernels": self.split(operator, implementation, task, sets[0], timing.median_s),
         }
         del sets, calls
         self._release()
         return Answer("ok", told)
 
-    def split(self, implementation: Implementation, shape: Shape, inputs: Inputs) -> str:
-        """The parts of a call that tells them, else the kernels that the profiler sees in it; "" on a CPU."""
-        from validation.kernel_split import split, split_by_marks, told
+    def split(
+        self, operator: Runner, implementation: Implementation, task: Task, inputs: Inputs, seconds: float
+    ) -> str:
+        """The parts of a call that tells them, else the kernels that the profiler sees in it; "" on a CPU.
 
+        seconds: of a call; a long one is looked at once. Warm calls run the kernels of cold ones, and an implementation
+        that is one kernel is that at every point: neither is looked at again.
+        """
+        from validation.kernel_split import PROFILED_CALLS, split, split_by_marks, told
+
+        calls = 1 if seconds > VERY_LONG_S else PROFILED_CALLS
+        name = (operator.name, implementation.name)
         try:
             if implementation.marked is not None:
-                return told(split_by_marks(partial(implementation.marked, shape, inputs), self.stated.device))
-            if self.stated.kind == "cpu":
+                run = partial(implementation.marked, task.shape, inputs)
+                return told(split_by_marks(run, self.stated.device, calls))
+            if self.stated.kind == "cpu" or task.mode == "warm" or name in self.single:
                 return ""
-            return told(split(partial(implementation.run, shape, inputs), self.stated.device))
+            parts = split(partial(implementation.run, task.shape, inputs), self.stated.device, calls)
         except (RuntimeError, ImportError) as error:
             return f"no profile: {_text(error)}"
+        if sum(part.launches for part in parts) <= 1:
+            self.single.add(name)
+        return told(parts)
 
     def inputs(self, operator: Runner, implementation: Implementation, shape: Shape, index: int) -> Inputs:
         """Fresh inputs with what the implementation prepares from them; the same for the same index."""
