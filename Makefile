@@ -21,7 +21,8 @@ validate-cpu: export OMP_NUM_THREADS := 1
 validate-cpu: $(VENV)/test
 	$(BIN)/python cli.py calibrate --device cpu --quick
 	$(BIN)/python cli.py predict --arch llama-3.1-8b --hw cpu --context 256..4k --phase all
-	$(BIN)/python cli.py validate --measurements $(MEASURED)/measurements/cpu --hw cpu --plot $(MEASURED)/measured.png
+	$(BIN)/python cli.py validate --measurements $(MEASURED)/measurements/cpu --plot $(MEASURED)/measured.png
+	$(BIN)/python cli.py roofline --measurements $(MEASURED)/measurements/cpu --plot $(MEASURED)/roofline.png --worst 10
 
 $(VENV)/main: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -33,6 +33,15 @@ def test_mechanisms_without_a_fitted_kernel_are_unmeasured() -> None:
     assert doubt("mamba2") == "no measurement covers its decode yet"
 
 
+def test_the_readme_names_what_is_unmeasured() -> None:
+    text = (REPOSITORY / "validation" / "README.md").read_text(encoding="utf-8")
+    listed = text.partition("calibrations these are:")[2].partition(".")[0].replace("\n", " ")
+    assert {name.strip(" ;") for name in listed.partition("; and")[0].split(",")} == {
+        name for name in names() if not measured_phases(name)
+    }
+    assert [name for name in names() if len(measured_phases(name)) == 1] == ["mamba2"]
+
+
 def test_a_calibration_of_ones_own_covers_what_it_was_fitted_to() -> None:
     model = load_architecture("rwkv7-0.1b")
     assert unmeasured_in(model) == ("rwkv7",)
