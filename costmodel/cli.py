@@ -692,6 +692,10 @@ def calibrate(
         str | None,
         typer.Option("--from-csv", metavar="FILE", help="Own measurements: family, shape columns, seconds."),
     ] = None,
+    from_serving: Annotated[
+        str | None,
+        typer.Option("--from-serving", metavar="FILE", help="Measured serving runs: fits the engine's host times."),
+    ] = None,
     library: Names = None,
     points: Annotated[
         int | None,
@@ -719,10 +723,19 @@ def calibrate(
 
     checked_format(form)
     if device is not None:
-        _without("--device", {"--hw": hw, "--from-silicon": from_silicon, "--from-csv": from_csv})
+        others = {"--from-silicon": from_silicon, "--from-csv": from_csv, "--from-serving": from_serving}
+        _without("--device", {"--hw": hw, **others})
         asked: dict[str, Any] = {"device": device, "full": full, "part": part, "out": out, "within": within}
         asked["families"] = _words(families or (), "--families")
         _on_this_machine("calibrate_device_and_print")(form, asked)
+        return
+    if from_serving is not None:
+        _without("--from-serving", {"--from-silicon": from_silicon, "--from-csv": from_csv, "--points": points})
+        from costmodel.report.serving import calibrate_serving_and_print
+
+        asked = {"from_serving": from_serving, "hw": _words([hw] if hw else (), "--hw")}
+        asked |= {"library": _words(library or (), "--library"), "out": out, "source": source}
+        calibrate_serving_and_print(form, {**asked, "jobs": os.cpu_count() or 1})
         return
     if hw is None:
         from costmodel.errors import BadInput
@@ -778,6 +791,9 @@ def validate(
         str | None,
         typer.Option("--measurements", metavar="DIR", help="Stored rows of `calibrate --device`: a folder or a file."),
     ] = None,
+    serving: Annotated[
+        str | None, typer.Option("--serving", metavar="FILE", help="Measured serving runs: errors of TTFT and TPOT.")
+    ] = None,
     context: Annotated[
         list[str] | None,
         typer.Option("--context", "-c", metavar="COUNTS", help="With own measurements: only contexts in this range."),
@@ -818,6 +834,15 @@ def validate(
     from costmodel.report.output import checked_format
 
     checked_format(form)
+    if serving is not None:
+        _without("--serving", {"--silicon": silicon, "--device": device, "--measurements": measurements})
+        from costmodel.report.serving import validate_serving_and_print
+
+        words = {"hw": _words(hw or (), "--hw"), "library": _words(library or (), "--library")}
+        words["methods"] = _words(methods or (), "--methods")
+        count = jobs or os.cpu_count() or 1
+        validate_serving_and_print(form, {"serving": serving, **words, "worst": worst, "jobs": count})
+        return
     if device is not None or measurements is not None:
         from costmodel.units import parse_counts
 
@@ -832,7 +857,7 @@ def validate(
     if silicon is None:
         from costmodel.errors import BadInput
 
-        raise BadInput("give --silicon DIR, --measurements DIR, or --device DEVICE")
+        raise BadInput("give --silicon DIR, --serving FILE, --measurements DIR, or --device DEVICE")
     from costmodel.report.calibrations import validate_and_print
 
     inputs = {

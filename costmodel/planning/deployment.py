@@ -28,7 +28,7 @@ from costmodel.planning.cache import SequenceCache, sequence_cache
 from costmodel.planning.engine import Engine
 from costmodel.planning.kernel_kinds import KernelSource
 from costmodel.planning.replay import Deployment
-from costmodel.planning.step_times import HostTime, tabulate
+from costmodel.planning.step_times import HostTime, Pricing, tabulate
 from costmodel.prediction import loaded, make_precision
 from costmodel.step import Precision, Step
 from costmodel.timing import total_seconds
@@ -67,6 +67,7 @@ class Settings(NamedTuple):
     poll_iterations: int = 1
     gather_iterations: int = 0
     gather_tokens: int = 0
+    ahead: bool = False
 
     def checked(self) -> "Settings":
         """These settings. Raises BadInput for those that no engine could have."""
@@ -103,7 +104,8 @@ ONE_DEVICE = Layout()
 
 
 class Served(NamedTuple):
-    """A model as it is served: number formats, calibration, what the host adds, and how a layout is run."""
+    """A model as it is served: number formats, calibration, what the host adds, how a layout is run, and the library's
+    kernel to prefer where it has several ("": its default)."""
 
     architecture: Architecture
     hardware: Hardware
@@ -111,6 +113,7 @@ class Served(NamedTuple):
     library: str | None = None
     host: HostTime = NO_HOST
     options: Options = SERIAL
+    kernel: str = ""
 
 
 def one_device(
@@ -142,22 +145,23 @@ def deployment(
     replicas: int = 1,
     routing: str = "round-robin",
     link_bandwidth: float | None = None,
+    pricing: Pricing | None = None,
 ) -> Deployment:
     """Replicas of a layout; of a disaggregated one, the workers that it names, so many times.
 
     link_bandwidth: bytes per second at which each device sends its part of a cache (None: the device's links between
-    hosts). Raises as `one_device`, and Impossible where the model cannot be split like this.
+    hosts). pricing: seconds of kernels (None: the library's calibration). Raises as `one_device`, and Impossible where
+    the model cannot be split like this.
     """
     host = served.host
     if isinstance(layout, Layout):
-        found = engine(served, layout, settings)
+        found = engine(served, layout, settings, pricing)
         count = replicas * layout.dp * layout.pp
         return Deployment(
             found,
             count,
             routing,
             front_end_s=host.front_end_s,
-            serial_s=host.serial_s,
             devices=replicas * layout.gpus,
         )
     sends = link_bandwidth or served.hardware.links.scale_out.bandwidth
@@ -168,26 +172,25 @@ def deployment(
         return replicas * workers.replicas * workers.layout.dp * workers.layout.pp
 
     return Deployment(
-        engine(served, layout.decode.layout, settings),
+        engine(served, layout.decode.layout, settings, pricing),
         engines(layout.decode),
         routing,
-        prefill=engine(served, layout.prefill.layout, settings),
+        prefill=engine(served, layout.prefill.layout, settings, pricing),
         prefill_replicas=engines(layout.prefill),
         link_bandwidth=sends,
         front_end_s=host.front_end_s,
-        serial_s=host.serial_s,
         devices=replicas * layout.gpus,
     )
 
 
-def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS) -> Engine:
+def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS, pricing: Pricing | None = None) -> Engine:
     """One of the dp · pp engines of a replica. Raises as `one_device`."""
     settings.checked()
-    model, hardware, precision, library, host, options = served
+    model, hardware, precision, library, host, options, kernel = served
     if model.bidirectional:
         raise Impossible(f"{model.name} denoises whole sequences; the replay is of engines that decode token by token")
     placed = {phase: place(model, layout, phase, options) for phase in ("prefill", "decode")}
-    calibration = find_calibration(hardware, library)
+    calibration = find_calibration(hardware, library)._replace(source=kernel)
 
     def kernels(step: Step) -> Sequence[Kernel]:
         of = placed[step.phase]
@@ -203,7 +206,7 @@ def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS) -> Eng
 
     times = tabulate(
         kernels,
-        lambda run: total_seconds(run, hardware, calibration),
+        pricing or (lambda run: total_seconds(run, hardware, calibration)),
         most_sequences=settings.max_sequences,
         most_context=settings.longest,
         most_tokens=settings.max_batched_tokens,
@@ -227,6 +230,36 @@ def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS) -> Eng
         poll_iterations=settings.poll_iterations,
         gather_iterations=settings.gather_iterations,
         gather_tokens=settings.gather_tokens,
+        ahead=settings.ahead,
+    )
+
+
+def rehosted(ready: Deployment, served: Served, layout: Layout | Disaggregated, host: HostTime) -> Deployment:
+    """A deployment of this layout with another host; its kernels' times are kept."""
+
+    def of(engine: Engine, layout: Layout) -> Engine:
+        added = host_seconds(host, served.architecture, _decode_kernels(served, layout))
+        return engine._replace(times=engine.times.with_host(**added))
+
+    changed = ready._replace(front_end_s=host.front_end_s)
+    if isinstance(layout, Layout):
+        return changed._replace(engine=of(ready.engine, layout))
+    assert ready.prefill is not None
+    decode, prefill = of(ready.engine, layout.decode.layout), of(ready.prefill, layout.prefill.layout)
+    return changed._replace(engine=decode, prefill=prefill)
+
+
+def per_iteration(served: Served, layout: Layout | Disaggregated, name: str) -> float:
+    """How often a constant of `HostTime` comes in an iteration that decodes."""
+    decoding = layout if isinstance(layout, Layout) else layout.decode.layout
+    one = HostTime(**{name: 1.0})
+    return host_seconds(one, served.architecture, _decode_kernels(served, decoding))["host_s"]
+
+
+def _decode_kernels(served: Served, layout: Layout) -> KernelSource:
+    placed = place(served.architecture, layout, "decode", served.options)
+    return lambda step: path_kernels(
+        placed, local_step(placed, step._replace(B=step.B * layout.dp)), served.precision, served.hardware
     )
 
 
@@ -235,14 +268,13 @@ QUANTISED = ("fp8", "nvfp4")
 
 
 def host_seconds(host: HostTime, model: Architecture, kernels: KernelSource) -> dict[str, float]:
-    """What the host adds to an iteration, to it for each sequence, and what one with prompts takes at least."""
+    """What the host adds to an iteration, and to it for each sequence."""
     step = kernels(Step(B=1, S=1, P=1024, phase="decode"))
     products = sum(kernel.count for kernel in step if kernel.family == "gemm" and kernel.instance in QUANTISED)
     of_layers = host.layer_s * len(model.layers) + host.moe_layer_s * _layers_of_experts(model)
     return {
         "host_s": host.step_s + of_layers + host.product_s * products,
         "sequence_s": host.sequence_s,
-        "prompt_s": host.prompt_layer_s * len(model.layers),
     }
 
 

@@ -25,6 +25,9 @@ class Engine(NamedTuple):
     admitted when its whole answer has memory, so that nothing is ever preempted. poll_iterations: while sequences
     decode, new requests are looked for only after so many iterations. gather_iterations, gather_tokens: while
     sequences decode, prompts wait for others, at most so many iterations, or until they have so many tokens.
+
+    ahead: an iteration is scheduled while the one before it runs, so that a request which comes meanwhile joins the one
+    after that.
     """
 
     times: StepTimes
@@ -41,6 +44,7 @@ class Engine(NamedTuple):
     poll_iterations: int = 1
     gather_iterations: int = 0
     gather_tokens: int = 0
+    ahead: bool = False
 
     @property
     def pace(self) -> float:

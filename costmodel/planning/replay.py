@@ -26,8 +26,7 @@ class Deployment(NamedTuple):
 
     replicas of `engine`; or, with `prefill` given, that many engines that prefill and `replicas` of `engine` that
     decode, with caches sent at link_bandwidth bytes per second (one transfer at a time from each) after link_s seconds.
-    front_end_s: from the client to an engine's queue, after serial_s, which the front end spends on one request at a
-    time. devices: accelerators of all engines together.
+    front_end_s: from the client to an engine's queue. devices: accelerators of all engines together.
     """
 
     engine: Engine
@@ -39,7 +38,6 @@ class Deployment(NamedTuple):
     link_s: float = 0.0
     front_end_s: float = 0.0
     devices: int = 1
-    serial_s: float = 0.0
 
 
 def replay(
@@ -83,7 +81,6 @@ class _Run:
         self.deployment, self.requests, self.clients = deployment, requests, clients
         self.measures, self.timeline, self.progress = measures, timeline, progress
         self.now, self.sent, self.pushed, self.waiting = 0.0, 0, 0, 0
-        self.front_free_s = 0.0
         self.events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self.touched: dict[Replica, None] = {}
         self.links: dict[Replica, float] = {}
@@ -134,8 +131,7 @@ class _Run:
         sent = request.arrival_s if self.clients is None else now
         sequence = Sequence(request, self.sent, sent)
         self.sent += 1
-        self.front_free_s = max(sent, self.front_free_s) + self.deployment.serial_s
-        arrival = self.front_free_s + self.deployment.front_end_s
+        arrival = sent + self.deployment.front_end_s
         if self.clients is not None and arrival <= now:
             self._arrive(sequence)
         else:

@@ -41,6 +41,9 @@ class Replica:
         self.waiting: deque[Sequence] = deque()
         self.unseen: deque[Sequence] = deque()
         """Requests that came since the engine last looked."""
+        self.seen: deque[Sequence] = deque()
+        """Requests that it saw when the next iteration was scheduled already."""
+        self.looks = engine.poll_iterations > 1 or engine.ahead
         self.looked = 0
         """Iteration at which it did."""
         self.gathering_since: int | None = None
@@ -65,7 +68,7 @@ class Replica:
     @property
     def line(self) -> int:
         """Requests that wait."""
-        return len(self.waiting) + len(self.unseen)
+        return len(self.waiting) + len(self.seen) + len(self.unseen)
 
     def submit(self, sequence: Sequence, now: float) -> bool:
         """Queue a request. Whether it could start before the iterations end that are under way.
@@ -83,7 +86,7 @@ class Replica:
                 f"{needed * self.page_bytes:.4g} bytes of cache; an engine has {self.engine.cache_bytes:.4g}"
             )
         self.late_s += now - self.begin
-        if self.engine.poll_iterations > 1 and (self.busy or self.decoding):
+        if self.looks and (self.busy or self.decoding or self.prefilling):
             self.unseen.append(sequence)
             return not self.chunks
         self.waiting.append(sequence)
@@ -107,7 +110,7 @@ class Replica:
         """Decide what runs next. When it ends, None when there is nothing to do."""
         while self.decoding and not self.pages.possible(1):
             self._preempt(now)
-        if self.engine.poll_iterations > 1:
+        if self.looks:
             self._look()
         if self.prefilling or (self.waiting and not self._gathers()):
             self.chunks = self._schedule()
@@ -131,7 +134,9 @@ class Replica:
         iterations = self.finishes[0][0] - self.iteration
         if j + 2 < len(nodes):
             iterations = min(iterations, int((nodes[j + 1] - context) / self.pace) + 1)
-        if self.unseen:
+        if self.seen:
+            iterations = 1
+        elif self.unseen:
             iterations = min(iterations, self._until_look(1))
         if self.gathering_since is not None:
             iterations = min(iterations, self.gathering_since + self.engine.gather_iterations - self.iteration)
@@ -140,13 +145,19 @@ class Replica:
         return now + self.seconds
 
     def _look(self) -> None:
-        """See the requests that came, when it is time to: every so many iterations, and after every prompt."""
+        """See the requests that came, when it is time to: every so many iterations, and after every prompt.
+
+        Where iterations are scheduled ahead, those seen now join the iteration after the next one.
+        """
         every = self.engine.poll_iterations
+        self.waiting.extend(self.seen)
+        self.seen.clear()
         if not self.decoding or self.prefilling:
             self.looked = self.iteration
         passed = self.iteration - self.looked
         if passed % every == 0:
-            self.waiting.extend(self.unseen)
+            late = self.engine.ahead and (self.decoding or self.prefilling)
+            (self.seen if late else self.waiting).extend(self.unseen)
             self.unseen.clear()
         self.looked += passed - passed % every
 
@@ -180,7 +191,7 @@ class Replica:
             half = first - growth / 2
             root = math.sqrt(max(half * half + 2 * growth * passed, 0.0))
             count = max(1, math.ceil(2 * passed / (half + root) - 1e-9))
-            if self.unseen and not self.waiting:
+            if self.unseen and not self.waiting and not self.seen:
                 count = self._until_look(count)
             if count < self.iterations:
                 self.iterations, self.seconds = count, self._passed(count)

@@ -46,9 +46,7 @@ class HostTime(NamedTuple):
     step_s, layer_s, moe_layer_s: to every iteration, for every layer of it, and more for a layer of experts.
     product_s: to every product with quantised activations; below 0 where serving fuses a quantisation that the
     kernels' measurements ran on its own. sequence_s: for every sequence that gets a token (sampling, detokenizing,
-    streaming). prompt_layer_s: a layer of an iteration with prompts is launched kernel by kernel and takes at least
-    this. front_end_s: from the client to the queue (HTTP, tokenizer, processes), after serial_s, which the front end
-    spends on one request at a time.
+    streaming). front_end_s: from the client to the queue (HTTP, tokenizer, processes).
     """
 
     step_s: float = 0.0
@@ -57,8 +55,6 @@ class HostTime(NamedTuple):
     front_end_s: float = 0.0
     product_s: float = 0.0
     sequence_s: float = 0.0
-    prompt_layer_s: float = 0.0
-    serial_s: float = 0.0
 
 
 class Line:
@@ -94,9 +90,8 @@ class StepTimes:
     """Seconds of an engine's iterations, by lookup.
 
     new_tokens: tokens that a decoding sequence processes in an iteration, 1 or, where drafts are verified, one more
-    than the drafts. host_s: host time of an iteration, sequence_s of each sequence in it, prompt_s what an iteration
-    with prompts takes at least. contexts: the nodes between which the time of a decode iteration is linear in the
-    context.
+    than the drafts. host_s: host time of an iteration, sequence_s of each sequence in it.
+    contexts: the nodes between which the time of a decode iteration is linear in the context.
     """
 
     def __init__(
@@ -105,13 +100,12 @@ class StepTimes:
         new_tokens: int,
         host_s: float,
         sequence_s: float = 0.0,
-        prompt_s: float = 0.0,
         tokens: tuple[Line, Line],
         rows: Line,
         decode: tuple[list[float], list[float], list[list[float]]],
         prefill: tuple[list[float], list[float], list[float], list[list[list[float]]]],
     ) -> None:
-        self.new_tokens, self.host_s, self.sequence_s, self.prompt_s = new_tokens, host_s, sequence_s, prompt_s
+        self.new_tokens, self.host_s, self.sequence_s = new_tokens, host_s, sequence_s
         self.decode_tokens, self.prefill_tokens = tokens
         self.rows = rows
         self.batches, self.contexts, self.decode_table = decode
@@ -120,13 +114,12 @@ class StepTimes:
         self._shared: dict[int, float] = {}
         self._prefill_known: dict[tuple[float, float, float], float] = {}
 
-    def with_host(self, host_s: float, sequence_s: float, prompt_s: float) -> "StepTimes":
+    def with_host(self, host_s: float, sequence_s: float) -> "StepTimes":
         """The same kernels with another host."""
         return StepTimes(
             new_tokens=self.new_tokens,
             host_s=host_s,
             sequence_s=sequence_s,
-            prompt_s=prompt_s,
             tokens=(self.decode_tokens, self.prefill_tokens),
             rows=self.rows,
             decode=(self.batches, self.contexts, self.decode_table),
@@ -170,7 +163,7 @@ class StepTimes:
         seconds += self.host_s + (sequences + chunks) * self.sequence_s
         if sequences:
             seconds += self.decode_s(sequences, context) - self._shared_s(sequences)
-        return max(seconds + self._prefill_s(chunks, length, prefix), self.prompt_s)
+        return seconds + self._prefill_s(chunks, length, prefix)
 
     def prefill_s(self, tokens: int, prefix: int = 0) -> float:
         """Seconds of an iteration with one chunk and nothing else."""
@@ -218,12 +211,11 @@ def tabulate(
     draft: KernelSource | None = None,
     host_s: float = 0.0,
     sequence_s: float = 0.0,
-    prompt_s: float = 0.0,
 ) -> StepTimes:
     """The tables up to so many decoding sequences, tokens in a sequence, and tokens in an iteration.
 
     draft: the kernels of a draft model, which proposes new_tokens − 1 tokens one after another before each
-    verification. host_s, sequence_s, prompt_s: see `StepTimes`. Beyond the tables, times go on linearly.
+    verification. host_s, sequence_s: see `StepTimes`. Beyond the tables, times go on linearly.
     """
     kind = kinds(kernels)
 
@@ -249,7 +241,6 @@ def tabulate(
         new_tokens=new_tokens,
         host_s=host_s,
         sequence_s=sequence_s,
-        prompt_s=prompt_s,
         tokens=(
             Line(T.tolist(), table(as_decode, "token", T.shape).tolist()),
             Line(T.tolist(), table(as_prefill, "token", T.shape).tolist()),

@@ -1,0 +1,138 @@
+"""Engine constants from measured serving runs: bounded least squares on what replays say of each run.
+
+Around a starting point, TTFT and TPOT of a run are nearly linear in the seconds that the host adds. A replay at that
+point and one for each direction give a `Response`; the fit then needs no further replay. Constants of a library on a
+device are a shared value plus a deviation of the library, one of the device, and one of both, each of which is drawn
+to zero, so that a library or device with few runs borrows from the others.
+
+Minimised is Σ ρ(ln(t̂/t)/σ) + Σ (deviation/s)², with the pseudo-Huber loss ρ of `least_squares`: a run that was
+disturbed counts by its absolute error.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy
+from numpy.typing import NDArray
+
+Floats = NDArray[numpy.float64]
+
+SIGMA = (0.35, 0.1)
+"""Usual size of ln(measured/predicted) of TTFT and TPOT where a run was not disturbed."""
+
+SHARED, LIBRARY, DEVICE, BOTH = 1.0, 0.7, 0.7, 0.5
+"""How far the shared value, and deviations of a library, a device, and both, may go, in usual deviations."""
+
+MOST_RUNS = 30
+"""Runs of one model on one device and library that count fully; of more, each counts less."""
+
+SMALLEST = 0.2
+"""Share of the starting point's prediction below which no straight line is believed."""
+
+
+class Response(NamedTuple):
+    """What replays say of a run.
+
+    base: TTFT and TPOT at the starting constants, for each front-end time of `fronts`. slope: their change per second
+    of each of the other constants, [2, constants − 1]. measured: NaN where it was not.
+    """
+
+    library: str
+    hardware: str
+    model: str
+    fronts: tuple[float, ...]
+    base: Floats
+    slope: Floats
+    measured: tuple[float, float]
+
+
+class Bounds(NamedTuple):
+    """Priors, usual deviations and bounds of the constants, the front end's last; start: where slopes were taken."""
+
+    names: tuple[str, ...]
+    prior: Callable[[str], Floats]
+    deviation: Floats
+    low: Floats
+    high: Floats
+    start: Callable[[str], Floats]
+
+
+class Fitted(NamedTuple):
+    """Constants by library and device; a device or library that no run came from takes what is shared."""
+
+    bounds: Bounds
+    values: Mapping[tuple[str, ...], Floats]
+
+    def constants(self, library: str, hardware: str = "") -> Floats:
+        """The constants of a library on a device."""
+        found = self.bounds.prior(library).copy()
+        for key, scale in _keys(library, hardware):
+            if key in self.values:
+                found += scale * self.values[key] * self.bounds.deviation
+        return numpy.clip(found, self.bounds.low, self.bounds.high)
+
+
+def _keys(library: str, hardware: str) -> list[tuple[tuple[str, ...], float]]:
+    return [
+        (("shared",), SHARED),
+        (("library", library), LIBRARY),
+        (("device", hardware), DEVICE),
+        (("both", library, hardware), BOTH),
+    ]
+
+
+def predicted(response: Response, constants: Floats, start: Floats) -> Floats:
+    """TTFT and TPOT of a run with these constants, by the straight line through its replays."""
+    base = numpy.array([numpy.interp(constants[-1], response.fronts, column) for column in response.base.T])
+    return numpy.maximum(base + response.slope @ (constants[:-1] - start[:-1]), SMALLEST * base)
+
+
+def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
+    """The constants that explain the runs best."""
+    from scipy.optimize import least_squares
+
+    pairs = [(one.library, one.hardware) for one in responses]
+    keys = sorted({key for pair in pairs for key, _ in _keys(*pair)})
+    place = {key: index for index, key in enumerate(keys)}
+    counts: dict[tuple[str, str, str], int] = {}
+    for one in responses:
+        group = one.library, one.hardware, one.model
+        counts[group] = counts.get(group, 0) + 1
+    weight = numpy.array(
+        [min(1.0, MOST_RUNS / counts[one.library, one.hardware, one.model]) ** 0.5 for one in responses]
+    )
+    mix = numpy.zeros((len(responses), len(keys)))
+    for row, pair in enumerate(pairs):
+        for key, scale in _keys(*pair):
+            mix[row, place[key]] = scale
+    fronts = numpy.array(responses[0].fronts)
+    base = numpy.array([one.base for one in responses])
+    slope = numpy.array([one.slope for one in responses])
+    logs = numpy.log(numpy.array([one.measured for one in responses]))
+    prior = numpy.array([bounds.prior(library) for library, _ in pairs])
+    start = numpy.array([bounds.start(library) for library, _ in pairs])
+    size = len(bounds.names)
+
+    def residuals(flat: Floats) -> Floats:
+        constants = prior + (mix @ flat.reshape(len(keys), size)) * bounds.deviation
+        constants = numpy.clip(constants, bounds.low, bounds.high)
+        front = constants[:, -1]
+        upper = numpy.clip(numpy.searchsorted(fronts, front), 1, len(fronts) - 1)
+        share = numpy.clip((front - fronts[upper - 1]) / (fronts[upper] - fronts[upper - 1]), 0.0, 1.0)[:, None]
+        rows = numpy.arange(len(base))
+        at = base[rows, upper - 1] * (1.0 - share) + base[rows, upper] * share
+        seconds = at + numpy.einsum("rmk,rk->rm", slope, constants[:, :-1] - start[:, :-1])
+        gaps = (numpy.log(numpy.maximum(seconds, SMALLEST * at)) - logs) / SIGMA
+        gaps = numpy.nan_to_num(gaps * weight[:, None]).ravel()
+        robust = numpy.sign(gaps) * numpy.sqrt(2.0 * (numpy.sqrt(1.0 + gaps**2) - 1.0))
+        return numpy.concatenate([robust, flat])
+
+    best: Any = None
+    for direction in (0.0, 1.5, -0.8):
+        first = numpy.zeros((len(keys), size))
+        first[place["shared",], -1] = direction
+        found = least_squares(residuals, first.ravel(), max_nfev=80)
+        if best is None or found.cost < best.cost:
+            best = found
+    table = best.x.reshape(len(keys), size)
+    return Fitted(bounds, {key: table[index] for key, index in place.items()})

@@ -1,0 +1,81 @@
+"""How the servers of SemiAnalysis InferenceX were started: options that its exported rows do not name.
+
+The repository publishes the script of every run. Restated here is what decides latencies: limits of sequences and
+tokens, cache formats, memory, how often a scheduler looks for requests, and which runs used speculative decoding.
+
+Source: SemiAnalysisAI/InferenceX, benchmarks/*.sh (70b_*, gptoss_*, dsr1_* for H100 and B200) and perf-changelog.yaml
+(pull requests 392, 594, 620, 626, 632 and 642 on multi-token prediction and its images).
+"""
+
+import re
+from typing import Any
+
+CONCURRENT = 16
+"""Clients from which SGLang's scheduler looks for requests every 30 iterations instead of every 10."""
+
+
+def settings(library: str, arch: str, hw: str, weights: str, gpus: int, clients: int, lengths: tuple[int, int]) -> Any:
+    """What the engine was told, by the names of `Settings`."""
+    if library == "vllm":
+        return _vllm(hw, clients)
+    if library == "sglang":
+        return _sglang(weights, gpus, clients)
+    return _tensorrt(arch, weights, gpus, clients, lengths)
+
+
+def _vllm(hw: str, clients: int) -> dict[str, Any]:
+    """max-num-batched-tokens 8192 and async-scheduling; max-num-seqs 512 on B200 and the clients' number on H100."""
+    return {"max_sequences": clients if hw == "h100-sxm" else 512, "max_batched_tokens": 8192, "ahead": True}
+
+
+def _sglang(weights: str, gpus: int, clients: int) -> dict[str, Any]:
+    """mem-fraction-static, chunked-prefill-size, max-running-requests and scheduler-recv-interval of DeepSeek-R1."""
+    every = 30 if clients >= CONCURRENT else 10
+    if weights == "nvfp4":
+        given = {"max_sequences": 256, "max_batched_tokens": 16_384, "utilisation": 0.85}
+    elif gpus == 4:
+        given, every = {"max_sequences": 32, "max_batched_tokens": 8_192, "utilisation": 0.95}, 10
+    else:
+        given = {"max_sequences": 256, "max_batched_tokens": 32_768, "utilisation": 0.82}
+    return {**given, "poll_iterations": every}
+
+
+def _tensorrt(arch: str, weights: str, gpus: int, clients: int, lengths: tuple[int, int]) -> dict[str, Any]:
+    """max_num_tokens, max_batch_size, free_gpu_memory_fraction, and batch_wait_* where prompts wait for others."""
+    input, output = lengths
+    short = lengths == (1024, 1024)
+    if arch == "llama-3.1-70b":
+        tokens = 16_384 if weights == "fp8" else input + output + 200
+        wait = {"gather_iterations": 20, "gather_tokens": int(0.9 * tokens)} if short and gpus < 8 else {}
+        return {"max_batched_tokens": tokens, **wait}
+    if arch == "gpt-oss-120b":
+        return {"max_sequences": 512, "max_batched_tokens": 20_000, "utilisation": 0.85}
+    tokens = max(8192, -(-(clients + input + 64) // 64) * 64)
+    delayed = weights == "fp8" and short and 64 <= clients < 256
+    wait = {"gather_iterations": 40, "gather_tokens": int(0.8 * tokens)} if delayed else {}
+    return {"max_sequences": 512, "max_batched_tokens": tokens, "utilisation": 0.8, **wait}
+
+
+def cache_format(arch: str, hw: str) -> str:
+    """kv-cache-dtype: fp8 everywhere but for gpt-oss on H100."""
+    return "bf16" if (arch, hw) == ("gpt-oss-120b", "h100-sxm") else "fp8"
+
+
+def experts_kernel(library: str, arch: str, weights: str, clients: int, input: int) -> str:
+    """moe_config.backend of TensorRT-LLM's DeepSeek-R1 in NVFP4: TRTLLM but for many tokens; "" for others."""
+    if (library, arch, weights) != ("trtllm", "deepseek-v3", "nvfp4"):
+        return ""
+    many = clients > 32 if input == 8192 else clients >= 256
+    return "moe_torch_flow_cutlass" if many else "moe_torch_flow_min_latency"
+
+
+def speculative(library: str, arch: str, version: str, measured: str) -> bool:
+    """Whether a run used multi-token prediction, where image and date tell.
+
+    TensorRT-LLM's runs of DeepSeek-R1 with it came in January 2026 on the image 1.1.0rc2.post2, which those without it
+    had left, and went on to 1.2.0rc6.post3; those without it stayed on 1.2.0rc6.post2. SGLang's share an image.
+    """
+    if (library, arch) != ("trtllm", "deepseek-v3"):
+        return False
+    early = version.startswith("1.1.0rc2") and re.match(r"2026-", measured) is not None
+    return version.startswith("1.2.0rc6.post3") or early

@@ -1,0 +1,41 @@
+"""How a library's engine batches unless told otherwise: facts of `hardware_profiles/engines`, with their sources."""
+
+from typing import Any
+
+from costmodel.calibration import find_calibration
+from costmodel.errors import BadInput
+from costmodel.hardware import Hardware
+from costmodel.loading import Problems, data_folder, read_mapping
+from costmodel.planning.deployment import DEFAULTS, Settings
+
+KEYS = ("library", "settings", "source")
+
+
+def library_settings(library: str | None, hardware: Hardware | None = None) -> Settings:
+    """The settings of a library's engine, vLLM's for one that is not known.
+
+    library None takes the one whose calibration of this device is preferred, as predictions do.
+    """
+    if library is None and hardware is not None:
+        library = find_calibration(hardware, None).library
+    path = data_folder("hardware_profiles") / "engines" / f"{library}.yaml"
+    if not path.is_file():
+        return DEFAULTS
+    raw = read_mapping(path)
+    problems = Problems(str(path))
+    problems.unknown_keys(raw, KEYS)
+    given = problems.mapping(raw.get("settings"), "settings")
+    problems.unknown_keys(given, Settings._fields, "settings")
+    problems.raise_if_any()
+    return changed(DEFAULTS, given)
+
+
+def changed(settings: Settings, given: dict[str, Any]) -> Settings:
+    """The settings with what is given; None leaves an entry as it is. Raises BadInput for what no engine could have."""
+    known = {name: value for name, value in given.items() if value is not None}
+    for name, value in known.items():
+        default = DEFAULTS._asdict()[name]
+        right = isinstance(value, type(default)) or (isinstance(default, float) and isinstance(value, int))
+        if default is not None and (not right or isinstance(value, bool) != isinstance(default, bool)):
+            raise BadInput(f"{name.replace('_', ' ')}: {str(value)[:40]!r} is not a {type(default).__name__}")
+    return settings._replace(**known).checked()

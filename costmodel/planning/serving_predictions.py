@@ -1,0 +1,146 @@
+"""What a measured serving run should have shown: its replay, and how the replay answers to the engine's constants."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from costmodel.errors import BadInput, Impossible
+from costmodel.fitting.engine_fit import Bounds, Floats, Response
+from costmodel.planning.deployment import Served, deployment, per_iteration, rehosted
+from costmodel.planning.engine_constants import CONSTANTS, engine_constants, prior_constants
+from costmodel.planning.replay import Deployment
+from costmodel.planning.serving import closed_loop
+from costmodel.planning.serving_rows import ServingRow, merged, own_rows, read_table
+from costmodel.planning.silicon_rows import MARK, silicon_rows
+from costmodel.planning.step_times import HostTime
+from costmodel.prediction import loaded, make_precision
+from costmodel.timing import roofline
+
+FRONTS = (0.0, 0.003, 0.01, 0.03, 0.08, 0.2)
+"""Front-end times at which a run is replayed: they decide which requests meet in an iteration."""
+
+NAMES = tuple(constant.name for constant in CONSTANTS)
+FINE, LONG = 3e-6, 2e-4
+"""Steps of a finite difference: of seconds per sequence, and per iteration."""
+
+
+def read_rows(path: Path) -> list[ServingRow]:
+    """The rows of a CSV file in either format, equal runs merged. Raises BadInput with what is wrong."""
+    columns, lines = read_table(path)
+    reader = silicon_rows if MARK in columns else own_rows
+    return merged(reader(path, columns, lines))
+
+
+def bounds() -> Bounds:
+    """What a fit knows of the constants beforehand."""
+
+    def prior(library: str) -> Floats:
+        values = prior_constants(library)
+        return numpy.array([values[name] for name in NAMES])
+
+    return Bounds(
+        NAMES,
+        prior,
+        numpy.array([constant.deviation for constant in CONSTANTS]),
+        numpy.array([constant.low for constant in CONSTANTS]),
+        numpy.array([constant.high for constant in CONSTANTS]),
+        prior,
+    )
+
+
+def host_time(constants: Floats) -> HostTime:
+    """The constants as an engine takes them."""
+    return HostTime(**dict(zip(NAMES, map(float, constants), strict=True)))
+
+
+@lru_cache(maxsize=4)
+def engines(row: ServingRow, bare: bool = False) -> Deployment:
+    """The deployment of a run, without host time. bare: kernels at their rooflines instead of their calibrated times.
+
+    Raises BadInput or Impossible where it cannot be built.
+    """
+    assert row.layout is not None
+    served = _served(row)
+    longest = int(max(row.inputs.a, row.inputs.b) + max(row.outputs.a, row.outputs.b))
+    pricing = partial(_rooflines, served.hardware) if bare else None
+    return deployment(served, row.layout, row.settings._replace(longest=longest), pricing=pricing)
+
+
+def _served(row: ServingRow) -> Served:
+    (model,), (device,) = loaded(row.arch, row.hw)
+    precision = make_precision(model, device, *row.formats[:3])
+    if row.formats.roles:
+        precision = precision._replace(weights={**precision.weights, **dict(row.formats.roles)})
+    return Served(model, device, precision, row.library, kernel=row.kernel)
+
+
+def _rooflines(hardware: Any, kernels: Iterable[Any]) -> Any:
+    return sum(roofline(kernel, hardware) * kernel.count for kernel in kernels)
+
+
+def replayed(row: ServingRow, host: HostTime, *, bare: bool = False) -> tuple[float, float]:
+    """Mean TTFT and TPOT of a run."""
+    assert row.layout is not None
+    ready = rehosted(engines(row, bare), _served(row), row.layout, host)
+    found = closed_loop(ready, row.clients, row.inputs, row.outputs, per_client=row.per_client)
+    return found.ttft.mean or math.nan, found.tpot.mean or math.nan
+
+
+def response(row: ServingRow) -> Response:
+    """How a run's TTFT and TPOT answer to the constants, around the priors."""
+    start = bounds().start(row.library)
+    base = numpy.array([replayed(row, host_time(start)._replace(front_end_s=front)) for front in FRONTS])
+    here = replayed(row, host_time(start))
+    of_host = (numpy.array(replayed(row, _more(start, "step_s", LONG))) - here) / LONG
+    of_sequence = (numpy.array(replayed(row, _more(start, "sequence_s", FINE))) - here) / FINE
+    assert row.layout is not None
+    slopes = []
+    for name in NAMES[:-1]:
+        count = per_iteration(_served(row), row.layout, name)
+        slopes.append(of_sequence if name == "sequence_s" else of_host * count)
+    measured = (row.ttft_s or math.nan, row.tpot_s or math.nan)
+    return Response(row.library, row.hw, row.arch, FRONTS, base, numpy.stack(slopes, axis=1), measured)
+
+
+def _more(start: Floats, name: str, step: float) -> HostTime:
+    host = host_time(start)
+    return host._replace(**{name: getattr(host, name) + step})
+
+
+def each(work: Callable[[ServingRow], Any], rows: Sequence[ServingRow], jobs: int) -> Iterator[Any]:
+    """The work on each row, in order, on so many processes; where it is impossible, the reason as an Impossible."""
+    if jobs == 1 or len(rows) < 4:
+        yield from map(partial(_tried, work), rows)
+        return
+    with ProcessPoolExecutor(min(jobs, len(rows))) as pool:
+        yield from pool.map(partial(_tried, work), rows, chunksize=max(1, min(8, len(rows) // jobs)))
+
+
+def _tried(work: Callable[[ServingRow], Any], row: ServingRow) -> Any:
+    try:
+        return work(row)
+    except Impossible as error:
+        return error
+    except BadInput as error:
+        return Impossible(str(error))
+
+
+def with_fitted(row: ServingRow) -> tuple[float, float]:
+    """TTFT and TPOT with the library's constants, from a fit that has not seen the run's model."""
+    _, (device,) = loaded(row.arch, row.hw)
+    return replayed(row, engine_constants(row.library, device, without=row.arch).host)
+
+
+def with_priors(row: ServingRow) -> tuple[float, float]:
+    """TTFT and TPOT with generic constants: the priors, the same for every library."""
+    return replayed(row, HostTime(**prior_constants()))
+
+
+def with_rooflines(row: ServingRow) -> tuple[float, float]:
+    """TTFT and TPOT of the bare sum of rooflines, without any host time, in the same replay."""
+    return replayed(row, HostTime(), bare=True)
