@@ -14,7 +14,9 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
 from costmodel.parallel.layout import parse_layout
-from costmodel.planning.deployment import Served, Settings, deployment
+from costmodel.planning.deployment import Served, deployment
+from costmodel.planning.engine_constants import engine_constants
+from costmodel.planning.engine_settings import library_settings
 from costmodel.planning.replay import replay
 from costmodel.planning.traffic import Lengths, drawn
 from costmodel.prediction import loaded, make_precision
@@ -28,8 +30,10 @@ def main() -> None:
     architecture, hardware, layout, clients = (sys.argv[1:] + DEFAULTS[len(sys.argv) - 1 :])[:4]
     (model,), (device,) = loaded(architecture, hardware)
     start = time.process_time()
-    served = Served(model, device, make_precision(model, device))
-    engines = deployment(served, parse_layout(layout), Settings(max_sequences=int(clients)))
+    host = engine_constants(None, device).host
+    served = Served(model, device, make_precision(model, device), host=host)
+    settings = library_settings(None, device)._replace(max_sequences=int(clients))
+    engines = deployment(served, parse_layout(layout), settings)
     spent = time.process_time() - start
     print(f"{architecture} on {layout} of {hardware}, {clients} clients; tables in {spent:.2f} CPU s")
     print(f"{'requests':34} {'simulated s':>12} {'CPU s':>7} {'times real time':>16} {'peak MB':>8}")

@@ -543,15 +543,27 @@ def simulate(
         str, typer.Option("--routing", metavar="NAME", help="round-robin or least-loaded.")
     ] = "round-robin",
     max_sequences: Annotated[
-        str, typer.Option("--max-sequences", metavar="COUNT", help="Sequences under way in an engine.")
-    ] = "1024",
+        str | None,
+        typer.Option("--max-sequences", metavar="COUNT", help="Sequences in an engine. [default: the library's]"),
+    ] = None,
     max_batched_tokens: Annotated[
-        str, typer.Option("--max-batched-tokens", metavar="COUNT", help="Tokens of an iteration.")
-    ] = "8192",
-    page_tokens: Annotated[str, typer.Option("--page-tokens", metavar="COUNT", help="Tokens of a cache page.")] = "16",
+        str | None,
+        typer.Option("--max-batched-tokens", metavar="COUNT", help="Tokens of an iteration. [default: the library's]"),
+    ] = None,
+    page_tokens: Annotated[
+        str | None,
+        typer.Option("--page-tokens", metavar="COUNT", help="Tokens of a cache page. [default: the library's]"),
+    ] = None,
     separate_prefill: Annotated[
-        bool, typer.Option("--separate-prefill", help="Prompts run alone, while decoding sequences wait.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--separate-prefill/--mixed-prefill", help="Prompts run alone, or with others. [default: the library's]"
+        ),
+    ] = None,
+    engine_set: Annotated[
+        list[str] | None,
+        typer.Option("--engine-set", metavar="NAME=VALUE", help="Other settings of the engine; see docs/replay.md."),
+    ] = None,
     snapshot_tokens: Annotated[
         str | None,
         typer.Option("--snapshot-tokens", metavar="COUNT", help="Recurrent states are kept every so many tokens."),
@@ -635,7 +647,8 @@ def simulate(
         "max_sequences": _count(max_sequences, "--max-sequences"),
         "max_batched_tokens": _count(max_batched_tokens, "--max-batched-tokens"),
         "page_tokens": _count(page_tokens, "--page-tokens"),
-        "mixed": not separate_prefill,
+        "mixed": None if separate_prefill is None else not separate_prefill,
+        "engine_set": list(engine_set or ()),
         "snapshot_tokens": _count(snapshot_tokens, "--snapshot-tokens"),
         "draft_tokens": draft_tokens,
         "accepted": accepted,

@@ -67,8 +67,8 @@ def deepseek_node(library: str = "sglang") -> dict[str, float]:
 def jet_nemotron(context: int = 65_536) -> dict[str, float]:
     """Tokens per second of Jet-Nemotron-2B over Qwen3-1.7B on one H100, each with as many sequences as memory holds.
 
-    Published: 2,885 against 61 tokens per second at 64k tokens, 47 times, with caches of 154 and 7,168 MiB per sequence;
-    53.6 times at 256k. Source: NVlabs/Jet-Nemotron, README.
+    Published: 2,885 against 61 tokens per second at 64k tokens, 47 times, with caches of 154 and 7,168 MiB per
+    sequence; 53.6 times at 256k. Source: NVlabs/Jet-Nemotron, README.
     """
     found: dict[str, float] = {"published_ratio": {65_536: 2885 / 61, 262_144: 53.6}.get(context, float("nan"))}
     for name, arch in (("jet", "jet-nemotron-2b"), ("qwen", "qwen3-1.7b")):

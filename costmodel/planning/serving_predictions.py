@@ -21,7 +21,7 @@ from costmodel.planning.step_times import HostTime
 from costmodel.prediction import loaded, make_precision
 from costmodel.timing import roofline
 
-FRONTS = (0.0, 0.003, 0.01, 0.03, 0.08, 0.2)
+FRONTS = (0.001, 0.01, 0.03, 0.1)
 """Front-end times at which a run is replayed: they decide which requests meet in an iteration."""
 
 NAMES = tuple(constant.name for constant in CONSTANTS)

@@ -8,21 +8,19 @@ import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from costmodel.errors import BadInput, suggestion
 from costmodel.loading import Problems
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
 from costmodel.planning.deployment import Settings
-from costmodel.planning.engine_settings import changed, library_settings
+from costmodel.planning.engine_settings import SETTINGS, changed, library_settings, setting_value
 from costmodel.planning.traffic import Lengths
 from costmodel.units import parse_count
 
 REQUIRED = ("library", "arch", "hw", "concurrency", "input", "output")
 MEASURED = ("ttft_s", "tpot_s")
 OPTIONAL = ("version", "layout", "weights", "kv", "activations", "requests_per_client", "kernel")
-SETTINGS = tuple(name for name in Settings._fields if name != "longest")
 COLUMNS = (*REQUIRED, *MEASURED, *OPTIONAL, *SETTINGS)
 MOST_CLIENTS = 100_000
 
@@ -154,7 +152,7 @@ def _own_row(line: int, entry: Mapping[str, str]) -> ServingRow:
     measured = {name: _seconds(entry.get(name), name) for name in MEASURED}
     if not any(measured.values()):
         raise BadInput("neither ttft_s nor tpot_s is given")
-    given = {name: _setting(entry[name], name) for name in SETTINGS if entry.get(name)}
+    given = {name: setting_value(name, entry[name]) for name in SETTINGS if entry.get(name)}
     return ServingRow(
         line=line,
         library=entry["library"],
@@ -185,21 +183,3 @@ def _seconds(text: str | None, name: str) -> float | None:
     if not 0 < value < 1e6:
         raise BadInput(f"{name} {text[:40]} is outside 0 to 1e+06 seconds")
     return value
-
-
-_WORDS: Mapping[str, bool] = MappingProxyType({"true": True, "false": False, "yes": True, "no": False})
-
-
-def _setting(text: str, name: str) -> Any:
-    """A setting's value as its default's type."""
-    default = Settings()._asdict()[name]
-    if isinstance(default, bool):
-        if text.lower() not in _WORDS:
-            raise BadInput(f"{name} {text[:40]!r} is neither true nor false")
-        return _WORDS[text.lower()]
-    if isinstance(default, str):
-        return text
-    try:
-        return float(text) if isinstance(default, float) else parse_count(text, name, 2**27)
-    except ValueError:
-        raise BadInput(f"{name} {text[:40]!r} is not a number") from None

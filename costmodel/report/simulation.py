@@ -13,8 +13,9 @@ from costmodel.hardware import Hardware
 from costmodel.loading import write_atomically
 from costmodel.parallel.layout import parse_layout
 from costmodel.parallel.placement import Options
-from costmodel.planning.deployment import LONGEST, Served, Settings, deployment
+from costmodel.planning.deployment import LONGEST, Served, deployment
 from costmodel.planning.engine_constants import engine_constants
+from costmodel.planning.engine_settings import changed, library_settings, parse_setting
 from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.measures import Measures, ServiceLevel
 from costmodel.planning.replay import Deployment, replay
@@ -104,8 +105,9 @@ def _show(progress: Progress, name: str, count: int, answered: int) -> None:
 
 
 def _deployment(model: Architecture, device: Hardware, inputs: Inputs, longest: int) -> Deployment:
-    settings = Settings(
-        **{name: inputs[name] for name in ("max_sequences", "max_batched_tokens", "page_tokens", "mixed")},
+    given = {name: inputs[name] for name in ("max_sequences", "max_batched_tokens", "page_tokens", "mixed")}
+    given |= dict(parse_setting(text) for text in inputs["engine_set"])
+    settings = changed(library_settings(inputs["library"], device), given)._replace(
         snapshot_tokens=inputs["snapshot_tokens"],
         draft_tokens=inputs["draft_tokens"],
         acceptance=inputs["accepted"],
