@@ -20,7 +20,7 @@ Floats = NDArray[numpy.float64]
 SIGMA = (0.35, 0.1)
 """Usual size of ln(measured/predicted) of TTFT and TPOT where a run was not disturbed."""
 
-SHARED, LIBRARY, DEVICE, BOTH = 1.0, 0.7, 0.7, 0.5
+SHARED, LIBRARY, DEVICE, BOTH = 1.0, 0.7, 1.0, 1.0
 """How far the shared value, and deviations of a library, a device, and both, may go, in usual deviations."""
 
 MOST_RUNS = 30
@@ -87,6 +87,12 @@ def predicted(response: Response, constants: Floats, start: Floats) -> Floats:
     return numpy.maximum(base + response.slope @ (constants[:-1] - start[:-1]), SMALLEST * base)
 
 
+def _robust(gaps: Floats) -> Floats:
+    """Residuals whose squares are the pseudo-Huber loss of these."""
+    found: Floats = numpy.sign(gaps) * numpy.sqrt(2.0 * (numpy.sqrt(1.0 + gaps**2) - 1.0))
+    return found
+
+
 def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
     """The constants that explain the runs best."""
     from scipy.optimize import least_squares
@@ -113,25 +119,47 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
     start = numpy.array([bounds.start(library) for library, _ in pairs])
     size = len(bounds.names)
 
-    def residuals(flat: Floats) -> Floats:
-        constants = prior + (mix @ flat.reshape(len(keys), size)) * bounds.deviation
-        constants = numpy.clip(constants, bounds.low, bounds.high)
+    rows = numpy.arange(len(base))
+    unknown = numpy.isnan(logs)
+
+    def parts(flat: Floats) -> tuple[Floats, Floats]:
+        """Each run's ln(predicted/measured) in units of what is usual, and its change with each constant."""
+        wanted = prior + (mix @ flat.reshape(len(keys), size)) * bounds.deviation
+        constants = numpy.clip(wanted, bounds.low, bounds.high)
         front = constants[:, -1]
         upper = numpy.clip(numpy.searchsorted(fronts, front), 1, len(fronts) - 1)
-        share = numpy.clip((front - fronts[upper - 1]) / (fronts[upper] - fronts[upper - 1]), 0.0, 1.0)[:, None]
-        rows = numpy.arange(len(base))
-        at = base[rows, upper - 1] * (1.0 - share) + base[rows, upper] * share
+        width = fronts[upper] - fronts[upper - 1]
+        share = numpy.clip((front - fronts[upper - 1]) / width, 0.0, 1.0)[:, None]
+        low, high = base[rows, upper - 1], base[rows, upper]
+        at = low * (1.0 - share) + high * share
         seconds = at + numpy.einsum("rmk,rk->rm", slope, constants[:, :-1] - start[:, :-1])
-        gaps = (numpy.log(numpy.maximum(seconds, SMALLEST * at)) - logs) / SIGMA
-        gaps = numpy.nan_to_num(gaps * weight[:, None]).ravel()
-        robust = numpy.sign(gaps) * numpy.sqrt(2.0 * (numpy.sqrt(1.0 + gaps**2) - 1.0))
-        return numpy.concatenate([robust, flat])
+        least = SMALLEST * at
+        scale = weight[:, None] / SIGMA
+        gaps = numpy.where(unknown, 0.0, (numpy.log(numpy.maximum(seconds, least)) - logs) * scale)
+        by_front = ((high - low) / width[:, None] * ((share > 0.0) & (share < 1.0)))[:, :, None]
+        change = numpy.concatenate([slope, by_front], axis=2) / numpy.maximum(seconds, least)[:, :, None]
+        free = ((wanted > bounds.low) & (wanted < bounds.high))[:, None, :]
+        change = change * free * (scale * (seconds > least) * ~unknown)[:, :, None]
+        return gaps, change
+
+    def residuals(flat: Floats) -> Floats:
+        gaps = parts(flat)[0].ravel()
+        return numpy.concatenate([_robust(gaps), flat])
+
+    def jacobian(flat: Floats) -> Floats:
+        gaps, change = parts(flat)
+        root = numpy.sqrt(1.0 + gaps**2)
+        found = _robust(gaps)
+        # d/dg of ±√(2(√(1 + g²) − 1)) = g/(√(1 + g²)·|ρ|), which is 1 at 0.
+        tangent = numpy.where(numpy.abs(gaps) < 1e-6, 1.0, gaps / (root * numpy.where(found == 0, 1.0, found)))
+        by_key = numpy.einsum("rmk,rq,k->rmqk", change * tangent[:, :, None], mix, bounds.deviation)
+        return numpy.concatenate([by_key.reshape(-1, len(keys) * size), numpy.eye(len(keys) * size)])
 
     best: Any = None
     for direction in (0.0, 1.5, -0.8):
         first = numpy.zeros((len(keys), size))
         first[place["shared",], -1] = direction
-        found = least_squares(residuals, first.ravel(), max_nfev=80)
+        found = least_squares(residuals, first.ravel(), jac=jacobian, max_nfev=60)
         if best is None or found.cost < best.cost:
             best = found
     table = best.x.reshape(len(keys), size)

@@ -24,8 +24,8 @@ def settings(library: str, arch: str, hw: str, weights: str, gpus: int, clients:
 
 
 def _vllm(hw: str, clients: int) -> dict[str, Any]:
-    """max-num-batched-tokens 8192 and async-scheduling; max-num-seqs 512 on B200 and the clients' number on H100."""
-    return {"max_sequences": clients if hw == "h100-sxm" else 512, "max_batched_tokens": 8192, "ahead": True}
+    """max-num-batched-tokens 8192; max-num-seqs 512 on B200 and the clients' number on H100."""
+    return {"max_sequences": clients if hw == "h100-sxm" else 512, "max_batched_tokens": 8192}
 
 
 def _sglang(weights: str, gpus: int, clients: int) -> dict[str, Any]:

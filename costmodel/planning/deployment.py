@@ -10,6 +10,7 @@ v1/engine/core.py (batches in flight, one for each stage).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -190,7 +191,9 @@ def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS, pricin
     if model.bidirectional:
         raise Impossible(f"{model.name} denoises whole sequences; the replay is of engines that decode token by token")
     placed = {phase: place(model, layout, phase, options) for phase in ("prefill", "decode")}
-    calibration = find_calibration(hardware, library)._replace(source=kernel)
+    if pricing is None:
+        calibration = find_calibration(hardware, library)._replace(source=kernel)
+        pricing = partial(total_seconds, hardware=hardware, calibration=calibration)
 
     def kernels(step: Step) -> Sequence[Kernel]:
         of = placed[step.phase]
@@ -206,7 +209,7 @@ def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS, pricin
 
     times = tabulate(
         kernels,
-        pricing or (lambda run: total_seconds(run, hardware, calibration)),
+        pricing,
         most_sequences=settings.max_sequences,
         most_context=settings.longest,
         most_tokens=settings.max_batched_tokens,

@@ -44,14 +44,12 @@ class Constant(NamedTuple):
 
 
 CONSTANTS = (
-    Constant("step_s", 3e-4, 3e-4, 0.0, 5e-3, "scheduling and sampling that the device waits for, in an iteration"),
-    Constant("layer_s", 5e-6, 1e-5, -3e-5, 1e-4, "a layer's gaps and synchronisation, less what fused kernels save"),
-    Constant(
-        "moe_layer_s", -5e-6, 1.5e-5, -6e-5, 1e-4, "more in a layer of experts, less what runs on a second stream"
-    ),
-    Constant("product_s", -2e-6, 2e-6, -1e-5, 1e-5, "a product with quantised activations, beside its measurement"),
-    Constant("sequence_s", 5e-6, 1e-5, 0.0, 2e-4, "a sequence that gets a token: detokenizing, streaming"),
-    Constant("front_end_s", 2e-2, 2e-2, 0.0, 0.5, "from the client to the queue and back: HTTP, tokenizer, processes"),
+    Constant("step_s", 3e-4, 1.5e-4, 0.0, 5e-3, "scheduling and sampling that the device waits for, in an iteration"),
+    Constant("layer_s", 5e-6, 5e-6, -3e-5, 1e-4, "a layer's gaps and synchronisation, less what fused kernels save"),
+    Constant("moe_layer_s", 0.0, 4e-6, -6e-5, 1e-4, "more in a layer of experts, less what runs on a second stream"),
+    Constant("product_s", -2e-6, 1e-6, -1e-5, 1e-5, "a product with quantised activations, beside its measurement"),
+    Constant("sequence_s", 5e-6, 5e-6, 0.0, 2e-4, "a sequence that gets a token: detokenizing, streaming"),
+    Constant("front_end_s", 3e-2, 2e-2, 0.0, 0.5, "from the client to the queue and back: HTTP, tokenizer, processes"),
 )
 """The constants of an engine, seconds each. Priors are what launching a kernel (5 µs), a trip between processes (0.1 to
 1 ms) and an HTTP request with a tokenizer (some ms) take on a server's processor."""
@@ -101,8 +99,10 @@ def engine_constants(
     if raw.get("schema") != 1:
         problems.add(f"schema: {raw.get('schema')!r} is not 1")
     fits = {"": raw, **problems.mapping(raw.get("without") or {}, "without")}
-    fit = fits.get(without or "", raw)
-    chosen = _of_device(fit.get("devices") or {}, hardware) or fit.get("constants")
+    seen = without is not None and without in problems.mapping(raw.get("models") or {}, "models")
+    # Of a model that every fit has seen, only the priors have not.
+    fit = fits.get(without or "", {"constants": {}} if seen else raw)
+    chosen = _of_device(fit.get("devices") or {}, hardware) or fit.get("constants") or {}
     values = _checked(chosen, prior_constants(library), problems)
     spread = dict(PRIOR_SPREAD)
     for name, value in problems.mapping(fit.get("spread") or raw.get("spread") or {}, "spread").items():

@@ -20,7 +20,8 @@ from costmodel.planning.serving_predictions import NAMES, bounds, each, response
 from costmodel.planning.serving_rows import ServingRow
 from costmodel.timing import Z80
 
-FEWEST_RUNS = 3
+FEWEST_RUNS = 2
+MOST_RUNS, MOST_CLIENTS = 20, 128
 FEWEST_ERRORS = 40
 """Errors of a library on unseen models from which it has a spread of its own."""
 
@@ -49,7 +50,7 @@ def fit_rows(
     rows: Sequence[ServingRow], jobs: int = 1, progress: Callable[[str, int, int], None] | None = None
 ) -> ServingFit:
     """Replay the runs and fit. Raises BadInput where too few can be used."""
-    usable = [row for row in rows if row.scored]
+    usable = chosen(rows)
     found, refused = list[Response](), list[tuple[ServingRow, str]]()
     for index, (row, answer) in enumerate(zip(usable, each(response, usable, jobs), strict=True)):
         if isinstance(answer, Impossible):
@@ -62,6 +63,21 @@ def fit_rows(
         reasons = "; ".join(reason for _, reason in refused[:3])
         raise BadInput(f"{len(found)} runs can be used, too few for a fit{'; ' if reasons else ''}{reasons}")
     return fit_responses(found, refused)
+
+
+def chosen(rows: Sequence[ServingRow]) -> list[ServingRow]:
+    """The runs that a fit looks at: of each library, device and model at most `MOST_RUNS`, evenly over their order by
+    layout and clients, up to `MOST_CLIENTS` of these. More runs of a model say the same, and larger ones take long."""
+    groups: dict[tuple[str, str, str], list[ServingRow]] = {}
+    for row in rows:
+        if row.scored and row.clients <= MOST_CLIENTS:
+            groups.setdefault((row.library, row.hw, row.arch), []).append(row)
+    found = []
+    for group in groups.values():
+        ordered = sorted(group, key=lambda row: (str(row.layout), row.clients, row.line))
+        step = max(len(ordered) / MOST_RUNS, 1.0)
+        found += [ordered[int(index * step)] for index in range(min(MOST_RUNS, len(ordered)))]
+    return found
 
 
 def fit_responses(found: Sequence[Response], refused: Iterable[tuple[ServingRow, str]] = ()) -> ServingFit:
@@ -148,9 +164,4 @@ def _named(fit: Fitted, library: str, hardware: str) -> dict[str, float]:
 
 def document_text(document: Mapping[str, Any]) -> str:
     """The YAML text: one line for each set of constants."""
-    lines = []
-    for name, value in document.items():
-        nested = name in ("devices", "without")
-        text = yaml.safe_dump({name: value}, sort_keys=False, default_flow_style=False if nested else None, width=118)
-        lines.append(text)
-    return "".join(lines)
+    return str(yaml.safe_dump(dict(document), sort_keys=False, default_flow_style=None, width=200))

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy
 
+from costmodel.architecture import Architecture
+from costmodel.calibration import Calibration, find_calibration
 from costmodel.errors import BadInput, Impossible
 from costmodel.fitting.engine_fit import Bounds, Floats, Response
+from costmodel.hardware import Hardware, load_hardware
 from costmodel.planning.deployment import Served, deployment, per_iteration, rehosted
 from costmodel.planning.engine_constants import CONSTANTS, engine_constants, prior_constants
 from costmodel.planning.replay import Deployment
@@ -19,10 +22,10 @@ from costmodel.planning.serving_rows import ServingRow, merged, own_rows, read_t
 from costmodel.planning.silicon_rows import MARK, silicon_rows
 from costmodel.planning.step_times import HostTime
 from costmodel.prediction import loaded, make_precision
-from costmodel.timing import roofline
+from costmodel.timing import roofline, total_seconds
 
-FRONTS = (0.001, 0.01, 0.03, 0.1)
-"""Front-end times at which a run is replayed: they decide which requests meet in an iteration."""
+FRONTS = (0.003, 0.03, 0.1)
+"""Front-end times at which a run is replayed, the prior among them: they decide which requests meet in an iteration."""
 
 NAMES = tuple(constant.name for constant in CONSTANTS)
 FINE, LONG = 3e-6, 2e-4
@@ -67,16 +70,29 @@ def engines(row: ServingRow, bare: bool = False) -> Deployment:
     assert row.layout is not None
     served = _served(row)
     longest = int(max(row.inputs.a, row.inputs.b) + max(row.outputs.a, row.outputs.b))
-    pricing = partial(_rooflines, served.hardware) if bare else None
+    calibration = _calibration(row.hw, row.library, row.kernel)
+    times = partial(total_seconds, hardware=served.hardware, calibration=calibration)
+    pricing = partial(_rooflines, served.hardware) if bare else times
     return deployment(served, row.layout, row.settings._replace(longest=longest), pricing=pricing)
 
 
 def _served(row: ServingRow) -> Served:
-    (model,), (device,) = loaded(row.arch, row.hw)
+    model, device = _loaded(row.arch, row.hw)
     precision = make_precision(model, device, *row.formats[:3])
     if row.formats.roles:
         precision = precision._replace(weights={**precision.weights, **dict(row.formats.roles)})
     return Served(model, device, precision, row.library, kernel=row.kernel)
+
+
+@lru_cache(maxsize=16)
+def _loaded(arch: str, hw: str) -> tuple[Architecture, Hardware]:
+    (model,), (device,) = loaded(arch, hw)
+    return model, device
+
+
+@lru_cache(maxsize=8)
+def _calibration(hw: str, library: str, kernel: str) -> Calibration:
+    return find_calibration(load_hardware(hw), library)._replace(source=kernel)
 
 
 def _rooflines(hardware: Any, kernels: Iterable[Any]) -> Any:
@@ -95,7 +111,7 @@ def response(row: ServingRow) -> Response:
     """How a run's TTFT and TPOT answer to the constants, around the priors."""
     start = bounds().start(row.library)
     base = numpy.array([replayed(row, host_time(start)._replace(front_end_s=front)) for front in FRONTS])
-    here = replayed(row, host_time(start))
+    here = base[FRONTS.index(float(start[-1]))]
     of_host = (numpy.array(replayed(row, _more(start, "step_s", LONG))) - here) / LONG
     of_sequence = (numpy.array(replayed(row, _more(start, "sequence_s", FINE))) - here) / FINE
     assert row.layout is not None
@@ -132,7 +148,7 @@ def _tried(work: Callable[[ServingRow], Any], row: ServingRow) -> Any:
 
 def with_fitted(row: ServingRow) -> tuple[float, float]:
     """TTFT and TPOT with the library's constants, from a fit that has not seen the run's model."""
-    _, (device,) = loaded(row.arch, row.hw)
+    _, device = _loaded(row.arch, row.hw)
     return replayed(row, engine_constants(row.library, device, without=row.arch).host)
 
 

@@ -39,9 +39,6 @@ MODELS: Mapping[str, str] = {
 """Architectures of models whose name is not their own; of others, the last part of the name in lower case."""
 
 INFERENCEX = re.compile(r"db-dump/|source_file=2026-0[34]-\d\d\.csv")
-ASYNCHRONOUS = (0, 14)
-"""vLLM's version from which it schedules ahead by default."""
-
 Entry = Mapping[str, str]
 
 
@@ -75,8 +72,6 @@ def _row(line: int, entry: Entry) -> ServingRow:
     given = {}
     if public and isinstance(layout, Layout):
         given = benchmark_setups.settings(library, arch, hw, weights, layout.gpus, clients, lengths)
-    elif library == "vllm" and _version(version) < ASYNCHRONOUS:
-        given = {"ahead": False}
     unscored = "" if layout is not None else "disaggregated, without worker counts"
     flagged = ""
     if benchmark_setups.speculative(library, arch, version, measured[1] if measured else ""):
@@ -172,13 +167,3 @@ def _milliseconds(entry: Entry, name: str) -> float:
     if not 0 < value < 1e6:
         raise BadInput(f"{name} {entry[name][:40]!r} is not a time in milliseconds above 0")
     return value
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """Major and minor number.
-
-    >>> _version("0.12.0"), _version("")
-    ((0, 12), (99,))
-    """
-    found = re.match(r"(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (99,)
