@@ -1,5 +1,6 @@
 """A model: named blocks and the list of layers, read from a YAML file or a Hugging Face `config.json`."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -116,19 +117,19 @@ class Architecture(NamedTuple):
         """How many layers use each mixer, and each FFN."""
         mixers: dict[str, int] = {}
         ffns: dict[str, int] = {}
-        for names_of_layer, ffn_name in self.layers:
+        for (names_of_layer, ffn_name), times in Counter(self.layers).items():
             for mixer_name in branches(names_of_layer):
-                mixers[mixer_name] = mixers.get(mixer_name, 0) + 1
+                mixers[mixer_name] = mixers.get(mixer_name, 0) + times
             if ffn_name is not None:
-                ffns[ffn_name] = ffns.get(ffn_name, 0) + 1
+                ffns[ffn_name] = ffns.get(ffn_name, 0) + times
         return mixers, ffns
 
     def sites(self) -> tuple[dict[str, int], dict[str, int]]:
         """How many norms stand before each mixer, and each FFN: parallel branches share that of the first."""
         first: dict[str, int] = {}
-        for names_of_layer, _ in self.layers:
+        for (names_of_layer, _), times in Counter(self.layers).items():
             for mixer_name in branches(names_of_layer)[:1]:
-                first[mixer_name] = first.get(mixer_name, 0) + 1
+                first[mixer_name] = first.get(mixer_name, 0) + times
         return first, self.counts()[1]
 
     @property

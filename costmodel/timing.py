@@ -8,7 +8,7 @@ sum to first order; parameters are shared by all kernels of an instance, so thei
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity, maximum, root
 from costmodel.calibration import BASES, Calibration, Fit
@@ -104,14 +104,20 @@ def total_seconds(kernels: Sequence[Kernel], hardware: Hardware, calibration: Ca
 
 
 def spread(times: Sequence[KernelTime], hardware: Hardware) -> Quantity:
-    """Standard deviation of ln(time) of the sum, to first order.
+    """Standard deviation of ln(time) of the sum, to first order."""
+    return root(sum(part**2 for part in errors(times, hardware).values()), 2.0)
+
+
+def errors(times: Sequence[KernelTime], hardware: Hardware) -> dict[tuple[Any, ...], Quantity]:
+    """What each independent source of error does to ln(time) of the sum, at one standard deviation and to first order.
 
     Parameters belong to all kernels of an instance, so their errors add up before they are squared. So do the errors
-    of the forms within a family and within a module that was measured as a whole.
+    of the forms within a family and within a module that was measured as a whole. Keys name the source: two steps that
+    share one move together, and in their ratio it cancels as far as they feel it alike.
     """
     total = sum(entry.time_s for entry in times)
     by_fit: dict[tuple[str, str, str], list[KernelTime]] = {}
-    errors: dict[str, Quantity] = {}
+    found: dict[tuple[Any, ...], Quantity] = {}
     for entry in times:
         key = entry.fit.key
         if entry.correction is None:
@@ -119,23 +125,23 @@ def spread(times: Sequence[KernelTime], hardware: Hardware) -> Quantity:
             error = entry.time_s * entry.fit.spread_for(entry.kernel)
         else:
             error = entry.time_s * entry.correction.spread
-        errors[key[2] or key[0]] = errors.get(key[2] or key[0], 0.0) + error
-    variance = sum((error / total) ** 2 for error in errors.values())
-    for group in by_fit.values():
+        source = ("form", key[2] or key[0])
+        found[source] = found.get(source, 0.0) + error / total
+    for key, group in by_fit.items():
         fit = group[0].fit
         share = sum(entry.time_s for entry in group) / total
         # A part of the step that cannot move the interval by a tenth of a percent is not differentiated.
         if _all_below(share, 1e-3):
             continue
-        for column in fit.columns:
+        for index, column in enumerate(fit.columns):
             moved = fit.shifted(column, 1.0), fit.shifted(column, -1.0)
             change: Quantity = 0.0
             for values, sign in zip(moved, (0.5, -0.5), strict=True):
                 for entry in group:
                     kernel = entry.kernel
                     change = change + sign * kernel.form.terms(kernel, hardware, values).total() * kernel.exposed
-            variance = variance + (change / total) ** 2
-    return root(variance, 2.0)
+            found[(*key, index)] = change / total
+    return found
 
 
 def _all_below(value: Quantity, limit: float) -> bool:
