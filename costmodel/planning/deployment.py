@@ -309,11 +309,11 @@ def _fullest(served: Served, prefill: Placed, decode: Placed, settings: Settings
                 f"{format_bytes(held)} of the {format_bytes(usable)} of a device that an engine may use; a layout that "
                 "splits it further, narrower weights or a larger device would help"
             )
-        found.append((_stage_cache(decode, of_decode, precision), usable - held))
+        found.append((stage_cache(decode, of_decode, precision), usable - held))
     return max(found, key=lambda entry: entry[0].bytes(settings.longest) / entry[1])
 
 
-def _stage_cache(placed: Placed, stage: Stage, precision: Precision) -> SequenceCache:
+def stage_cache(placed: Placed, stage: Stage, precision: Precision) -> SequenceCache:
     """What a sequence keeps on one device of a stage; a cache that is split by tokens counts with its part of them."""
     whole = sequence_cache(stage.part, precision)
     if stage.cores is None:

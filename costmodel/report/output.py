@@ -50,6 +50,13 @@ def print_json(
     command: str, inputs: Mapping[str, Any], rows: Sequence[Row], calibration: str | None = None, **more: Sequence[Row]
 ) -> None:
     """The one JSON object of a command; `more` adds lists beside the rows."""
+    emit(as_json(command, inputs, rows, calibration, **more))
+
+
+def as_json(
+    command: str, inputs: Mapping[str, Any], rows: Sequence[Row], calibration: str | None = None, **more: Sequence[Row]
+) -> str:
+    """The text of that object."""
     import json
 
     whole = {
@@ -61,7 +68,7 @@ def print_json(
         "rows": list(rows),
         **more,
     }
-    emit(json.dumps(_plain(whole), indent=2, allow_nan=False))
+    return json.dumps(_plain(whole), indent=2, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

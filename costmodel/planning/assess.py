@@ -1,0 +1,246 @@
+"""A plan looked at closely: what it does under its load, how sure that is, what limits it, what it draws and costs.
+
+Errors of decode iterations and of prompts are those of `predict`, source by source. How much a latency or a capacity
+moves with either is found by moving the iteration times themselves, so that queues amplify what they amplify. Sources
+that two plans share are the same keys, and cancel in their ratio as far as both feel them alike.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy
+
+from costmodel.errors import Impossible
+from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
+from costmodel.planning.candidates import Candidate, send_s
+from costmodel.planning.curves import Array, Curves, EngineModel, engine_curves
+from costmodel.planning.operating import Operating, at_point, decoding, operating, prefilling, settled
+from costmodel.planning.question import Loaded
+from costmodel.planning.room import Room, room
+from costmodel.step import Step
+from costmodel.timing import Z80, StepTime, errors, expected, time_step
+
+Errors = dict[tuple[Any, ...], float]
+"""Standard deviations of a logarithm by source, with sign."""
+
+MOVE = 0.02
+"""By how much iteration times are moved to see what follows from it."""
+
+
+class Role(NamedTuple):
+    """Engines of one kind in a plan: "both", "prefill" or "decode"; column: of its chunk budget."""
+
+    name: str
+    engine: EngineModel
+    replicas: int
+    curves: Curves
+    room: Room
+    places: Array
+    column: int
+    send_s: float = 0.0
+
+    @property
+    def engines(self) -> int:
+        """All of them."""
+        return self.replicas * self.engine.engines
+
+    def at(self, loaded: Loaded, decode: float = 1.0, prompt: float = 1.0, share: Array | None = None) -> Operating:
+        """Where an engine works, were decode iterations and prompts slower by these factors."""
+        found = self.curves
+        moved = found._replace(decode=found.decode * decode, alone=found.alone * decode, added=found.added * prompt)
+        work = loaded.question.work
+        if self.name == "prefill":
+            shares = numpy.linspace(0.005, 0.995, 199) if share is None else share
+            return prefilling(self.engine, work, moved, shares, self.send_s, self.engines)
+        if self.name == "decode":
+            return decoding(self.engine, work, moved, self.places)
+        return operating(self.engine, work, moved, self.places, self.engines)
+
+
+class State(NamedTuple):
+    """A plan under its load.
+
+    Means in seconds; requests per second at most, within the service level (capacity, and that of each role) and
+    whatever the latency (most); sequences under way in each engine that decodes; the share of the time of engines with
+    prompts that prompts take; and the load, requests per second.
+    """
+
+    ttft_s: float
+    tpot_s: float
+    capacity_per_s: float
+    capacities: tuple[float, ...]
+    most_per_s: float
+    sequences: float
+    prefill_share: float
+    load_per_s: float
+
+
+class Assessment(NamedTuple):
+    """A plan, its engines and state, the step of each (role, "decode" | "prompt"), and the logarithmic errors of
+    the state's TTFT, TPOT and capacity, and of the capacity of each role by its name."""
+
+    plan: Candidate
+    roles: list[Role]
+    state: State
+    steps: Mapping[tuple[str, str], StepTime]
+    errors: Mapping[str, Errors]
+
+
+def roles_of(loaded: Loaded, plan: Candidate) -> list[Role]:
+    """The engines of a plan. Raises Impossible where the model does not fit or divide so."""
+    layout = parse_layout(plan.layout)
+    if isinstance(layout, Disaggregated):
+        parts = [("prefill", *layout.prefill), ("decode", *layout.decode)]
+        return [_role(loaded, plan, name, replicas * plan.replicas, part) for name, replicas, part in parts]
+    return [_role(loaded, plan, "both", plan.replicas, layout)]
+
+
+def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Layout) -> Role:
+    asked = loaded.question
+    engine = loaded.engine(plan.hw, plan.weights, plan.kv, plan.draft_tokens, layout)
+    held = room(engine, asked.work, loaded.results(engine), asked.settings(plan.budget, plan.draft_tokens))
+    column = asked.budgets.index(plan.budget)
+    places = numpy.minimum(held.sequences, asked.max_sequences)
+    if places[column] < 1:
+        raise Impossible(
+            f"{loaded.model.name} as {layout} on {plan.hw}: weights and buffers leave {held.free[column] / 2**30:.4g} "
+            f"GiB for caches, and one sequence of {asked.work.context:.0f} tokens takes {held.each / 2**30:.4g} GiB"
+        )
+    shared = loaded.whole(engine)
+    most = places.max()
+    n = numpy.unique(numpy.append(shared.n[shared.n <= most], most))
+    blocks = loaded.blocks(engine) if layout.pp > 1 else {}
+    found = engine_curves(engine, asked.work, shared, blocks, n)
+    return Role(name, engine, replicas, found, held, places, column, send_s(asked, engine))
+
+
+def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], float] | None = None) -> State:
+    """What happens under the load. moves: factors on ("both" | "prefill" | "decode", "decode" | "prompt")."""
+    asked, work = loaded.question, loaded.question.work
+    moves = moves or {}
+    at = {
+        role.name: role.at(loaded, moves.get((role.name, "decode"), 1.0), moves.get((role.name, "prompt"), 1.0))
+        for role in roles
+    }
+    if len(roles) == 1:
+        (role,) = roles
+        found, column = at[role.name], role.column
+        if work.rate is not None:
+            n = settled(work.rate / role.engines, found, column)
+            load = work.rate
+        else:
+            n = min((work.clients or 1) / role.engines, float(role.places[column]))
+            load = at_point(found.rate, found, column, n) * role.engines
+        capacity = role.engines * _within(found, column, float(role.places[column]), *asked.level)
+        return State(
+            at_point(found.ttft_s, found, column, n),
+            at_point(found.tpot_s, found, column, n),
+            capacity,
+            (capacity,),
+            _within(found, column, float(role.places[column]), None, None) * role.engines,
+            n,
+            at_point(found.prefill_share, found, column, n),
+            load,
+        )
+    front, back = roles
+    load = work.rate if work.rate is not None else 0.0
+    ttft = tpot = n = share = 0.0
+    for _ in range(1 if work.rate is not None else 8):
+        if work.rate is None:
+            load = (work.clients or 1) / (ttft + tpot * (work.output - 1.0)) if tpot else 0.0
+        own = float(at["prefill"].n[0] / at["prefill"].rate[0, front.column])
+        share = min(load / front.engines * own, 1.0)
+        only = front.at(loaded, prompt=moves.get(("prefill", "prompt"), 1.0), share=numpy.array([max(share, 1e-6)]))
+        ttft = float(only.ttft_s[0, front.column])
+        n = settled(load / back.engines, at["decode"], 0)
+        tpot = at_point(at["decode"].tpot_s, at["decode"], 0, n)
+    within, most = (
+        (
+            _within(at["prefill"], front.column, 1.0, first, None) * front.engines,
+            _within(at["decode"], 0, float(back.places[0]), None, later) * back.engines,
+        )
+        for first, later in (asked.level, (None, None))
+    )
+    return State(ttft, tpot, min(within), within, min(most), n, share, load)
+
+
+def _within(at: Operating, column: int, most: float, ttft_s: float | None, tpot_s: float | None) -> float:
+    """Requests per second of an engine at most, with what it holds and within these latencies; 0 where none are."""
+    n = numpy.linspace(float(at.n[0]), min(float(at.n[-1]), most), 400)
+    rate, ttft, tpot = (
+        numpy.interp(n, at.n, values[:, 0 if values.shape[1] == 1 else column])
+        for values in (at.rate, at.ttft_s, at.tpot_s)
+    )
+    good = numpy.isfinite(rate)
+    good &= ttft <= (math.inf if ttft_s is None else ttft_s)
+    good &= tpot <= (math.inf if tpot_s is None else tpot_s)
+    good &= numpy.isfinite(ttft) & numpy.isfinite(tpot)
+    return float(rate[good].max()) if good.any() else 0.0
+
+
+def assess(loaded: Loaded, plan: Candidate) -> Assessment:
+    """A plan in full. Raises Impossible where it does not fit."""
+    roles = roles_of(loaded, plan)
+    state = state_of(loaded, roles)
+    steps = {(role.name, kind): step for role in roles for kind, step in _steps(loaded, role, state).items()}
+    found: dict[str, Errors] = {}
+    for key, (_, sources) in steps.items():
+        up, down = (_moved(roles, state_of(loaded, roles, {key: 1.0 + move})) for move in (MOVE, -MOVE))
+        for name in up:
+            slope = _slope(up[name], down[name])
+            of = found.setdefault(name, {})
+            for source, error in sources.items():
+                of[source] = of.get(source, 0.0) + slope * error
+    return Assessment(plan, roles, state, {key: step for key, (step, _) in steps.items()}, found)
+
+
+def _moved(roles: list[Role], state: State) -> dict[str, float]:
+    """The values whose errors are told."""
+    of_roles = {role.name: capacity for role, capacity in zip(roles, state.capacities, strict=True)}
+    found = {name: getattr(state, name) for name in ("ttft_s", "tpot_s", "capacity_per_s")}
+    return {**found, **of_roles}
+
+
+def _slope(up: float, down: float) -> float:
+    """d ln(value)/d ln(time); 1 where the value vanishes or is without bound."""
+    if not (0 < up < math.inf and 0 < down < math.inf):
+        return 1.0
+    return (math.log(up) - math.log(down)) / (math.log1p(MOVE) - math.log1p(-MOVE))
+
+
+def _steps(loaded: Loaded, role: Role, state: State) -> dict[str, tuple[StepTime, Errors]]:
+    """A decode iteration at the plan's batch and a chunk of a prompt, with the sources of their errors."""
+    engine, work = role.engine, loaded.question.work
+    hardware, calibration = engine.served.hardware, engine.calibration
+    S = engine.draft_tokens + 1
+    runs = {}
+    if role.name != "prefill":
+        n = max(round(state.sequences), 1)
+        runs["decode"] = engine.kernels(Step(B=n, S=S, P=max(round(work.context) - S, 0), phase="decode"))
+    if role.name != "decode":
+        size = max(round(work.computed / float(role.curves.chunks[0, role.column])), 1)
+        runs["prompt"] = engine.kernels(Step(B=1, S=size, P=max(round(work.position - size / 2), 0), phase="prefill"))
+    whose = calibration.id or hardware.name
+    found = {}
+    for kind, run in runs.items():
+        sources = errors(expected(run, hardware, calibration), hardware)
+        named = {(whose, *key): float(value) for key, value in sources.items()}
+        found[kind] = (time_step(run, hardware, calibration), named)
+    return found
+
+
+def spread(sources: Errors) -> float:
+    """Standard deviation of the logarithm from all sources together."""
+    return math.sqrt(sum(error**2 for error in sources.values()))
+
+
+def difference(one: Errors, other: Errors) -> Errors:
+    """The errors of a ratio: what both feel alike cancels."""
+    return {key: one.get(key, 0.0) - other.get(key, 0.0) for key in {**one, **other}}
+
+
+def interval(value: float, sources: Errors) -> tuple[float, float]:
+    """The 80 % interval around a value."""
+    factor = math.exp(Z80 * spread(sources))
+    return value / factor, value * factor

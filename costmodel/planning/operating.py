@@ -1,0 +1,145 @@
+"""Where an engine works: TTFT, TPOT and requests per second for every number of sequences that it keeps under way.
+
+n sequences are in the engine. A prompt takes its chunks through iterations that the n − 1 others share, and every
+prompt that comes while a sequence gets its tokens adds its own to that:
+
+    own = chunks · alone + added,  passing = decode · (output − 1)/pace + prompts · added,  rate = n/(own + passing).
+
+Of n clients that wait for their answers, the n − 1 others come once each in that time. Open arrivals come at their
+rate whatever the engine does, rate · passing of them, and meet n sequences, not n − 1.
+
+With open arrivals a request also waits for the prompts before it (Pollaczek and Khinchine's mean of a single server)
+and, where the engine's places are nearly all taken, for a place (Sakasegawa's approximation for many servers). Both
+grow without bound towards saturation. Clients that wait for their answers leave no such queue.
+
+Source: Sakasegawa, "An approximation formula L_q ≃ α·ρ^β/(1 − ρ)", Ann. Inst. Stat. Math. 29 (1977); Kleinrock,
+"Queueing Systems", volume 1, section 5.7.
+"""
+
+from typing import NamedTuple
+
+import numpy
+
+from costmodel.planning.curves import Array, Curves, EngineModel
+from costmodel.planning.workload import Workload
+
+
+class Operating(NamedTuple):
+    """One engine, by batch size n (rows) and chunk budget (columns).
+
+    ttft_s, tpot_s: means in seconds. rate: requests per second of the engine. prefill_share: of the engine's time that
+    prompts take. queue_s: of the TTFT, what open arrivals add.
+    """
+
+    n: Array
+    ttft_s: Array
+    tpot_s: Array
+    rate: Array
+    prefill_share: Array
+    queue_s: Array
+
+    def e2e_s(self, output: float) -> Array:
+        """Seconds from sending a request to its last token."""
+        return self.ttft_s + self.tpot_s * (output - 1.0)
+
+
+def operating(model: EngineModel, work: Workload, found: Curves, places: Array, engines: int = 1) -> Operating:
+    """An engine that prefills and decodes. places: sequences that it can have under way, by budget. engines: among so
+    many arrivals are dealt out in turn, which makes those of each more regular."""
+    n = found.n[:, None]
+    alone, decode = found.alone[:, None], found.decode[:, None]
+    iterations = (work.output - 1.0) / model.pace
+    variation = work.gap_variation / engines
+    if variation > 0:
+        met = numpy.interp(found.n + 1.0, found.n, found.decode)[:, None]
+        own = found.chunks * decode + found.added
+        passing = _passing(met * iterations, n * found.added, own)
+    else:
+        own = found.chunks * alone + found.added
+        passing = decode * iterations + (n - 1.0) * found.added
+    served = own + passing
+    rate = n / served
+    tpot = passing / max(work.output - 1.0, 1.0) if work.output > 1 else numpy.zeros_like(passing)
+    # A prompt that finds an iteration under way waits for half of it.
+    busy = numpy.minimum((n - 1.0) / numpy.maximum(iterations, 1.0), 1.0)
+    residual = (alone + found.added / found.chunks * busy) / 2
+    queue = numpy.zeros_like(served)
+    if variation > 0:
+        queue = line(rate, own, (variation + work.input_variation) / 2)
+        queue = queue + places_wait(n, places[None, :], served, (variation + work.output_variation) / 2)
+    ttft = _front_s(model) + residual + own + queue
+    return Operating(found.n, ttft, tpot, rate, n * found.added / served, queue)
+
+
+def _front_s(model: EngineModel) -> float:
+    """From the client to the queue, without waiting."""
+    return model.served.host.front_end_s + model.served.host.serial_s
+
+
+def _passing(decoding: Array, prompts: Array, own: Array) -> Array:
+    """The p that solves p = decoding + prompts · p/(own + p): all n prompts of a stay, the part that falls into p."""
+    rest = decoding + prompts - own
+    with numpy.errstate(invalid="ignore"):
+        return (rest + numpy.sqrt(rest**2 + 4.0 * decoding * own)) / 2.0
+
+
+def prefilling(
+    model: EngineModel, work: Workload, found: Curves, load: Array, send_s: float, engines: int = 1
+) -> Operating:
+    """An engine that only prefills, at shares of its time (rows) that prompts take. send_s: of a cache."""
+    own = found.added[0][None, :]
+    variation = work.gap_variation / engines
+    share = load[:, None]
+    rate = share / own
+    queue = numpy.zeros_like(rate)
+    if variation > 0:
+        queue = line(rate, own, (variation + work.input_variation) / 2)
+    ttft = _front_s(model) + own + queue + send_s
+    return Operating(load, ttft, numpy.zeros_like(ttft), rate, numpy.ones_like(ttft), queue)
+
+
+def decoding(model: EngineModel, work: Workload, found: Curves, places: Array) -> Operating:
+    """An engine that only decodes; its chunk budget does not matter, so there is one column."""
+    n, decode = found.n[:, None], found.decode[:, None]
+    served = decode * (work.output - 1.0) / model.pace
+    wait = numpy.zeros_like(served)
+    if work.gap_variation > 0:
+        # Prefill engines hand caches over at odd times: as varied as Poisson arrivals at most.
+        wait = places_wait(n, places[None, :1], served, (min(work.gap_variation, 1.0) + work.output_variation) / 2)
+    tpot = (served + wait) / max(work.output - 1.0, 1.0)
+    zero = numpy.zeros_like(served)
+    return Operating(found.n, zero, tpot, n / numpy.maximum(served, 1e-12), zero, zero)
+
+
+def line(rate: Array, each_s: Array, variation: float) -> Array:
+    """Mean seconds in the line before one server: ρ/(1 − ρ)·s·(c_a² + c_s²)/2; infinite from ρ = 1 on."""
+    used = rate * each_s
+    with numpy.errstate(invalid="ignore", divide="ignore"):
+        return numpy.where(used < 1.0, used / (1.0 - used) * each_s * variation, numpy.inf)
+
+
+def places_wait(n: Array, places: Array, each_s: Array, variation: float) -> Array:
+    """Mean seconds until one of so many places is free, n of them being taken on average."""
+    used = n / numpy.maximum(places, 1.0)
+    power = used ** (numpy.sqrt(2.0 * (places + 1.0)) - 1.0)
+    with numpy.errstate(invalid="ignore", divide="ignore"):
+        wait = power / (places * (1.0 - used)) * each_s * variation
+    return numpy.where(used < 1.0, wait, numpy.inf)
+
+
+def settled(rate: float, at: Operating, column: int) -> float:
+    """The sequences that an engine has under way at a rate of its own, between 0 and the most that it can.
+
+    Below one sequence, rate times the time of a request alone (Little's law).
+    """
+    rates = at.rate[:, column]
+    good = numpy.isfinite(rates)
+    rising = numpy.maximum.accumulate(numpy.where(good, rates, 0.0))
+    if rate <= rising[0]:
+        return float(rate / rising[0] * at.n[0])
+    return float(numpy.interp(rate, rising, at.n))
+
+
+def at_point(values: Array, at: Operating, column: int, n: float) -> float:
+    """A measure at a number of sequences between those that were evaluated."""
+    return float(numpy.interp(n, at.n, values[:, column]))

@@ -1,0 +1,218 @@
+"""The question that a plan answers, as plain values that can be sent to other processes, and what it means loaded."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from costmodel.architecture import Architecture
+from costmodel.calibration import Calibration, find_calibration
+from costmodel.dtypes import element_bytes
+from costmodel.errors import BadInput, Impossible, unknown
+from costmodel.hardware import Hardware
+from costmodel.parallel.layout import Layout
+from costmodel.parallel.options import Options
+from costmodel.planning.curves import (
+    Array,
+    EngineModel,
+    Whole,
+    engine_model,
+    kinds_of,
+    likeness,
+    seconds_by_block,
+    split,
+    whole,
+)
+from costmodel.planning.deployment import LONGEST, Served, Settings
+from costmodel.planning.measures import ServiceLevel
+from costmodel.planning.room import largest_results
+from costmodel.planning.step_times import HostTime
+from costmodel.planning.workload import Workload
+from costmodel.prediction import loaded, make_precision
+from costmodel.step import Precision
+
+OBJECTIVES = ("cost", "throughput", "gpus", "latency")
+OWN = "own"
+
+
+class Question(NamedTuple):
+    """What is asked, as plain values.
+
+    arch: name or path; changes: as for `--set`; work: the load; level: what must be held on average; gpus: sizes that
+    a replica may have, the largest being the most that the whole may have. budgets: tokens of an iteration. prices: USD
+    per GPU and hour by device. modes: aggregated, disaggregated. The rest as the options of `simulate`.
+    """
+
+    arch: str
+    hw: tuple[str, ...]
+    work: Workload
+    level: ServiceLevel
+    optimize: str
+    gpus: tuple[int, ...]
+    weights: tuple[str, ...]
+    kv: tuple[str, ...]
+    activations: str | None
+    budgets: tuple[int, ...]
+    drafts: tuple[int, ...]
+    acceptance: float
+    modes: tuple[str, ...]
+    prices: Mapping[str, float]
+    library: str | None
+    changes: tuple[str, ...]
+    host: Mapping[str, HostTime]
+    overlap: float
+    imbalance: float
+    max_sequences: int
+    page_tokens: int
+    snapshot_tokens: int | None
+    utilisation: float
+    link_bandwidth: float | None
+    layouts: tuple[Layout, ...] = ()
+    context_parallel: bool = False
+    mechanisms: tuple[str, ...] = ()
+
+    def checked(self) -> "Question":
+        """This question. Raises BadInput for values outside their range."""
+        if self.optimize not in OBJECTIVES:
+            raise unknown("objective", self.optimize, OBJECTIVES)
+        for mode in self.modes:
+            if mode not in MODES:
+                raise unknown("mode", mode, MODES)
+        Options(overlap=self.overlap, imbalance=self.imbalance).checked()
+        for draft in self.drafts:
+            self.settings(max(self.budgets), draft).checked()
+        for name, value in (("--ttft", self.level.ttft_s), ("--tpot", self.level.tpot_s)):
+            if value is not None and value <= 0:
+                raise BadInput(f"{name}: a service level of {value:g} s cannot be held; it is above 0")
+        return self
+
+    def settings(self, budget: int, draft_tokens: int = 0, sequences: int | None = None) -> Settings:
+        """What an engine is told."""
+        return Settings(
+            max_sequences=self.max_sequences if sequences is None else sequences,
+            max_batched_tokens=budget,
+            page_tokens=self.page_tokens,
+            snapshot_tokens=self.snapshot_tokens,
+            draft_tokens=draft_tokens,
+            acceptance=self.acceptance,
+            longest=min(max(self.work.longest, 1024), 1024 * LONGEST),
+            utilisation=self.utilisation,
+        )
+
+    @property
+    def most(self) -> int:
+        """GPUs that the whole may have."""
+        return max(self.gpus)
+
+
+MODES = ("aggregated", "disaggregated")
+
+
+class Loaded(NamedTuple):
+    """The model and devices of a question, and what engines that split alike have in common (filled as it is found)."""
+
+    question: Question
+    model: Architecture
+    devices: Mapping[str, Hardware]
+    calibrations: Mapping[str, Calibration]
+    kept: dict[tuple[Any, ...], Any]
+
+    def precision(self, hw: str, weights: str | None, kv: str | None) -> Precision:
+        """Number formats; None keeps the model's own. Raises Impossible without an engine for them."""
+        return make_precision(self.model, self.devices[hw], weights, kv, self.question.activations)
+
+    def engine(self, hw: str, weights: str | None, kv: str | None, draft_tokens: int, layout: Layout) -> EngineModel:
+        """One engine. Raises Impossible where the model cannot be split or computed so."""
+        asked = self.question
+        served = Served(
+            self.model,
+            self.devices[hw],
+            self.precision(hw, weights, kv),
+            asked.library,
+            asked.host[hw],
+            Options(overlap=asked.overlap, imbalance=asked.imbalance),
+        )
+        return engine_model(served, layout, self.calibrations[hw], draft_tokens, asked.acceptance)
+
+    def whole(self, engine: EngineModel) -> Whole:
+        """The times of all layers, computed once for all engines that split them alike."""
+        asked, alike = self.question, likeness(engine)
+        return self._once(
+            ("times", engine.served.hardware.name, *_formats(engine), engine.draft_tokens, *split(engine)),
+            lambda: whole(
+                engine,
+                asked.work,
+                asked.budgets,
+                asked.max_sequences,
+                self._once(("kinds", *alike), lambda: kinds_of(engine)),
+            ),
+        )
+
+    def blocks(self, engine: EngineModel) -> Mapping[str, float]:
+        """Seconds of each block; formats hardly change what part of all each one is."""
+        key = ("blocks", engine.served.hardware.name, *split(engine))
+        return self._once(key, lambda: seconds_by_block(engine, self.question.work.context))
+
+    def results(self, engine: EngineModel) -> Array:
+        """Bytes of the largest results of a chunk, by budget."""
+        asked = self.question
+        key = ("results", *_formats(engine), *engine.layout._replace(pp=1))
+        return self._once(key, lambda: largest_results(engine, asked.budgets, asked.work.longest))
+
+    def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        if key not in self.kept:
+            self.kept[key] = compute()
+        return self.kept[key]
+
+
+def _formats(engine: EngineModel) -> tuple[Any, ...]:
+    precision = engine.served.precision
+    return (precision.activations, tuple(sorted(precision.weights.items())), precision.kv)
+
+
+def load(question: Question) -> Loaded:
+    """The model, devices and calibrations of a question."""
+    if question.mechanisms:
+        from pathlib import Path
+
+        from costmodel.extensions import load_mechanism
+
+        for path in question.mechanisms:
+            load_mechanism(Path(path))
+    (model,), devices = loaded(question.arch, list(question.hw), question.changes)
+    if model.bidirectional:
+        raise Impossible(f"{model.name} denoises whole sequences; plans are of engines that decode token by token")
+    by_name = {device.name: device for device in devices}
+    found = {name: find_calibration(device, question.library) for name, device in by_name.items()}
+    return Loaded(question, model, by_name, found, {})
+
+
+def weight_formats(model: Architecture, device: Hardware, asked: tuple[str, ...]) -> list[str | None]:
+    """The weight formats to try: `own` is the model's; beside it, others only where they are narrower and multiplied
+    by an engine of the device. What is asked for without `own` is tried in any case."""
+    widest = max(element_bytes(model.weights.get(role, model.weights["default"])) for role in ("mixer", "experts"))
+    return [
+        None if dtype == OWN else dtype
+        for dtype in dict.fromkeys(asked)
+        if dtype == OWN or OWN not in asked or (_narrower(dtype, widest) and device.has_engine(dtype))
+    ]
+
+
+def cache_formats(model: Architecture, asked: tuple[str, ...]) -> list[str | None]:
+    """The cache formats to try, in the same way."""
+    return [
+        None if dtype == OWN else dtype
+        for dtype in dict.fromkeys(asked)
+        if dtype == OWN or OWN not in asked or _narrower(dtype, element_bytes(model.kv))
+    ]
+
+
+def _narrower(dtype: str, width: float) -> bool:
+    """By more than the scales of a block format."""
+    return element_bytes(dtype) < 0.9 * width
+
+
+def ratio(value: float, most: float | None) -> float:
+    """How many times a limit a value is; 0 without a limit."""
+    if most is None:
+        return 0.0
+    return value / most if math.isfinite(value) else math.inf

@@ -1,0 +1,175 @@
+"""The search: every task of the space evaluated, here or on other processes, and the answers put together.
+
+Tasks are independent, each answers with the little that no other part of it beats, and answers are put together in the
+order of the tasks: the result does not depend on who evaluated what.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from costmodel.errors import Impossible
+from costmodel.planning.candidates import Candidate, Outcome, evaluate, rank
+from costmodel.planning.pools import paired
+from costmodel.planning.question import Loaded, Question, cache_formats, load, weight_formats
+from costmodel.planning.space import Count, Dimension, Task, layouts
+
+BATCH = 32
+"""Tasks that a process gets at a time."""
+
+Evaluator = Callable[[Question, Sequence[list[Task]], bool], Iterable[list[Outcome]]]
+"""Evaluates batches of tasks and gives their outcomes in order."""
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    best: of each device that has a plan, the best first. frontier: points that no other beats in tokens/s of a user
+    and tokens/s per GPU within the service level; cloud: those of each layout, whatever their latency. closest: where
+    nothing holds the service level, what comes nearest. dimensions and counts: what was searched.
+    """
+
+    best: tuple[Candidate, ...]
+    frontier: tuple[Candidate, ...]
+    cloud: tuple[Candidate, ...]
+    closest: Candidate | None
+    dimensions: tuple[Dimension, ...]
+    counts: tuple[Count, ...]
+
+
+def tasks_of(loaded: Loaded) -> tuple[list[Task], tuple[Dimension, ...], list[Count]]:
+    """The space: its tasks, its dimensions, and what has no engine."""
+    asked, model = loaded.question, loaded.model
+    spread = list(asked.layouts) or list(layouts(model, asked.gpus, asked.context_parallel))
+    tasks, left_out = [], Counter[str]()
+    used: dict[str, dict[str, None]] = {"weights": {}, "kv": {}}
+    for hw, device in loaded.devices.items():
+        for weights in weight_formats(model, device, asked.weights):
+            for kv in cache_formats(model, asked.kv):
+                try:
+                    loaded.precision(hw, weights, kv)
+                except Impossible as error:
+                    left_out[f"no engine ({error})"] += len(spread) * len(asked.drafts)
+                    continue
+                used["weights"][weights or "own"] = used["kv"][kv or "own"] = None
+                for draft in asked.drafts:
+                    tasks += [Task(hw, weights, kv, draft, layout) for layout in spread]
+    dimensions = (
+        Dimension("devices", tuple(loaded.devices)),
+        Dimension("GPUs of a replica", tuple(map(str, asked.gpus))),
+        Dimension("layouts", tuple(map(str, spread))),
+        Dimension("weights", tuple(used["weights"])),
+        Dimension("KV cache", tuple(used["kv"])),
+        Dimension("drafted tokens", tuple(map(str, asked.drafts))),
+        Dimension("chunk budgets", tuple(map(str, asked.budgets))),
+        Dimension("pools", asked.modes),
+    )
+    return tasks, dimensions, [Count("engines", count, why) for why, count in left_out.items()]
+
+
+def here(question: Question, batches: Sequence[list[Task]], bounds: bool) -> Iterator[list[Outcome]]:
+    """Evaluate in this process."""
+    loaded = load(question)
+    for batch in batches:
+        yield [evaluate(loaded, task, bounds) for task in batch]
+
+
+def evaluate_batch(question: Question, batch: list[Task], bounds: bool) -> list[Outcome]:
+    """Evaluate one batch in another process, which knows nothing yet."""
+    return next(iter(here(question, [batch], bounds)))
+
+
+def search(
+    question: Question, evaluator: Evaluator = here, progress: Callable[[int, int], None] | None = None
+) -> Found:
+    """The best plans for a question. Where nothing holds the service level, `best` is empty and `closest` is not.
+
+    Raises Impossible where no engine of the space fits at all.
+    """
+    loaded = load(question.checked())
+    tasks, dimensions, counts = tasks_of(loaded)
+    outcomes = _run(question, tasks, evaluator, True, progress)
+    found = _together(question, outcomes)
+    if not found.best and any(outcome.excluded.startswith(("TPOT", "TTFT")) for outcome in outcomes):
+        # What the bounds excluded may be the closest: now it has to be looked at.
+        outcomes = _run(question, tasks, evaluator, False, progress)
+        found = _together(question, outcomes)
+    if all(outcome.excluded for outcome in outcomes):
+        reasons = Counter(outcome.excluded for outcome in outcomes)
+        told = "; ".join(f"{count} of {len(outcomes)}: {why}" for why, count in reasons.items())
+        raise Impossible(f"{loaded.model.name}: no layout of up to {question.most} GPUs can serve it ({told})")
+    return found._replace(dimensions=dimensions, counts=(*counts, *found.counts))
+
+
+def _run(
+    question: Question,
+    tasks: list[Task],
+    evaluator: Evaluator,
+    bounds: bool,
+    progress: Callable[[int, int], None] | None,
+) -> list[Outcome]:
+    batches = [tasks[start : start + BATCH] for start in range(0, len(tasks), BATCH)]
+    outcomes: list[Outcome] = []
+    for batch in evaluator(question, batches, bounds):
+        outcomes += batch
+        if progress is not None:
+            progress(len(outcomes), len(tasks))
+    return outcomes
+
+
+def _together(question: Question, outcomes: Sequence[Outcome]) -> Found:
+    plans: list[Candidate] = []
+    cloud: list[Candidate] = []
+    missed: list[Candidate] = []
+    pairs = 0
+    for _, group in groupby(outcomes, key=lambda outcome: outcome.task[:4]):
+        alike = list(group)
+        for outcome in alike:
+            plans += outcome.plans
+            cloud += outcome.frontier
+            missed += [outcome.closest] if outcome.closest is not None else []
+        front = [pool for outcome in alike for pool in outcome.prefill]
+        back = [pool for outcome in alike for pool in outcome.decode]
+        more, edge, near, looked = paired(question, alike[0].task, front, back)
+        plans, cloud, pairs = plans + more, cloud + edge, pairs + looked
+        missed += [near] if near is not None else []
+    best: dict[str, Candidate] = {}
+    for plan in sorted(plans, key=lambda plan: rank(plan, question.optimize)):
+        best.setdefault(plan.hw, plan)
+    closest = None if best or not missed else min(missed, key=lambda plan: exceeded(question, plan)[0])
+    frontier = undominated([point for point in cloud if exceeded(question, point)[0] <= 1.0 + 1e-9])
+    return Found(tuple(best.values()), tuple(frontier), tuple(cloud), closest, (), tuple(_counted(outcomes, pairs)))
+
+
+def exceeded(question: Question, plan: Candidate) -> tuple[float, str]:
+    """By which factor a plan misses the worst of its limits (at most 1: none), and which one that is."""
+    level, work = question.level, question.work
+    wanted = work.rate if work.rate is not None else (work.clients or 0) / plan.e2e_s
+    ratios = [(wanted / plan.rate, "rate"), (plan.gpus / question.most, "GPUs")]
+    if level.ttft_s is not None:
+        ratios.append((plan.ttft_s / level.ttft_s, "TTFT"))
+    if level.tpot_s is not None:
+        ratios.append((plan.tpot_s / level.tpot_s, "TPOT"))
+    return max(ratios, key=lambda entry: entry[0])
+
+
+def undominated(points: Iterable[Candidate]) -> list[Candidate]:
+    """Those that no other beats in tokens/s of a user and tokens/s per GPU, the fastest for a user first."""
+    found: list[Candidate] = []
+    for point in sorted(points, key=lambda point: (point.tpot_s, -point.tokens_per_s_gpu)):
+        if not found or point.tokens_per_s_gpu > found[-1].tokens_per_s_gpu:
+            found.append(point)
+    return found
+
+
+def _counted(outcomes: Sequence[Outcome], pairs: int) -> Iterator[Count]:
+    yield Count("engines", len(outcomes), "in the space: device, formats, drafts, layout")
+    for why, count in Counter(outcome.excluded for outcome in outcomes if outcome.excluded).items():
+        yield Count("engines", count, f"excluded: {why}")
+    yield Count("engines", sum(not outcome.excluded for outcome in outcomes), "evaluated")
+    yield Count("points", sum(outcome.points for outcome in outcomes), "evaluated: batch size, chunk budget")
+    yield Count("points", sum(outcome.fitting for outcome in outcomes), "of aggregated engines whose caches fit")
+    yield Count("points", sum(outcome.within for outcome in outcomes), "of them within the service level")
+    if pairs:
+        yield Count("pairs", pairs, "of prefill and decode pools that no other pool of their role beats")

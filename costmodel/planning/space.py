@@ -1,0 +1,66 @@
+"""The search space of a plan: every layout of every size, number format and draft length, on every device.
+
+Nothing is left out in silence: what a rule or a bound excludes is counted under its name.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from costmodel.architecture import Architecture
+from costmodel.ffns import moe
+from costmodel.parallel.layout import Layout
+
+
+class Task(NamedTuple):
+    """One engine to evaluate: formats are None where the model's own are kept."""
+
+    hw: str
+    weights: str | None
+    kv: str | None
+    draft_tokens: int
+    layout: Layout
+
+
+def layouts(model: Architecture, sizes: Sequence[int], context_parallel: bool = False) -> Iterator[Layout]:
+    """Every product tp · pp · dp of each size (and cp, if told), with the experts of a stage together or spread over
+    all of its devices.
+
+    Models without experts have no dp: its ranks would be replicas, which the plan counts as such.
+    """
+    experts = any(isinstance(block.dims, moe.Dims) for block in model.ffns.values())
+    for size in sizes:
+        for pp in _divisors(size):
+            for dp in _divisors(size // pp) if experts else (1,):
+                for cp in _divisors(size // pp // dp) if context_parallel else (1,):
+                    tp = size // pp // dp // cp
+                    stage = tp * dp * cp
+                    if dp > 1:
+                        yield Layout(tp=tp, pp=pp, ep=stage, dp=dp, cp=cp)
+                        continue
+                    yield Layout(tp=tp, pp=pp, cp=cp)
+                    if experts and tp > 1:
+                        yield Layout(tp=tp, pp=pp, ep=tp, cp=cp)
+
+
+def _divisors(number: int) -> list[int]:
+    """In rising order.
+
+    >>> _divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+class Dimension(NamedTuple):
+    """One dimension of the space: what it is, and its values."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+class Count(NamedTuple):
+    """So many engines (or pairs of pools, or points) and what became of them."""
+
+    what: str
+    number: int
+    why: str = ""
