@@ -1,0 +1,407 @@
+"""`plan`: the question as plain inputs, the search, and what is printed and written of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from costmodel.errors import BadInput, Impossible
+from costmodel.loading import write_atomically
+from costmodel.parallel.layout import Layout, parse_layout
+from costmodel.planning.assess import Assessment, assess
+from costmodel.planning.candidates import Candidate
+from costmodel.planning.confirm import replayed, workers
+from costmodel.planning.launch import launches
+from costmodel.planning.load import Load, per_second, seconds
+from costmodel.planning.measures import ServiceLevel
+from costmodel.planning.parallel_search import evaluator_of
+from costmodel.planning.plan_row import plan_row
+from costmodel.planning.prices import prices_for
+from costmodel.planning.question import Loaded, Question, load
+from costmodel.planning.search import Found, exceeded, search
+from costmodel.planning.step_times import HostTime
+from costmodel.planning.workload import workload
+from costmodel.prediction import loaded as loaded_parts
+from costmodel.report.columns import Column, number_text, percent, shows, value_text
+from costmodel.report.output import SCHEMA, as_json, emit, note, print_csv, print_table
+from costmodel.report.progress import Progress
+from costmodel.units import format_span, parse_quantity
+
+Inputs = Mapping[str, Any]
+REPLAYED = 2_000
+"""Requests of the replay that confirms a plan, unless told."""
+MOST_POINTS = 24
+"""Points of the frontier that a table shows; files have all."""
+
+
+def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) -> None:
+    """Search, assess the best of each device, confirm it, and print.
+
+    asked: the options of the command; times and the rate as texts. Raises Impossible, at the end, where nothing holds
+    the service level: with the closest point and what blocks it.
+    """
+    inputs = _read(asked)
+    load_of = Load({**inputs, "requests": inputs["requests"] or REPLAYED})
+    question = question_of(inputs, load_of)
+    progress = Progress()
+    evaluator = evaluator_of(inputs["engine"], inputs["jobs"], inputs["scheduler"])
+    found = search(question, evaluator, partial(progress.at, "layouts"))
+    progress.close()
+    known = load(question)
+    plans = found.best or ((found.closest,) if found.closest is not None else ())
+    assessed = [assess(known, plan) for plan in plans]
+    rows = [{**plan_row(known, each), "within_level": bool(found.best)} for each in assessed]
+    frontier = [_point(question, point) for point in found.frontier]
+    checks = [replayed(known, each, load_of, inputs["seed"]) for each in assessed] if inputs["confirm"] else []
+    starts = [
+        {"hw": each.plan.hw, **launch._asdict()}
+        for each in assessed
+        for worker in workers(known, each)
+        for launch in launches(worker)
+    ]
+    whole = {
+        "frontier": frontier,
+        "replays": checks,
+        "launch": starts,
+        "dimensions": [dimension._asdict() for dimension in found.dimensions],
+        "space": [count._asdict() for count in found.counts],
+        "closest": [] if found.best or not rows else rows,
+    }
+    shown = {**inputs, "prices": question.prices, "gpus": list(question.gpus)}
+    text = as_json("plan", shown, rows if found.best else [], None, **whole)
+    if plot is not None and (frontier or found.cloud):
+        from costmodel.report.plan_plot import draw_plan
+
+        draw_plan(plot, question, [_point(question, point) for point in found.cloud], frontier, rows)
+        note(f"note: wrote {plot}")
+    if out is not None:
+        write_atomically(Path(out), text.encode() + b"\n")
+        note(f"note: wrote {out}")
+    _print(form, text, inputs, question, load_of, rows, frontier, checks, starts, found)
+    _remarks(known, question, assessed, checks, inputs)
+    if not found.best:
+        _refuse(question, found, rows)
+
+
+def _read(asked: Inputs) -> dict[str, Any]:
+    """The inputs with times, rates and bandwidths as numbers."""
+    times = {"ttft_s": seconds(asked["ttft_s"], "--ttft"), "tpot_s": seconds(asked["tpot_s"], "--tpot")}
+    bandwidth = None if asked["link_bandwidth"] is None else parse_quantity(asked["link_bandwidth"], "B/s")
+    return {**asked, **times, "rate": per_second(asked["rate"]), "link_bandwidth": bandwidth}
+
+
+def question_of(inputs: Inputs, load_of: Load) -> Question:
+    """The question of a command's inputs. Raises BadInput."""
+    if len(inputs["arch"]) != 1:
+        raise BadInput("--arch: a plan is of one architecture; `whatif` puts another beside it")
+    _, devices = loaded_parts(inputs["arch"], inputs["hw"], inputs["set"])
+    names = tuple(device.name for device in devices)
+    priced = prices_for(names, inputs["price"])
+    layouts = []
+    for text in inputs["layout"]:
+        layout = parse_layout(text)
+        if not isinstance(layout, Layout):
+            raise BadInput(
+                f"--layout {text}: name the layouts of workers; pools of them are put together by the search"
+            )
+        layouts.append(layout)
+    gpus = tuple(sorted({layout.gpus for layout in layouts} | {max(inputs["gpus"])}) if layouts else inputs["gpus"])
+    return Question(
+        arch=inputs["arch"][0],
+        hw=tuple(inputs["hw"]),
+        work=workload(load_of, inputs["snapshot_tokens"]),
+        level=ServiceLevel(inputs["ttft_s"], inputs["tpot_s"]),
+        optimize=inputs["optimize"],
+        gpus=gpus,
+        weights=tuple(inputs["weights"]),
+        kv=tuple(inputs["kv"]),
+        activations=inputs["activations"],
+        budgets=tuple(sorted(set(inputs["max_batched_tokens"]))),
+        drafts=tuple(sorted(set(inputs["draft_tokens"]))),
+        acceptance=inputs["accepted"],
+        modes=tuple(inputs["pools"]),
+        prices={name: price.usd for name, price in priced.items()},
+        library=inputs["library"],
+        changes=tuple(inputs["set"]),
+        host={name: HostTime() for name in names},
+        overlap=inputs["overlap"],
+        imbalance=inputs["imbalance"],
+        max_sequences=inputs["max_sequences"],
+        page_tokens=inputs["page_tokens"],
+        snapshot_tokens=inputs["snapshot_tokens"],
+        utilisation=inputs["utilisation"],
+        link_bandwidth=inputs["link_bandwidth"],
+        layouts=tuple(layouts),
+        context_parallel=inputs["context_parallel"],
+        mechanisms=tuple(inputs["mechanism"]),
+    ).checked()
+
+
+def _point(question: Question, point: Candidate) -> dict[str, Any]:
+    """A point of the frontier: engines that are kept this full, and what the load would need of them."""
+    work = question.work
+    price = question.prices[point.hw]
+    return {
+        "hw": point.hw,
+        "layout": point.layout,
+        "weights": point.weights or "own",
+        "kv": point.kv or "own",
+        "draft_tokens": point.draft_tokens,
+        "max_batched_tokens": point.budget,
+        "sequences": point.sequences,
+        "output_tokens_per_s_user": 1.0 / point.tpot_s,
+        "output_tokens_per_s_gpu": point.tokens_per_s_gpu,
+        "ttft_s": point.ttft_s,
+        "tpot_s": point.tpot_s,
+        "replicas": point.replicas,
+        "gpus": point.gpus,
+        "within_level": exceeded(question, point._replace(gpus=1))[0] <= 1.0 + 1e-9,
+        "usd_per_million_output_tokens_alone": 1e6 * price / 3600.0 / point.tokens_per_s_gpu,
+        "limited_by": point.limited_by,
+        "prompt_tokens": work.input,
+    }
+
+
+def _latency(latency: str, key: str) -> Column:
+    return Column(key, lambda row: value_text("time_s", row[f"{latency}_{key}_s"]), group=latency.upper())
+
+
+BEST = (
+    shows("hw", right=False),
+    shows("layout", right=False),
+    shows("replicas"),
+    shows("gpus", "GPUs"),
+    Column("weights\nKV", lambda row: f"{row['weights']}, {row['kv']}", right=False),
+    shows("draft_tokens", "drafts"),
+    shows("max_batched_tokens", "chunk\nbudget"),
+    shows("sequences", "batch"),
+    Column("TTFT", lambda row: value_text("time_s", row["ttft_s"])),
+    Column("80 %", lambda row: format_span(row["ttft_low_s"], row["ttft_high_s"]), group="interval"),
+    Column("TPOT", lambda row: value_text("time_s", row["tpot_s"])),
+    Column("80 % ", lambda row: format_span(row["tpot_low_s"], row["tpot_high_s"]), group="interval "),
+    Column(
+        "at most\nrequests/s", lambda row: _span(row, "capacity_low_per_s", "capacity_per_s", "capacity_high_per_s")
+    ),
+    shows("output_tokens_per_s_gpu", "tokens/s\nper GPU"),
+    Column("GPUs\nneeded", lambda row: _ends(row["gpus_needed_low"], row["gpus_needed_high"])),
+    Column("USD/h", lambda row: number_text(float(row["usd_per_hour"]))),
+    Column("input", lambda row: _money(row, "input"), group="USD per million tokens"),
+    Column("output", lambda row: _money(row, "output"), group="USD per million tokens"),
+    shows("joules_per_output_token", "J per\noutput token"),
+    shows("limited_by", "limited by", right=False),
+    Column("decode, prefill\nbound by", lambda row: f"{row['decode_bound']}, {row['prefill_bound']}", right=False),
+)
+FRONTIER = (
+    shows("hw", right=False),
+    shows("layout", right=False),
+    Column("weights, KV", lambda row: f"{row['weights']}, {row['kv']}", right=False),
+    shows("max_batched_tokens", "chunk\nbudget"),
+    shows("sequences", "batch"),
+    shows("output_tokens_per_s_user", "tokens/s\nper user"),
+    shows("output_tokens_per_s_gpu", "tokens/s\nper GPU"),
+    Column("TTFT", lambda row: value_text("time_s", row["ttft_s"])),
+    Column("TPOT", lambda row: value_text("time_s", row["tpot_s"])),
+    shows("gpus", "GPUs for\nthe load"),
+    shows("usd_per_million_output_tokens_alone", "USD per million\noutput tokens"),
+    shows("limited_by", "limited by", right=False),
+)
+REPLAY = (
+    shows("hw", right=False),
+    shows("layout", right=False),
+    shows("requests"),
+    *(_latency(latency, key) for latency in ("ttft", "tpot") for key in ("mean", "p50", "p90", "p99")),
+    Column("good", lambda row: "–" if row["good_share"] is None else percent(row["good_share"])),
+    Column("TTFT", lambda row: _off(row["ttft_off"]), group="steady state off"),
+    Column("TPOT", lambda row: _off(row["tpot_off"]), group="steady state off"),
+)
+SPACE = (
+    shows("what", "of", right=False),
+    Column("count", lambda row: f"{row['number']:,}"),
+    shows("why", "", right=False),
+)
+
+
+def _span(row: Mapping[str, Any], low: str, value: str, high: str) -> str:
+    return f"{row[value]:.3g} ({row[low]:.3g} … {row[high]:.3g})"
+
+
+def _ends(low: Any, high: Any) -> str:
+    low, high = ("–" if end is None else str(end) for end in (low, high))
+    return low if low == high else f"{low} … {high}"
+
+
+def _money(row: Mapping[str, Any], name: str) -> str:
+    value, low, high = (row[f"usd_per_million_{name}_tokens{ending}"] for ending in ("", "_low", "_high"))
+    if value is None:
+        return "–"
+    if low == high or low is None or high is None:
+        return f"{value:.3g}"
+    return f"{value:.3g} ({low:.3g} … {high:.3g})"
+
+
+def _off(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.0f} %"
+
+
+def _print(
+    form: str,
+    text: str,
+    inputs: Inputs,
+    question: Question,
+    load_of: Load,
+    rows: Sequence[Mapping[str, Any]],
+    frontier: Sequence[Mapping[str, Any]],
+    checks: Sequence[Mapping[str, Any]],
+    starts: Sequence[Mapping[str, Any]],
+    found: Found,
+) -> None:
+    if form == "json":
+        emit(text)
+        return
+    if form == "csv":
+        print_csv(rows)
+        return
+    _print_space(form, found)
+    level = ", ".join(
+        f"{name} {value_text('time_s', value)}"
+        for name, value in zip(("TTFT", "TPOT"), question.level, strict=True)
+        if value is not None
+    )
+    how = f"{load_of.clients} clients" if load_of.clients else f"{question.work.rate:.4g} requests/s"
+    work = question.work
+    lengths = f"{work.input:,.0f} + {work.output:,.0f} tokens"
+    cached = f", {1 - work.computed / work.input:.0%} of prompts cached" if work.computed < work.input else ""
+    title = (
+        f"{question.arch}: {how} of {lengths}{cached}; service level: {level or 'none'}; best by {question.optimize}"
+    )
+    print_table(form, title if found.best else f"{title}\nthe closest that can be reached", rows, BEST, keys=2)
+    if frontier:
+        emit("")
+        chosen = _thinned(frontier)
+        more = f", {len(chosen)} of {len(frontier)} points" if len(chosen) < len(frontier) else ""
+        print_table(form, f"Pareto frontier within the service level{more}", chosen, FRONTIER, keys=2)
+    if checks:
+        emit("")
+        print_table(form, "event replay of the plans", checks, REPLAY, keys=2)
+    _print_launches(form, starts)
+
+
+def _print_space(form: str, found: Found) -> None:
+    sizes = [
+        {"what": dimension.name, "number": len(dimension.values), "why": _few(dimension.values)}
+        for dimension in found.dimensions
+    ]
+    counts = [count._asdict() for count in found.counts]
+    print_table(form, "search space", [*sizes, *counts], SPACE)
+    emit("")
+
+
+def _few(values: Sequence[str]) -> str:
+    return ", ".join(values) if len(values) <= 12 else f"{', '.join(values[:4])} … {', '.join(values[-4:])}"
+
+
+def _thinned(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """So many points in equal steps, the ends among them."""
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    step = (len(points) - 1) / (MOST_POINTS - 1)
+    return [points[round(place * step)] for place in range(MOST_POINTS)]
+
+
+def _print_launches(form: str, starts: Sequence[Mapping[str, Any]]) -> None:
+    """The commands of the best plan; those of the others are in the JSON output."""
+    fence = form == "markdown"
+    for start in starts:
+        if start["hw"] != starts[0]["hw"]:
+            break
+        role = "" if start["role"] == "both" else f", {start['role']}"
+        times = f", {start['replicas']} times" if start["replicas"] > 1 else ""
+        if not start["command"]:
+            emit(f"\n{start['engine']}{role}: {'; '.join(start['remarks'])}")
+            continue
+        emit(f"\n{start['engine']}{role} on {start['hw']}{times}:")
+        _print_block(fence, "sh", "  ", start["command"])
+        if start["config"]:
+            _print_block(fence, "yaml", "    ", f"# CONFIG.yaml\n{start['config']}")
+        for remark in start["remarks"]:
+            emit(f"  ({remark})")
+
+
+def _print_block(fence: bool, language: str, indent: str, text: str) -> None:
+    if fence:
+        emit(f"```{language}\n{text}\n```")
+    else:
+        emit("\n".join(f"{indent}{line}" for line in text.split("\n")))
+
+
+def _remarks(
+    known: Loaded,
+    question: Question,
+    assessed: Sequence[Assessment],
+    checks: Sequence[Mapping[str, Any]],
+    inputs: Inputs,
+) -> None:
+    prices = prices_for(tuple(known.devices), inputs["price"])
+    for name, price in prices.items():
+        if price.source != "given":
+            note(f"note: {name} at {price.usd:g} USD/h ({price.source}; {price.date}); --price changes it")
+    for each in assessed:
+        changed = [name for name, value in (("weights", each.plan.weights), ("KV cache", each.plan.kv)) if value]
+        if changed:
+            note(
+                f"note: {each.plan.hw}: {' and '.join(changed)} narrower than the model's own, which changes answers; "
+                "--weights own --kv own keeps them"
+            )
+    if not question.context_parallel:
+        note("note: context parallelism is not searched, for engines launch it for few models; --context-parallel does")
+    for check in checks:
+        if check["saturated"]:
+            note(f"note: {check['layout']} on {check['hw']}: in the replay the queue grows: too tight for the load")
+        elif check["good_share"] is not None and check["good_share"] < 0.9:
+            note(
+                f"note: {check['layout']} on {check['hw']}: in the replay {percent(check['good_share'])} of the "
+                "requests hold the service level; means do, and percentiles ask for more"
+            )
+
+
+def _refuse(question: Question, found: Found, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Nothing holds the service level: say what comes closest, and what blocks it."""
+    if found.closest is None or not rows:
+        raise Impossible(f"{question.arch}: no layout holds the service level with at most {question.most} GPUs")
+    factor, blocks = exceeded(question, found.closest)
+    row = rows[0]
+    told = {
+        "TTFT": f"TTFT {value_text('time_s', found.closest.ttft_s)}",
+        "TPOT": f"TPOT {value_text('time_s', found.closest.tpot_s)}",
+        "rate": f"saturated: {found.closest.rate:.4g} requests/s can be answered",
+        "GPUs": f"{found.closest.gpus} GPUs",
+    }
+    raise Impossible(
+        f"{question.arch}: no layout holds the service level with at most {question.most} GPUs; the closest is "
+        f"{row['layout']} on {row['hw']} ({row['gpus']} GPUs): TTFT {value_text('time_s', found.closest.ttft_s)}, TPOT "
+        f"{value_text('time_s', found.closest.tpot_s)} at {found.closest.rate:.4g} requests/s; what blocks it is the "
+        f"{blocks}, missed by a factor of {factor:.3g} ({told[blocks]})"
+    )
+
+
+def plan_json(path: str) -> dict[str, Any]:
+    """The object of a file that `plan` wrote. Raises BadInput for any other."""
+    from costmodel.loading import read_mapping
+
+    whole = read_mapping(Path(path)) if path.endswith(".json") else _parsed(path)
+    if whole.get("command") != "plan" or whole.get("schema") != SCHEMA:
+        raise BadInput(f"{path[:200]}: is not a file that `plan --out` wrote")
+    if not whole.get("rows"):
+        raise BadInput(f"{path[:200]}: holds no plan: nothing held the service level")
+    return whole
+
+
+def _parsed(path: str) -> dict[str, Any]:
+    from costmodel.loading import read_text
+
+    try:
+        found = json.loads(read_text(Path(path)))
+    except ValueError:
+        raise BadInput(f"{path[:200]}: not valid JSON") from None
+    return found if isinstance(found, dict) else {}
