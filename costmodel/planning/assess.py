@@ -192,7 +192,16 @@ def assess(loaded: Loaded, plan: Candidate) -> Assessment:
             of = found.setdefault(name, {})
             for source, error in sources.items():
                 of[source] = of.get(source, 0.0) + slope * error
+    _add_engine(loaded, plan, found)
     return Assessment(plan, roles, state, {key: step for key, (step, _) in steps.items()}, found)
+
+
+def _add_engine(loaded: Loaded, plan: Candidate, found: dict[str, Errors]) -> None:
+    """What engines have shown beyond the errors of kernels, on models that no fit saw: the rest of that spread."""
+    constants = loaded.question.host[plan.hw]
+    for name, sources in found.items():
+        shown = constants.spread["ttft" if name == "ttft_s" else "tpot"]
+        sources["engine", constants.library] = math.sqrt(max(shown**2 - spread(sources) ** 2, 0.0))
 
 
 def _moved(roles: list[Role], state: State) -> dict[str, float]:

@@ -168,7 +168,15 @@ def whole(model: EngineModel, work: Workload, budgets: Sequence[int], most: int,
     hardware = model.served.hardware
     first = float(_peak(decoding.values(), hardware, (N,))[0]) / model.pace
     later = float((_peak(prefilling.values(), hardware, (N, C)) * chunks / together)[0].min())
-    return Whole(n, full + own, added, chunks, together, (first, later), host_seconds(model.served.host, model.served.architecture, model.kernels))
+    return Whole(
+        n,
+        full + own,
+        added,
+        chunks,
+        together,
+        (first, later),
+        host_seconds(model.served.host, model.served.architecture, model.kernels),
+    )
 
 
 def engine_curves(model: EngineModel, work: Workload, shared: Whole, blocks: Mapping[str, float], n: Array) -> Curves:

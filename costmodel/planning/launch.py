@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from costmodel.loading import read_mapping
 from costmodel.parallel.layout import Layout
 
+PAGE = 16
+"""Tokens of a cache page that a plan takes unless told; engines then choose what suits their kernels."""
+
 
 class Worker(NamedTuple):
     """What an engine is started with. role: both, prefill or decode; sequences: under way in each of its dp · pp
@@ -99,7 +102,8 @@ def _vllm(worker: Worker) -> Flags:
     options["--max-num-batched-tokens"] = worker.budget
     options["--max-model-len"] = worker.longest
     options["--gpu-memory-utilization"] = worker.utilisation
-    options["--block-size"] = worker.page_tokens
+    if worker.page_tokens != PAGE:
+        options["--block-size"] = worker.page_tokens
     if worker.kv == "fp8":
         options["--kv-cache-dtype"] = "fp8"
     elif worker.kv is not None:
@@ -144,7 +148,8 @@ def _sglang(worker: Worker) -> Flags:
     remarks.append(
         "--mem-fraction-static is of weights and caches alone; lower it where the results of a chunk do not fit"
     )
-    options["--page-size"] = worker.page_tokens
+    if worker.page_tokens != PAGE:
+        options["--page-size"] = worker.page_tokens
     if worker.kv == "fp8":
         options["--kv-cache-dtype"] = "fp8_e4m3"
     elif worker.kv is not None:
@@ -188,7 +193,8 @@ def _tensorrt(worker: Worker) -> Flags:
     options["--free_gpu_memory_fraction"] = worker.utilisation
     remarks.append("--free_gpu_memory_fraction is of what weights and results leave, not of the whole device")
     options["--enable_chunked_prefill"] = None
-    fields["kv_cache_config.tokens_per_block"] = worker.page_tokens
+    if worker.page_tokens != PAGE:
+        fields["kv_cache_config.tokens_per_block"] = worker.page_tokens
     fields["kv_cache_config.enable_block_reuse"] = worker.prefix_cache
     if worker.kv in ("fp8", "nvfp4"):
         fields["kv_cache_config.dtype"] = worker.kv

@@ -23,9 +23,9 @@ from costmodel.planning.curves import (
     whole,
 )
 from costmodel.planning.deployment import LONGEST, Served, Settings
+from costmodel.planning.engine_constants import EngineConstants
 from costmodel.planning.measures import ServiceLevel
 from costmodel.planning.room import largest_results
-from costmodel.planning.step_times import HostTime
 from costmodel.planning.workload import Workload
 from costmodel.prediction import loaded, make_precision
 from costmodel.step import Precision
@@ -39,7 +39,8 @@ class Question(NamedTuple):
 
     arch: name or path; changes: as for `--set`; work: the load; level: what must be held on average; gpus: sizes that
     a replica may have, the largest being the most that the whole may have. budgets: tokens of an iteration. prices: USD
-    per GPU and hour by device. modes: aggregated, disaggregated. The rest as the options of `simulate`.
+    per GPU and hour by device. host: what engines add, by device. modes: aggregated, disaggregated. The rest as
+    the options of `simulate`.
     """
 
     arch: str
@@ -58,7 +59,7 @@ class Question(NamedTuple):
     prices: Mapping[str, float]
     library: str | None
     changes: tuple[str, ...]
-    host: Mapping[str, HostTime]
+    host: Mapping[str, EngineConstants]
     overlap: float
     imbalance: float
     max_sequences: int
@@ -128,7 +129,7 @@ class Loaded(NamedTuple):
             self.devices[hw],
             self.precision(hw, weights, kv),
             asked.library,
-            asked.host[hw],
+            asked.host[hw].host,
             Options(overlap=asked.overlap, imbalance=asked.imbalance),
         )
         return engine_model(served, layout, self.calibrations[hw], draft_tokens, asked.acceptance)

@@ -1,32 +1,27 @@
 """`plan`: the question as plain inputs, the search, and what is printed and written of it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from costmodel.errors import BadInput, Impossible
+from costmodel.errors import Impossible
 from costmodel.loading import write_atomically
-from costmodel.parallel.layout import Layout, parse_layout
+from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.assess import Assessment, assess
 from costmodel.planning.candidates import Candidate
 from costmodel.planning.confirm import replayed, workers
 from costmodel.planning.launch import launches
-from costmodel.planning.load import Load, per_second, seconds
-from costmodel.planning.measures import ServiceLevel
+from costmodel.planning.load import Load
 from costmodel.planning.parallel_search import evaluator_of
 from costmodel.planning.plan_row import plan_row
 from costmodel.planning.prices import prices_for
 from costmodel.planning.question import Loaded, Question, load
 from costmodel.planning.search import Found, exceeded, search
-from costmodel.planning.step_times import HostTime
-from costmodel.planning.workload import workload
-from costmodel.prediction import loaded as loaded_parts
 from costmodel.report.columns import Column, number_text, percent, shows, value_text
-from costmodel.report.output import SCHEMA, as_json, emit, note, print_csv, print_table
+from costmodel.report.output import as_json, emit, note, print_csv, print_table
 from costmodel.report.progress import Progress
-from costmodel.units import format_span, parse_quantity
+from costmodel.units import format_span
 
 Inputs = Mapping[str, Any]
 REPLAYED = 2_000
@@ -41,7 +36,7 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     asked: the options of the command; times and the rate as texts. Raises Impossible, at the end, where nothing holds
     the service level: with the closest point and what blocks it.
     """
-    inputs = _read(asked)
+    inputs = read_inputs(asked)
     load_of = Load({**inputs, "requests": inputs["requests"] or REPLAYED})
     question = question_of(inputs, load_of)
     progress = Progress()
@@ -82,60 +77,6 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     _remarks(known, question, assessed, checks, inputs)
     if not found.best:
         _refuse(question, found, rows)
-
-
-def _read(asked: Inputs) -> dict[str, Any]:
-    """The inputs with times, rates and bandwidths as numbers."""
-    times = {"ttft_s": seconds(asked["ttft_s"], "--ttft"), "tpot_s": seconds(asked["tpot_s"], "--tpot")}
-    bandwidth = None if asked["link_bandwidth"] is None else parse_quantity(asked["link_bandwidth"], "B/s")
-    return {**asked, **times, "rate": per_second(asked["rate"]), "link_bandwidth": bandwidth}
-
-
-def question_of(inputs: Inputs, load_of: Load) -> Question:
-    """The question of a command's inputs. Raises BadInput."""
-    if len(inputs["arch"]) != 1:
-        raise BadInput("--arch: a plan is of one architecture; `whatif` puts another beside it")
-    _, devices = loaded_parts(inputs["arch"], inputs["hw"], inputs["set"])
-    names = tuple(device.name for device in devices)
-    priced = prices_for(names, inputs["price"])
-    layouts = []
-    for text in inputs["layout"]:
-        layout = parse_layout(text)
-        if not isinstance(layout, Layout):
-            raise BadInput(
-                f"--layout {text}: name the layouts of workers; pools of them are put together by the search"
-            )
-        layouts.append(layout)
-    gpus = tuple(sorted({layout.gpus for layout in layouts} | {max(inputs["gpus"])}) if layouts else inputs["gpus"])
-    return Question(
-        arch=inputs["arch"][0],
-        hw=tuple(inputs["hw"]),
-        work=workload(load_of, inputs["snapshot_tokens"]),
-        level=ServiceLevel(inputs["ttft_s"], inputs["tpot_s"]),
-        optimize=inputs["optimize"],
-        gpus=gpus,
-        weights=tuple(inputs["weights"]),
-        kv=tuple(inputs["kv"]),
-        activations=inputs["activations"],
-        budgets=tuple(sorted(set(inputs["max_batched_tokens"]))),
-        drafts=tuple(sorted(set(inputs["draft_tokens"]))),
-        acceptance=inputs["accepted"],
-        modes=tuple(inputs["pools"]),
-        prices={name: price.usd for name, price in priced.items()},
-        library=inputs["library"],
-        changes=tuple(inputs["set"]),
-        host={name: HostTime() for name in names},
-        overlap=inputs["overlap"],
-        imbalance=inputs["imbalance"],
-        max_sequences=inputs["max_sequences"],
-        page_tokens=inputs["page_tokens"],
-        snapshot_tokens=inputs["snapshot_tokens"],
-        utilisation=inputs["utilisation"],
-        link_bandwidth=inputs["link_bandwidth"],
-        layouts=tuple(layouts),
-        context_parallel=inputs["context_parallel"],
-        mechanisms=tuple(inputs["mechanism"]),
-    ).checked()
 
 
 def _point(question: Question, point: Candidate) -> dict[str, Any]:
@@ -383,25 +324,3 @@ def _refuse(question: Question, found: Found, rows: Sequence[Mapping[str, Any]])
         f"{value_text('time_s', found.closest.tpot_s)} at {found.closest.rate:.4g} requests/s; what blocks it is the "
         f"{blocks}, missed by a factor of {factor:.3g} ({told[blocks]})"
     )
-
-
-def plan_json(path: str) -> dict[str, Any]:
-    """The object of a file that `plan` wrote. Raises BadInput for any other."""
-    from costmodel.loading import read_mapping
-
-    whole = read_mapping(Path(path)) if path.endswith(".json") else _parsed(path)
-    if whole.get("command") != "plan" or whole.get("schema") != SCHEMA:
-        raise BadInput(f"{path[:200]}: is not a file that `plan --out` wrote")
-    if not whole.get("rows"):
-        raise BadInput(f"{path[:200]}: holds no plan: nothing held the service level")
-    return whole
-
-
-def _parsed(path: str) -> dict[str, Any]:
-    from costmodel.loading import read_text
-
-    try:
-        found = json.loads(read_text(Path(path)))
-    except ValueError:
-        raise BadInput(f"{path[:200]}: not valid JSON") from None
-    return found if isinstance(found, dict) else {}
