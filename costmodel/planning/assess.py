@@ -13,9 +13,10 @@ import numpy
 
 from costmodel.errors import Impossible
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
-from costmodel.planning.candidates import Candidate, send_s
+from costmodel.planning.candidates import Candidate
 from costmodel.planning.curves import Array, Curves, EngineModel, engine_curves
 from costmodel.planning.operating import Operating, at_point, decoding, operating, prefilling, settled
+from costmodel.planning.pools import send_s
 from costmodel.planning.question import Loaded
 from costmodel.planning.room import Room, room
 from costmodel.step import Step
@@ -144,17 +145,28 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
             load,
         )
     front, back = roles
-    load = work.rate if work.rate is not None else 0.0
-    ttft = tpot = n = share = 0.0
-    for _ in range(1 if work.rate is not None else 8):
-        if work.rate is None:
-            load = (work.clients or 1) / (ttft + tpot * (work.output - 1.0)) if tpot else 0.0
-        own = float(at["prefill"].n[0] / at["prefill"].rate[0, front.column])
+    own = float(at["prefill"].n[0] / at["prefill"].rate[0, front.column])
+
+    def under(load: float) -> tuple[float, float, float, float]:
+        """TTFT, TPOT, sequences and the share of prompts at a load."""
         share = min(load / front.engines * own, 1.0)
         only = front.at(loaded, prompt=moves.get(("prefill", "prompt"), 1.0), share=numpy.array([max(share, 1e-6)]))
-        ttft = float(only.ttft_s[0, front.column])
         n = settled(load / back.engines, at["decode"], 0)
-        tpot = at_point(at["decode"].tpot_s, at["decode"], 0, n)
+        return float(only.ttft_s[0, front.column]), at_point(at["decode"].tpot_s, at["decode"], 0, n), n, share
+
+    def asked_for(load: float) -> float:
+        ttft, tpot, _, _ = under(load)
+        return (work.clients or 1) / (ttft + tpot * (work.output - 1.0))
+
+    # The more requests are answered, the longer each takes and the fewer so many clients send: one load is both.
+    low = high = work.rate if work.rate is not None else 0.0
+    if work.rate is None:
+        high = min(front.engines / own, float(at["decode"].rate[:, 0].max()) * back.engines)
+        while high - low > 1e-6 * high:
+            middle = (low + high) / 2
+            low, high = (middle, high) if asked_for(middle) > middle else (low, middle)
+    load = low if work.rate is None else work.rate
+    ttft, tpot, n, share = under(load)
     within, most = (
         (
             _within(at["prefill"], front.column, 1.0, first, None) * front.engines,

@@ -11,21 +11,14 @@ import numpy
 from numpy.typing import NDArray
 
 from costmodel.errors import Impossible
-from costmodel.parallel.layout import Layout
 from costmodel.planning.curves import Array, EngineModel, Whole, engine_curves
-from costmodel.planning.deployment import stage_cache
-from costmodel.planning.operating import Operating, decoding, operating, prefilling
+from costmodel.planning.operating import Operating, operating, waits
+from costmodel.planning.pools import Pool, decode_pools, plan_load, prefill_pools, send_s
 from costmodel.planning.question import Loaded, Question
 from costmodel.planning.room import room
 from costmodel.planning.space import Task
-from costmodel.planning.workload import Workload
 
 Truths = NDArray[numpy.bool_]
-
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Of the time of engines that only prefill: how busy they may be."""
-CLOSED_SHARE = 0.9
-"""The same where clients wait: their number keeps a queue short, but not empty."""
 
 
 class Candidate(NamedTuple):
@@ -60,25 +53,12 @@ class Candidate(NamedTuple):
         return self.usd_per_hour / 3600.0 / self.rate
 
 
-class Pool(NamedTuple):
-    """Workers of one role: prefill (tpot_s 0) or decode (ttft_s 0); replicas: of the layout."""
-
-    layout: Layout
-    budget: int
-    replicas: int
-    gpus: int
-    sequences: float
-    ttft_s: float
-    tpot_s: float
-    rate: float
-    places: float = 0.0
-
-
 class Outcome(NamedTuple):
     """What became of a task. excluded: the rule or bound that did it, empty where it was evaluated.
 
     points: evaluated ones, those whose caches fit, and those of them within the service level. plans and frontier:
-    reduced to those that no other of the task beats. prefill, decode: pools for disaggregation. closest: how near the
+    reduced to those that no other of the task beats. prefill, decode: pools for
+    disaggregation. closest: how near the
     best of those that miss the service level comes, with the plan.
     """
 
@@ -118,14 +98,9 @@ def evaluate(loaded: Loaded, task: Task, bounds: bool = True) -> Outcome:
         at = operating(engine, asked.work, found, places, engine.engines)
         outcome = _aggregated(asked, engine, task, at, places)
     if "disaggregated" in asked.modes:
-        send = send_s(asked, engine)
-        at = prefilling(engine, asked.work, found, numpy.array(SHARES), send, engine.engines)
-        then = decoding(engine, asked.work, found, places)
-        outcome = outcome._replace(
-            prefill=_prefill_pools(asked, engine, at),
-            decode=_decode_pools(asked, engine, then, float(places[0])),
-            points=outcome.points + at.rate.size + then.rate.size,
-        )
+        front = prefill_pools(asked, engine, found, send_s(asked, engine))
+        back = decode_pools(asked, engine, found, places)
+        outcome = outcome._replace(prefill=front, decode=back, points=outcome.points + len(front) + len(back))
     return outcome
 
 
@@ -152,25 +127,6 @@ def next_limit(asked: Question, fits: bool, places: float, ttft_s: float, tpot_s
     if fits:
         return TRADE
     return "memory" if places < asked.max_sequences else "max sequences"
-
-
-def send_s(asked: Question, engine: EngineModel) -> float:
-    """Seconds in which a device sends its part of a prompt's cache."""
-    served = engine.served
-    bandwidth = asked.link_bandwidth or served.hardware.links.scale_out.bandwidth
-    if not bandwidth:
-        return float("inf")
-    caches = (stage_cache(engine.prefill, stage, served.precision) for stage in engine.prefill.stages)
-    return max(float(cache.bytes(round(asked.work.input))) for cache in caches) / bandwidth
-
-
-def plan_load(work: Workload, e2e_s: Array) -> Array:
-    """Requests per second that a load brings: its rate, or what its clients ask for at these times."""
-    if work.rate is not None:
-        return numpy.full_like(e2e_s, work.rate)
-    assert work.clients is not None
-    with numpy.errstate(divide="ignore"):
-        return numpy.where(numpy.isfinite(e2e_s), work.clients / e2e_s, 0.0)
 
 
 def _aggregated(asked: Question, engine: EngineModel, task: Task, at: Operating, places: Array) -> Outcome:
@@ -239,7 +195,10 @@ def _replicated(
             sequences = work.clients / (counts * e)
             each = numpy.interp(sequences, n, rates)
             sustained = sequences <= n[-1]
-        ttft = numpy.interp(sequences, n, at.ttft_s[usable, column])
+        # Waiting is told for each number of engines, among which arrivals are dealt out.
+        parts = (at.base_s, at.line_s, at.place_s)
+        base, line_s, place_s = (numpy.interp(sequences, n, part[usable, column]) for part in parts)
+        ttft = base + waits(work, line_s, place_s, counts * e)
         tpot = numpy.interp(sequences, n, at.tpot_s[usable, column])
         e2e = ttft + tpot * (work.output - 1.0)
         within = sustained & _holds(ttft, level.ttft_s) & _holds(tpot, level.tpot_s)
@@ -292,36 +251,3 @@ def _best(tpot: Array, per_gpu: Array, good: Truths) -> Sequence[tuple[int, int]
             most = per_gpu[row, column]
             found.append((int(row), int(column)))
     return found
-
-
-def _prefill_pools(asked: Question, engine: EngineModel, at: Operating) -> tuple[Pool, ...]:
-    """The fastest budget for every share of the time that prompts take."""
-    pools = []
-    for row in range(len(at.n)):
-        if asked.work.gap_variation == 0 and at.n[row] > CLOSED_SHARE:
-            continue
-        column = int(numpy.argmin(at.ttft_s[row]))
-        if numpy.isfinite(at.ttft_s[row, column]):
-            pools.append(
-                Pool(
-                    engine.layout, asked.budgets[column], 1, engine.layout.gpus, 0.0,
-                    float(at.ttft_s[row, column]), 0.0, float(at.rate[row, column]) * engine.engines,
-                )
-            )  # fmt: skip
-    return tuple(pools)
-
-
-def _decode_pools(asked: Question, engine: EngineModel, at: Operating, places: float) -> tuple[Pool, ...]:
-    """Every batch size that fits, where more sequences answer more."""
-    pools, most = [], 0.0
-    for row, n in enumerate(at.n):
-        rate = float(at.rate[row, 0]) * engine.engines
-        if n <= places and numpy.isfinite(at.tpot_s[row, 0]) and rate > most:
-            most = rate
-            pools.append(
-                Pool(
-                    engine.layout, min(asked.budgets), 1, engine.layout.gpus, float(n),
-                    0.0, float(at.tpot_s[row, 0]), rate, places,
-                )
-            )  # fmt: skip
-    return tuple(pools)

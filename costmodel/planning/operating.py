@@ -28,7 +28,8 @@ class Operating(NamedTuple):
     """One engine, by batch size n (rows) and chunk budget (columns).
 
     ttft_s, tpot_s: means in seconds. rate: requests per second of the engine. prefill_share: of the engine's time that
-    prompts take. queue_s: of the TTFT, what open arrivals add.
+    prompts take. base_s: of the TTFT, what is no waiting; line_s, place_s: waiting for prompts before and for a place,
+    per unit of (variation of arrivals + variation of service)/2.
     """
 
     n: Array
@@ -36,7 +37,9 @@ class Operating(NamedTuple):
     tpot_s: Array
     rate: Array
     prefill_share: Array
-    queue_s: Array
+    base_s: Array
+    line_s: Array
+    place_s: Array
 
     def e2e_s(self, output: float) -> Array:
         """Seconds from sending a request to its last token."""
@@ -49,8 +52,7 @@ def operating(model: EngineModel, work: Workload, found: Curves, places: Array, 
     n = found.n[:, None]
     alone, decode = found.alone[:, None], found.decode[:, None]
     iterations = (work.output - 1.0) / model.pace
-    variation = work.gap_variation / engines
-    if variation > 0:
+    if work.gap_variation > 0:
         met = numpy.interp(found.n + 1.0, found.n, found.decode)[:, None]
         own = found.chunks * decode + found.added
         passing = _passing(met * iterations, n * found.added, own)
@@ -63,12 +65,19 @@ def operating(model: EngineModel, work: Workload, found: Curves, places: Array, 
     # A prompt that finds an iteration under way waits for half of it.
     busy = numpy.minimum((n - 1.0) / numpy.maximum(iterations, 1.0), 1.0)
     residual = (alone + found.added / found.chunks * busy) / 2
-    queue = numpy.zeros_like(served)
-    if variation > 0:
-        queue = line(rate, own, (variation + work.input_variation) / 2)
-        queue = queue + places_wait(n, places[None, :], served, (variation + work.output_variation) / 2)
-    ttft = _front_s(model) + residual + own + queue
-    return Operating(found.n, ttft, tpot, rate, n * found.added / served, queue)
+    base = _front_s(model) + residual + own
+    in_line, for_place = line(rate, own), places_wait(n, places[None, :], served)
+    ttft = base + waits(work, in_line, for_place, engines)
+    return Operating(found.n, ttft, tpot, rate, n * found.added / served, base, in_line, for_place)
+
+
+def waits(work: Workload, line_s: Array, place_s: Array, engines: Array | int) -> Array:
+    """Mean seconds of waiting, where arrivals are dealt out in turn among so many engines, which makes those of each
+    more regular. Clients that wait for their answers leave no queue."""
+    if work.gap_variation == 0:
+        return numpy.zeros_like(line_s)
+    arrivals = work.gap_variation / engines
+    return line_s * (arrivals + work.input_variation) / 2 + place_s * (arrivals + work.output_variation) / 2
 
 
 def _front_s(model: EngineModel) -> float:
@@ -84,46 +93,46 @@ def _passing(decoding: Array, prompts: Array, own: Array) -> Array:
 
 
 def prefilling(
-    model: EngineModel, work: Workload, found: Curves, load: Array, send_s: float, engines: int = 1
+    model: EngineModel, work: Workload, found: Curves, load: Array, send_s: float, engines: Array | int = 1
 ) -> Operating:
-    """An engine that only prefills, at shares of its time (rows) that prompts take. send_s: of a cache."""
+    """An engine that only prefills, at shares of its time (rows) that prompts take. send_s: of a cache.
+
+    engines: how many there are, one number or one for each row.
+    """
     own = found.added[0][None, :]
-    variation = work.gap_variation / engines
-    share = load[:, None]
-    rate = share / own
-    queue = numpy.zeros_like(rate)
-    if variation > 0:
-        queue = line(rate, own, (variation + work.input_variation) / 2)
-    ttft = _front_s(model) + own + queue + send_s
-    return Operating(load, ttft, numpy.zeros_like(ttft), rate, numpy.ones_like(ttft), queue)
+    rate = load[:, None] / own
+    base = numpy.broadcast_to(_front_s(model) + own + send_s, rate.shape)
+    zero = numpy.zeros_like(rate)
+    wait = line(rate, own)
+    ttft = base + waits(work, wait, zero, numpy.reshape(engines, (-1, 1)))
+    return Operating(load, ttft, zero, rate, numpy.ones_like(ttft), base, wait, zero)
 
 
 def decoding(model: EngineModel, work: Workload, found: Curves, places: Array) -> Operating:
     """An engine that only decodes; its chunk budget does not matter, so there is one column."""
     n, decode = found.n[:, None], found.decode[:, None]
     served = decode * (work.output - 1.0) / model.pace
-    wait = numpy.zeros_like(served)
+    zero, wait = numpy.zeros_like(served), numpy.zeros_like(served)
     if work.gap_variation > 0:
         # Prefill engines hand caches over at odd times: as varied as Poisson arrivals at most.
-        wait = places_wait(n, places[None, :1], served, (min(work.gap_variation, 1.0) + work.output_variation) / 2)
+        wait = places_wait(n, places[None, :1], served) * (min(work.gap_variation, 1.0) + work.output_variation) / 2
     tpot = (served + wait) / max(work.output - 1.0, 1.0)
-    zero = numpy.zeros_like(served)
-    return Operating(found.n, zero, tpot, n / numpy.maximum(served, 1e-12), zero, zero)
+    return Operating(found.n, zero, tpot, n / numpy.maximum(served, 1e-12), zero, zero, zero, zero)
 
 
-def line(rate: Array, each_s: Array, variation: float) -> Array:
-    """Mean seconds in the line before one server: ρ/(1 − ρ)·s·(c_a² + c_s²)/2; infinite from ρ = 1 on."""
+def line(rate: Array, each_s: Array) -> Array:
+    """Mean seconds in the line before one server, over (c_a² + c_s²)/2: ρ/(1 − ρ)·s; infinite from ρ = 1 on."""
     used = rate * each_s
     with numpy.errstate(invalid="ignore", divide="ignore"):
-        return numpy.where(used < 1.0, used / (1.0 - used) * each_s * variation, numpy.inf)
+        return numpy.where(used < 1.0, used / (1.0 - used) * each_s, numpy.inf)
 
 
-def places_wait(n: Array, places: Array, each_s: Array, variation: float) -> Array:
-    """Mean seconds until one of so many places is free, n of them being taken on average."""
+def places_wait(n: Array, places: Array, each_s: Array) -> Array:
+    """Mean seconds until one of so many places is free, n of them being taken on average, over (c_a² + c_s²)/2."""
     used = n / numpy.maximum(places, 1.0)
     power = used ** (numpy.sqrt(2.0 * (places + 1.0)) - 1.0)
     with numpy.errstate(invalid="ignore", divide="ignore"):
-        wait = power / (places * (1.0 - used)) * each_s * variation
+        wait = power / (places * (1.0 - used)) * each_s
     return numpy.where(used < 1.0, wait, numpy.inf)
 
 

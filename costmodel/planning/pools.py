@@ -1,105 +1,107 @@
-"""Disaggregated plans: pools of prefill and decode workers, put together so that both keep up with the load.
+"""Pools of workers that only prefill or only decode, as disaggregated plans put them together."""
 
-TTFT is the prefill pool's, TPOT the decode pool's, so each is searched alone, what another pool of its role beats is
-dropped, and the rest are paired.
-"""
-
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy
 
-from costmodel.parallel.layout import Disaggregated, Workers
-from costmodel.planning.candidates import Candidate, Pool, next_limit, plan_load, rank
-from costmodel.planning.curves import Array
+from costmodel.parallel.layout import Layout
+from costmodel.planning.curves import Array, Curves, EngineModel
+from costmodel.planning.deployment import stage_cache
+from costmodel.planning.operating import Operating, decoding, prefilling
 from costmodel.planning.question import Question
-from costmodel.planning.space import Task
+from costmodel.planning.workload import Workload
+
+SHARES = numpy.linspace(0.1, 0.95, 18)
+"""Of the time of engines that only prefill: how busy they may be."""
+CLOSED_SHARE = 0.9
+"""The same where clients wait: their number keeps a queue short, but not empty."""
 
 
-def undominated(pools: Sequence[Pool]) -> list[Pool]:
-    """Those that no other pool of the role beats in latency, requests per second per GPU and size at once."""
-    if not pools:
-        return []
-    values = numpy.array([(pool.ttft_s + pool.tpot_s, -pool.rate / pool.gpus, pool.gpus) for pool in pools])
-    kept = []
-    for index, value in enumerate(values):
-        no_worse = (values <= value).all(axis=1)
-        better = no_worse & (values < value).any(axis=1)
-        twin = no_worse[:index] & (values[:index] == value).all(axis=1)
-        if not better.any() and not twin.any():
-            kept.append(pools[index])
-    return kept
+class Pool(NamedTuple):
+    """Workers of one role: prefill (tpot_s 0) or decode (ttft_s 0).
 
-
-def paired(
-    asked: Question, task: Task, prefill: Sequence[Pool], decode: Sequence[Pool]
-) -> tuple[list[Candidate], list[Candidate], Candidate | None, int]:
-    """The best plans, the frontier, the plan that comes closest, and how many pairs were looked at.
-
-    task: whose device, formats and drafts the pools share.
+    replicas: 0 for one replica that is kept at a share of its time or at a batch, of which any number may be taken;
+    else so many of them, which answer the load together. gpus: of all. rate: requests per second of all.
     """
-    level, work = asked.level, asked.work
-    fronts, backs = undominated(prefill), undominated(decode)
-    if not fronts or not backs:
-        return [], [], None, 0
-    p, d = _columns(fronts), _columns(backs)
-    ttft, tpot = p["ttft"][:, None], d["tpot"][None, :]
-    e2e = ttft + tpot * (work.output - 1.0)
-    load = plan_load(work, e2e)
-    workers = [numpy.maximum(numpy.ceil(load / rate - 1e-9), 1.0) for rate in (p["rate"][:, None], d["rate"][None, :])]
-    gpus = workers[0] * p["gpus"][:, None] + workers[1] * d["gpus"][None, :]
-    per_gpu = work.output / ((p["gpus"] / p["rate"])[:, None] + (d["gpus"] / d["rate"])[None, :])
-    within = numpy.ones_like(gpus, dtype=bool)
-    over = gpus / asked.most
-    for values, most in ((ttft, level.ttft_s), (tpot, level.tpot_s)):
-        if most is not None:
-            within &= values <= most
-            over = numpy.maximum(over, values / most)
-    whole = within & (gpus <= asked.most) & (gpus >= min(asked.gpus))
-    price = asked.prices[task.hw]
 
-    def candidate(row: int, column: int) -> Candidate:
-        front, back = fronts[row], backs[column]
-        counts = [int(of[row, column]) for of in workers]
-        layout = Disaggregated(Workers(counts[0], front.layout), Workers(counts[1], back.layout))
-        rate = min(front.rate * counts[0], back.rate * counts[1])
-        later = [pool for pool in decode if pool.layout == back.layout and pool.tpot_s > back.tpot_s]
-        limit = next_limit(asked, bool(later), back.places, 0.0, later[0].tpot_s if later else back.tpot_s)
-        return Candidate(
-            task.hw, task.weights, task.kv, task.draft_tokens, str(layout), front.budget, back.sequences, 1,
-            layout.gpus, front.ttft_s, back.tpot_s, float(e2e[row, column]), rate, float(per_gpu[row, column]),
-            layout.gpus * price, limit,
-        )  # fmt: skip
-
-    plans = []
-    if whole.any():
-        first = {"cost": gpus / load, "gpus": gpus, "latency": e2e, "throughput": -per_gpu}[asked.optimize]
-        places = numpy.argwhere(whole)
-        order = numpy.lexsort((e2e[whole], gpus[whole], first[whole]))
-        plans = [candidate(*map(int, places[place])) for place in order[:3]]
-        # A pool is a little larger than the load needs: what it answers is the load.
-        plans = [plan._replace(rate=float(plan_load(work, numpy.array(plan.e2e_s)))) for plan in plans]
-        plans.sort(key=lambda plan: rank(plan, asked.optimize))
-    closest = None if whole.any() else candidate(*map(int, numpy.unravel_index(int(over.argmin()), over.shape)))
-    frontier = [candidate(row, column) for row, column in _frontier(tpot, per_gpu, within)]
-    return plans, frontier, closest, int(gpus.size)
+    layout: Layout
+    budget: int
+    replicas: int
+    gpus: int
+    sequences: float
+    ttft_s: float
+    tpot_s: float
+    rate: float
+    places: float = 0.0
 
 
-def _columns(pools: Sequence[Pool]) -> dict[str, Array]:
-    return {
-        "ttft": numpy.array([pool.ttft_s for pool in pools]),
-        "tpot": numpy.array([pool.tpot_s for pool in pools]),
-        "rate": numpy.array([pool.rate for pool in pools]),
-        "gpus": numpy.array([float(pool.gpus) for pool in pools]),
-    }
+def send_s(asked: Question, engine: EngineModel) -> float:
+    """Seconds in which a device sends its part of a prompt's cache."""
+    served = engine.served
+    bandwidth = asked.link_bandwidth or served.hardware.links.scale_out.bandwidth
+    if not bandwidth:
+        return float("inf")
+    caches = (stage_cache(engine.prefill, stage, served.precision) for stage in engine.prefill.stages)
+    return max(float(cache.bytes(round(asked.work.input))) for cache in caches) / bandwidth
 
 
-def _frontier(tpot: Array, per_gpu: Array, within: Array) -> list[tuple[int, int]]:
-    """For each decode pool, fastest first, the prefill pool with which the most tokens come per GPU, while more do."""
-    found, most = [], 0.0
-    allowed = numpy.where(within, per_gpu, -1.0)
-    for column in numpy.argsort(tpot[0], kind="stable"):
-        row = int(numpy.argmax(allowed[:, column]))
-        if allowed[row, column] > most:
-            most = float(allowed[row, column])
-            found.append((row, int(column)))
-    return found
+def plan_load(work: Workload, e2e_s: Array) -> Array:
+    """Requests per second that a load brings: its rate, or what its clients ask for at these times."""
+    if work.rate is not None:
+        return numpy.full_like(e2e_s, work.rate)
+    assert work.clients is not None
+    with numpy.errstate(divide="ignore"):
+        return numpy.where(numpy.isfinite(e2e_s), work.clients / e2e_s, 0.0)
+
+
+def prefill_pools(asked: Question, engine: EngineModel, found: Curves, send: float) -> tuple[Pool, ...]:
+    """One replica at every share of its time; at a known rate also 1, 2, … replicas. The fastest budget of each."""
+    at = prefilling(engine, asked.work, found, SHARES, send, engine.engines)
+    pools = [
+        _prefill_pool(asked, engine, at, row, 0)
+        for row, share in enumerate(SHARES)
+        if asked.work.gap_variation > 0 or share <= CLOSED_SHARE
+    ]
+    if asked.work.rate is not None:
+        counts = numpy.arange(1, asked.most // engine.layout.gpus + 1, dtype=numpy.float64)
+        for column in range(len(asked.budgets)):
+            own = found.added[0, column]
+            shares = asked.work.rate / (counts * engine.engines) * own
+            at = prefilling(engine, asked.work, found, shares, send, counts * engine.engines)
+            pools += [_prefill_pool(asked, engine, at, row, row + 1, column) for row in range(len(counts))]
+    return tuple(pool for pool in pools if numpy.isfinite(pool.ttft_s))
+
+
+def _prefill_pool(
+    asked: Question, engine: EngineModel, at: Operating, row: int, replicas: int, column: int | None = None
+) -> Pool:
+    chosen = int(numpy.argmin(at.ttft_s[row])) if column is None else column
+    many = max(replicas, 1)
+    rate = float(at.rate[row, chosen]) * engine.engines * many
+    return Pool(
+        engine.layout, asked.budgets[chosen], replicas, engine.layout.gpus * many, 0.0,
+        float(at.ttft_s[row, chosen]), 0.0, rate,
+    )  # fmt: skip
+
+
+def decode_pools(asked: Question, engine: EngineModel, found: Curves, places: Array) -> tuple[Pool, ...]:
+    """One replica at every batch size that fits, where more sequences answer more; at a known rate also 1, 2, …
+    replicas with the batch that it leaves to each."""
+    at = decoding(engine, asked.work, found, places)
+    most, budget, fits = float(places[0]), min(asked.budgets), at.n <= places[0]
+    g, e = engine.layout.gpus, engine.engines
+    rates, tpot = at.rate[:, 0], at.tpot_s[:, 0]
+    pools, best = [], 0.0
+    for row in numpy.nonzero(fits & numpy.isfinite(tpot))[0]:
+        if rates[row] > best:
+            best = float(rates[row])
+            pools.append(Pool(engine.layout, budget, 0, g, float(at.n[row]), 0.0, float(tpot[row]), best * e, most))
+    if asked.work.rate is not None and best > 0:
+        n, rising = at.n[fits], numpy.maximum.accumulate(rates[fits])
+        for count in range(1, asked.most // g + 1):
+            each = asked.work.rate / (count * e)
+            if each < rising[-1]:
+                sequences = each / rising[0] * n[0] if each <= rising[0] else float(numpy.interp(each, rising, n))
+                slow = float(numpy.interp(sequences, n, tpot[fits]))
+                pools.append(Pool(engine.layout, budget, count, g * count, sequences, 0.0, slow, asked.work.rate, most))
+    return tuple(pool for pool in pools if numpy.isfinite(pool.tpot_s))

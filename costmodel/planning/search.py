@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from costmodel.errors import Impossible
 from costmodel.planning.candidates import Candidate, Outcome, evaluate, rank
-from costmodel.planning.pools import paired
+from costmodel.planning.pairing import paired
 from costmodel.planning.question import Loaded, Question, cache_formats, load, weight_formats
 from costmodel.planning.space import Count, Dimension, Task, layouts
 
