@@ -218,14 +218,21 @@ def available(folder: str) -> dict[str, Path]:
     return found
 
 
+def check_folder(path: str | Path | None) -> None:
+    """Raise BadInput where a file could not be written for want of its folder, before the work for it begins."""
+    if path is None:
+        return
+    if os.path.isdir(path):
+        raise BadInput(f"{path}: is a folder, not a file")
+    if not os.path.isdir(Path(path).parent):
+        raise BadInput(f"{path}: the folder {Path(path).parent} does not exist")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it, so that nobody sees half of it."""
     import tempfile
 
-    if os.path.isdir(path):
-        raise BadInput(f"{path}: is a folder, not a file")
-    if not os.path.isdir(path.parent):
-        raise BadInput(f"{path}: the folder {path.parent} does not exist")
+    check_folder(path)
     temporary = ""
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:

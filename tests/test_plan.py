@@ -1,34 +1,387 @@
-"""What a sweep of a GPU takes is said without the GPU."""
+"""Plans: the steady state beside the replay's tables, the search and its bounds, flags, prices, and other engines."""
 
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
 import pytest
+from typer.testing import CliRunner
 
-from validation import plan
-from validation.absent_device import described
-from validation.runners import runners
-from validation.sweep import installed, jobs
+from costmodel.cli import app
+from costmodel.errors import BadInput
+from costmodel.hardware import load_hardware
+from costmodel.parallel.layout import Layout, parse_layout
+from costmodel.planning.asked import question_of, read_inputs
+from costmodel.planning.assess import assess, difference, spread
+from costmodel.planning.candidates import evaluate, rank
+from costmodel.planning.confirm import replayed
+from costmodel.planning.curves import engine_curves, kinds_of, likeness
+from costmodel.planning.deployment import engine
+from costmodel.planning.launch import Worker, documented, launches
+from costmodel.planning.load import Load
+from costmodel.planning.operating import line, operating, places_wait
+from costmodel.planning.pairing import undominated as undominated_pools
+from costmodel.planning.plan_row import plan_row
+from costmodel.planning.pools import Pool
+from costmodel.planning.prices import default_prices, prices_for
+from costmodel.planning.question import OBJECTIVES, Loaded, Question, load
+from costmodel.planning.search import Found, search, undominated
+from costmodel.planning.space import Task, layouts
+from costmodel.planning.traffic import Request
+from costmodel.planning.workload import means
+from costmodel.prediction import loaded
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULTS: dict[str, Any] = {
+    "arch": ["llama-3.1-8b"], "hw": ["h100-sxm"], "gpus": (1, 2, 4), "input": "2k", "output": "256", "trace": None,
+    "skip_bad_lines": False, "rate": "8/s", "burstiness": 1.0, "concurrency": None, "ttft_s": "1s", "tpot_s": "20ms",
+    "optimize": "cost", "price": [], "layout": [], "pools": ["aggregated", "disaggregated"], "context_parallel": False,
+    "weights": ["own"], "kv": ["own"], "activations": None, "max_batched_tokens": [2048, 8192], "max_sequences": 1024,
+    "page_tokens": 16, "prefix_hit": 0.0, "snapshot_tokens": None, "draft_tokens": [0], "accepted": 0.7,
+    "utilisation": 0.9, "overlap": 0.0, "imbalance": 1.0, "link_bandwidth": None, "requests": 600, "warmup": 0,
+    "seed": 0, "library": None, "set": [], "mechanism": [],
+}  # fmt: skip
 
 
-def test_the_parts_of_a_plan_are_the_whole_and_each_is_short() -> None:
-    whole, parts = plan.plan("sm_90", "full", 1), plan.plan("sm_90", "full", 6)
-    assert sum(part.points for part in parts) == whole[0].points
-    assert max(part.seconds for part in parts) < 600
-    assert plan.plan("sm_90", "quick", 1)[0].seconds < 600
+def asked(**changes: Any) -> Question:
+    inputs = read_inputs({**DEFAULTS, **changes})
+    return question_of(inputs, Load(inputs))
 
 
-def test_a_point_takes_at_least_the_calls_that_it_needs() -> None:
-    from costmodel.calibration import PRIOR
-    from costmodel.hardware import load_hardware
-
-    stated, hardware = described("sm_90"), load_hardware("h100-sxm")
-    wanted = [job for job in jobs(runners().values(), stated, "full") if job.runner.name == "prefill-attention"]
-    assert all(installed(job.implementation) for job in wanted if job.implementation.name.startswith("torch"))
-    longest = max(wanted, key=lambda job: int(job.planned.shape["context"]))
-    flops = sum(kernel.ideal.flops for kernel in longest.runner.kernels(longest.planned.shape))
-    assert plan.seconds_of(longest, hardware, PRIOR, "full") > 7 * flops / hardware.tensor_peak("bf16")
+def load_of(**changes: Any) -> Load:
+    return Load(read_inputs({**DEFAULTS, **changes}))
 
 
-def test_the_command_prints_a_line_per_part_and_refuses_no_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main(["--arch", "sm_80", "--parts", "3"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
-    assert plan.main(["--parts", "none"]) == 2
-    assert "I/N" in capsys.readouterr().err
+def planned(**changes: Any) -> tuple[Question, Loaded, Found]:
+    question = asked(**changes)
+    return question, load(question), search(question)
+
+
+@pytest.mark.parametrize(
+    ("arch", "layout"),
+    [("llama-3.1-8b", "tp2"), ("llama-3.1-8b", "pp2"), ("kimi-linear-48b-a3b", "dp4ep4"), ("deepseek-v3", "tp8")],
+)
+def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str) -> None:
+    # Two ways to the same iterations: arrays for one workload here, tables over all contexts there.
+    question = asked(arch=[arch], hw=["h200-sxm"], gpus=(8,), input="3k", output="200")
+    known = load(question)
+    model = known.engine("h200-sxm", None, None, 0, parse_layout(layout))
+    n = numpy.array([1.0, 4.0, 32.0])
+    blocks = known.blocks(model) if model.layout.pp > 1 else {}
+    curves = engine_curves(model, question.work, known.whole(model), blocks, n)
+    times = engine(model.served, model.layout, question.settings(8192, 0, 64)).times
+    work = question.work
+    for row, count in enumerate(map(int, n)):
+        assert curves.decode[row] == pytest.approx(times.decode_s(count, work.context), rel=0.06)
+        alone = times.decode_s(count - 1, work.context) if count > 1 else 0.0
+        step = times.step_s(count - 1, work.context, 1, work.computed, work.position - work.computed / 2)
+        assert curves.added[row, 1] + curves.alone[row] == pytest.approx(step, rel=0.06)
+        assert curves.alone[row] == pytest.approx(alone, rel=0.06)
+
+
+def test_kinds_of_kernels_are_the_same_for_layouts_that_are_alike() -> None:
+    question = asked(arch=["deepseek-v3"], hw=["h200-sxm"], gpus=(64,))
+    known = load(question)
+    found: dict[Any, Any] = {}
+    for layout in layouts(known.model, (8, 16)):
+        try:
+            model = known.engine("h200-sxm", None, None, 0, layout)
+        except Exception:
+            continue
+        kinds = kinds_of(model)
+        assert found.setdefault(likeness(model), kinds) == kinds, layout
+    assert len(found) > 3
+
+
+@pytest.mark.parametrize("rate", ["3/s", "12/s", "24/s"])
+def test_the_steady_state_is_near_the_replay(rate: str) -> None:
+    _, known, found = planned(rate=rate, ttft_s="2s", tpot_s="40ms")
+    check = replayed(known, assess(known, found.best[0]), load_of(rate=rate, requests=1500))
+    assert not check["saturated"]
+    assert abs(check["tpot_off"]) < 15
+    assert abs(check["ttft_off"]) < 40
+
+
+def test_means_of_a_load_are_those_of_its_requests() -> None:
+    found = means([Request(0.0, 10, 3, 4), Request(1.0, 30, 1)], 40)
+    assert (found.input, found.computed, found.output) == (20.0, 18.0, 2.0)
+    # Prompt one: 6 tokens after 4, at 7 on average; prompt two: 30 at 15. Both weighted with their tokens.
+    assert found.position == pytest.approx((6 * 7 + 30 * 15) / 36)
+    assert found.context == pytest.approx((11 + 12) / 2 + 0.5)
+
+
+def test_waiting_grows_without_bound_towards_saturation() -> None:
+    used = numpy.array([0.1, 0.5, 0.9, 0.99, 1.0])
+    one = numpy.ones(5)
+    # M/M/1: ρ/(1 − ρ) service times.
+    assert line(used, one)[:4] == pytest.approx(used[:4] / (1 - used[:4]))
+    assert numpy.isinf(line(used, one)[-1])
+    # With one place, Sakasegawa's form is exact for M/M/1.
+    assert places_wait(used, one, one)[:4] == pytest.approx(used[:4] / (1 - used[:4]))
+    many = places_wait(20 * used, 20 * one, one)
+    assert (many[:4] < line(used, one)[:4]).all()
+
+
+def test_every_plan_holds_the_service_level_and_the_best_is_the_cheapest() -> None:
+    question, known, found = planned()
+    assert found.best
+    outcomes = [
+        evaluate(known, Task("h100-sxm", None, None, 0, layout)) for layout in layouts(known.model, question.gpus)
+    ]
+    plans = [plan for outcome in outcomes for plan in outcome.plans]
+    for plan in [*found.best, *plans]:
+        assert plan.ttft_s <= 1.0
+        assert plan.tpot_s <= 0.02
+        assert plan.gpus <= 4
+    assert all(rank(found.best[0], "cost") <= rank(plan, "cost") for plan in plans)
+
+
+def test_bounds_exclude_no_plan_that_could_be_the_best() -> None:
+    question = asked(arch=["llama-3.1-70b"], rate="1/s", ttft_s="600ms", tpot_s="16ms", gpus=(1, 2, 4, 8))
+    known = load(question)
+    tasks = [Task("h100-sxm", None, None, 0, layout) for layout in layouts(known.model, question.gpus)]
+    bounded = [evaluate(known, task) for task in tasks]
+    free = [evaluate(known, task, bounds=False) for task in tasks]
+    excluded = [outcome for outcome in bounded if outcome.excluded.startswith(("TPOT", "TTFT"))]
+    assert excluded
+    for one, other in zip(bounded, free, strict=True):
+        if one.excluded and not other.excluded:
+            assert not other.plans
+
+
+def test_a_looser_service_level_never_costs_more() -> None:
+    cost = []
+    for tpot in ("8ms", "12ms", "20ms", "40ms"):
+        _, _, found = planned(tpot_s=tpot, rate="20/s", gpus=(1, 2, 4, 8))
+        cost.append(found.best[0].usd_per_hour if found.best else float("inf"))
+    assert cost == sorted(cost, reverse=True)
+    assert cost[-1] < cost[0]
+
+
+@pytest.mark.parametrize("optimize", OBJECTIVES)
+def test_each_objective_is_best_in_what_it_is_for(optimize: str) -> None:
+    _, _, found = planned(optimize=optimize)
+    best = {other: planned(optimize=other)[2].best[0] for other in OBJECTIVES}
+    first = found.best[0]
+    if optimize == "throughput":
+        assert first.tokens_per_s_gpu == max(point.tokens_per_s_gpu for point in found.frontier)
+        return
+    value = {
+        "cost": lambda plan: plan.usd_per_hour / plan.rate,
+        "gpus": lambda plan: plan.gpus,
+        "latency": lambda plan: plan.e2e_s,
+    }[optimize]
+    assert all(value(first) <= value(plan) * (1 + 1e-9) for plan in best.values())
+
+
+def test_no_point_of_the_frontier_is_beaten_by_another() -> None:
+    _, _, found = planned()
+    edge = found.frontier
+    assert len(edge) > 5
+    for point in edge:
+        assert not any(
+            other.tpot_s <= point.tpot_s and other.tokens_per_s_gpu > point.tokens_per_s_gpu
+            for other in found.cloud
+            if other.ttft_s <= 1.0 and other.gpus <= 4
+        )
+    assert undominated(edge) == list(edge)
+
+
+def test_pools_that_others_beat_are_dropped() -> None:
+    def pool(ttft: float, rate: float, gpus: int) -> Pool:
+        return Pool(Layout(tp=gpus), 2048, 0, gpus, 0.0, ttft, 0.0, rate)
+
+    good, slow, large = pool(1.0, 8.0, 4), pool(2.0, 8.0, 4), pool(0.5, 8.0, 8)
+    assert undominated_pools([good, slow, large, good]) == [good, large]
+
+
+def test_the_space_counts_everything() -> None:
+    question = asked(arch=["deepseek-v3"], hw=["h100-sxm"], gpus=(8, 16), rate="1/s", tpot_s="30ms", ttft_s=None)
+    found = search(question)
+    engines = {count.why: count.number for count in found.counts if count.what == "engines"}
+    total = engines.pop("in the space: device, formats, drafts, layout")
+    assert total == sum(engines.values())
+    assert total == len(set(layouts(load(question).model, (8, 16))))
+    assert any(why.startswith("excluded: memory") for why in engines)
+
+
+def test_models_without_experts_have_no_ranks_of_data_parallelism() -> None:
+    (dense, experts), _ = loaded(["llama-3.1-8b", "deepseek-v3"], "h100-sxm", ())
+    assert {layout.dp for layout in layouts(dense, (8,))} == {1}
+    assert Layout(dp=8, ep=8) in set(layouts(experts, (8,)))
+    assert {layout.cp for layout in layouts(experts, (8,), context_parallel=True)} == {1, 2, 4, 8}
+
+
+def test_prefix_hits_and_drafts_help_and_are_inputs() -> None:
+    _, known, plain = planned(ttft_s=None, tpot_s=None, layout=["tp1"], pools=["aggregated"])
+    row = plan_row(known, assess(known, plain.best[0]))
+    _, known, cached = planned(ttft_s=None, tpot_s=None, layout=["tp1"], pools=["aggregated"], prefix_hit=0.5)
+    hit = plan_row(known, assess(known, cached.best[0]))
+    assert hit["ttft_s"] < row["ttft_s"]
+    assert hit["capacity_per_s"] > row["capacity_per_s"]
+    changes = {"ttft_s": None, "tpot_s": None, "layout": ["tp1"], "pools": ["aggregated"], "accepted": 0.9}
+    _, known, drafted = planned(**changes, draft_tokens=[2])
+    assert plan_row(known, assess(known, drafted.best[0]))["tpot_s"] < row["tpot_s"]
+
+
+def test_errors_that_two_plans_share_cancel_in_their_ratio() -> None:
+    _, known, found = planned()
+    one = assess(known, found.best[0])
+    assert spread(one.errors["tpot_s"]) > 0.02
+    assert spread(difference(one.errors["tpot_s"], one.errors["tpot_s"])) == 0
+    _, other, again = planned(input="4k", ttft_s=None, tpot_s=None)
+    two = assess(other, again.best[0])
+    together = spread(difference(one.errors["tpot_s"], two.errors["tpot_s"]))
+    assert together < spread(one.errors["tpot_s"])
+
+
+def test_prices_are_dated_sourced_and_inputs() -> None:
+    for price in default_prices().values():
+        assert price.usd > 0
+        assert re.match(r"20\d\d", price.date)
+        assert price.source
+    assert prices_for(["h100-sxm"], ["2.5"])["h100-sxm"].usd == 2.5
+    assert prices_for(["h100-sxm", "b200-sxm"], ["b200-sxm=4"])["b200-sxm"].usd == 4
+    with pytest.raises(BadInput, match="did you mean 'h100-sxm'"):
+        prices_for(["h100-sxm"], ["h100-sxn=2"])
+    with pytest.raises(BadInput, match="give --price gaudi3=USD"):
+        prices_for(["gaudi3"], [])
+
+
+def worker(layout: str, **changes: Any) -> Worker:
+    base = Worker("both", 1, parse_layout(layout), 64, 8192, 9216, 16, 0.9, None, None, 0, False)  # type: ignore[arg-type]
+    return base._replace(**changes)
+
+
+@pytest.mark.parametrize("layout", ["tp1", "tp8", "tp4pp2", "dp8ep8", "tp8ep8", "dp4tp2ep8", "tp2cp4"])
+@pytest.mark.parametrize("role", ["both", "prefill", "decode"])
+@pytest.mark.parametrize("changes", [{}, {"kv": "fp8", "weights": "fp8", "draft_tokens": 2, "prefix_cache": True}])
+def test_every_flag_is_one_that_the_engine_documents(layout: str, role: str, changes: dict[str, Any]) -> None:
+    known = documented()
+    for launch in launches(worker(layout, role=role, page_tokens=64, **changes)):
+        assert launch.command or launch.remarks
+        own = known[launch.engine]
+        flags = re.findall(r"(?<=\s)--[a-z0-9_-]+", launch.command.removeprefix(own["command"]))
+        assert set(flags) <= set(own["options"])
+        assert all(re.match(r"20\d\d-\d\d-\d\d", str(own[key])) for key in ("read",))
+        assert own["source"]
+
+
+def test_flags_mean_the_layout() -> None:
+    by_engine = {launch.engine: launch.command for launch in launches(worker("dp8ep8"))}
+    assert "--data-parallel-size 8 --enable-expert-parallel" in by_engine["vllm"]
+    # SGLang's and TensorRT-LLM's tensor-parallel size counts the ranks of attention data parallelism too.
+    assert "--tp-size 8 --dp-size 8 --enable-dp-attention --ep-size 8" in by_engine["sglang"]
+    assert "--tp_size 8 --ep_size 8" in by_engine["tensorrt-llm"]
+    refused = {launch.engine: launch.remarks for launch in launches(worker("dp4tp2ep8")) if not launch.command}
+    assert list(refused) == ["tensorrt-llm"]
+
+
+COMMAND = ["plan", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--gpus", "1..2", "--input", "1k", "--output", "64"]
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, [*COMMAND, *arguments])
+
+
+def test_processes_and_a_dask_cluster_give_the_same_answer(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    answers = []
+    for number, how in enumerate(([], ["--jobs", "2"], ["--engine", "dask", "--jobs", "2"])):
+        path = tmp_path / f"{number}.json"
+        result = run("--rate", "5/s", "--tpot", "20ms", "--no-confirm", "--out", str(path), *how)
+        assert result.exit_code == 0, result.output
+        found = json.loads(path.read_text())
+        answers.append({key: value for key, value in found.items() if key != "inputs"})
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "blocks"),
+    [
+        (("--rate", "5/s", "--tpot", "100us"), "TPOT"),
+        (("--rate", "5/s", "--ttft", "1ms"), "TTFT"),
+        (("--rate", "1000/s"), "saturated"),
+    ],
+)
+def test_what_cannot_be_held_names_the_closest_point_and_what_blocks_it(
+    arguments: tuple[str, ...], blocks: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "the closest is" in result.stderr
+    assert blocks in result.stderr.rpartition("what blocks it")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--rate", "1/s", "--optimize", "speed"), "unknown objective 'speed'"),
+        (("--rate", "1/s", "--weights", "fp9"), "did you mean 'fp8'"),
+        (("--rate", "1/s", "--pools", "disagregated"), "did you mean 'disaggregated'"),
+        (("--rate", "1/s", "--engine", "dusk"), "did you mean 'dask'"),
+        (("--rate", "1/s", "--layout", "prefill:1xtp1,decode:1xtp1"), "name the layouts of workers"),
+        (("--rate", "1/s", "--ttft", "0s"), "cannot be held"),
+        (("--rate", "1/s", "--out", "/no/such/folder/x.json"), "does not exist"),
+        (("--rate", "1/s", "--scheduler", "tcp://x:1"), "needs --engine dask"),
+        (("--rate", "1/s", "--concurrency", "4"), "one of them"),
+        (("--rate", "1/s", "--price", "cheap"), "expected DEVICE=USD"),
+    ],
+)
+def test_bad_input_is_told_and_leaves_with_2(arguments: tuple[str, ...], told: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_an_interrupted_search_writes_nothing(tmp_path: Path) -> None:
+    out, figure = tmp_path / "plan.json", tmp_path / "plan.png"
+    command = [
+        sys.executable, "cli.py", "plan", "--arch", "deepseek-v3", "--hw", "h100-sxm,b200-sxm", "--gpus", "1..512",
+        "--input", "8k", "--output", "1k", "--rate", "10/s", "--out", str(out), "--plot", str(figure),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout == b""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_keys_of_a_plan_are_documented(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    assert run("--rate", "5/s", "--tpot", "20ms", "--requests", "200", "--out", str(path)).exit_code == 0
+    found = json.loads(path.read_text())
+    text = (REPOSITORY / "docs" / "planning.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`([a-z0-9_]+)`", text))
+    for name in ("rows", "frontier", "replays", "launch", "space", "dimensions"):
+        assert found[name], name
+        assert {name, *found[name][0]} <= told, name
+
+
+def test_a_figure_shows_a_panel_for_each_device(tmp_path: Path) -> None:
+    path = tmp_path / "plan.svg"
+    arguments = [*COMMAND[:3], "--hw", "h100-sxm,b200-sxm", *COMMAND[5:], "--rate", "5/s", "--tpot", "20ms"]
+    result = CliRunner().invoke(app, [*arguments, "--no-confirm", "--plot", str(path)])
+    assert result.exit_code == 0, result.output
+    text = path.read_text(encoding="utf-8")
+    for word in ("llama-3.1-8b on h100-sxm", "llama-3.1-8b on b200-sxm", "output tokens/s per GPU", "TPOT 20 ms"):
+        assert word in text
+
+
+def test_one_machine_cannot_be_asked_for_a_model_that_denoises() -> None:
+    result = CliRunner().invoke(app, ["plan", "--arch", "llada-8b", *COMMAND[3:], "--rate", "1/s"])
+    assert result.exit_code == 1
+    assert "denoises" in result.stderr
+
+
+def test_devices_of_a_question_are_loaded_under_their_names() -> None:
+    assert load(asked(hw=["h100-s"])).devices == {"h100-sxm": load_hardware("h100-sxm")}
+    assert operating is not None

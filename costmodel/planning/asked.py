@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from costmodel.errors import BadInput
+from costmodel.hardware import Hardware
 from costmodel.parallel.layout import Layout, parse_layout
-from costmodel.planning.engine_constants import engine_constants
+from costmodel.planning.engine_constants import EngineConstants, engine_constants
 from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.measures import ServiceLevel
 from costmodel.planning.prices import prices_for
@@ -57,7 +58,7 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
         prices={name: price.usd for name, price in priced.items()},
         library=inputs["library"],
         changes=tuple(inputs["set"]),
-        host={device.name: engine_constants(inputs["library"], device) for device in devices},
+        host={device.name: _constants(inputs["library"], device) for device in devices},
         overlap=inputs["overlap"],
         imbalance=inputs["imbalance"],
         max_sequences=inputs["max_sequences"],
@@ -69,3 +70,9 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
         context_parallel=inputs["context_parallel"],
         mechanisms=tuple(inputs["mechanism"]),
     ).checked()
+
+
+def _constants(library: str | None, device: Hardware) -> EngineConstants:
+    """What an engine adds, in values that can be sent to other processes."""
+    found = engine_constants(library, device)
+    return found._replace(spread=dict(found.spread))

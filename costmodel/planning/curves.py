@@ -30,7 +30,7 @@ from costmodel.timing import roofline, total_seconds
 Array = NDArray[numpy.float64]
 Kinds = dict[tuple[str, str, int], str]
 
-POINTS = 48
+POINTS = 64
 """Batch sizes of an engine, from 1 to the most that it can hold, in equal ratios."""
 
 
@@ -130,53 +130,69 @@ class Whole(NamedTuple):
     host: Mapping[str, float]
 
 
-def whole(model: EngineModel, work: Workload, budgets: Sequence[int], most: int, kind: Kinds) -> Whole:
-    """The times of 1 to `most` sequences, without hops between stages and without the host.
+class Grid(NamedTuple):
+    """Batch sizes n (rows) by chunk budgets (columns): tokens that a budget leaves beside the n − 1 others, iterations
+    that a prompt takes, tokens of its chunk, and how many short prompts share an iteration."""
 
-    kind: which kernels are token-wise, row-wise, neither.
-    """
+    n: Array
+    left: Array
+    chunks: Array
+    size: Array
+    together: Array
+
+    @property
+    def others(self) -> Array:
+        """Sequences beside the one whose prompt comes."""
+        return self.n - 1.0
+
+
+def grid(model: EngineModel, work: Workload, budgets: Sequence[int], most: int) -> Grid:
+    """The grid up to so many sequences."""
     n = numpy.unique(numpy.round(numpy.geomspace(1, max(most, 1), POINTS)))
-    S, N, C = float(model.draft_tokens + 1), len(n), len(budgets)
-    budget = numpy.array(budgets, dtype=numpy.float64)
-    others, lone = n - 1.0, n > 1.0
-    left = budget - others[:, None] * S
+    S, budget = float(model.draft_tokens + 1), numpy.array(budgets, dtype=numpy.float64)
+    left = budget - (n - 1.0)[:, None] * S
     chunks = numpy.ceil(work.computed / numpy.clip(left, 1.0, work.computed))
     size = work.computed / chunks
     # Short prompts share iterations: as many as arrive in one while n sequences are kept, if they fit.
     together = numpy.clip(n[:, None] * model.pace / max(work.output - 1.0, 1.0), 1.0, numpy.maximum(left / size, 1.0))
-    together = numpy.where(chunks > 1, 1.0, together)
-    # Token-wise kernels at the tokens, row-wise ones at the sampled positions, of three iterations: n sequences decode,
-    # n − 1 do, and n − 1 beside a chunk.
+    return Grid(n, left, chunks, size, numpy.where(chunks > 1, 1.0, together))
+
+
+def by_tokens(model: EngineModel, at: Grid, kind: Kinds) -> Array:
+    """Seconds of token-wise kernels at the tokens, and of row-wise ones at the sampled positions, of three iterations
+    one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk. The cache has no part in them."""
+    S, others = float(model.draft_tokens + 1), at.others
     least = numpy.maximum(others, 1.0)
-    tokens = numpy.concatenate([n * S, least * S, (others[:, None] * S + together * size).ravel()])
-    rows = numpy.concatenate([n * S, least * S, (others[:, None] * S + together).ravel()])
+    beside = others[:, None] * S
+    tokens = numpy.concatenate([at.n * S, least * S, (beside + at.together * at.size).ravel()])
+    rows = numpy.concatenate([at.n * S, least * S, (beside + at.together).ravel()])
     M = len(tokens)
-    both = named(model.kernels(decode_step(numpy.concatenate([tokens, rows]), 1.0, 0.0)))
-    shared = _seconds(model, both, kind, "token", (2 * M,))[:M] + _seconds(model, both, kind, "row", (2 * M,))[M:]
+    run = named(model.kernels(decode_step(numpy.concatenate([tokens, rows]), 1.0, 0.0)))
+    return _seconds(model, run, kind, "token", (2 * M,))[:M] + _seconds(model, run, kind, "row", (2 * M,))[M:]
+
+
+def whole(model: EngineModel, work: Workload, at: Grid, shared: Array, kind: Kinds) -> Whole:
+    """The times of the grid, without hops between stages. shared: of `by_tokens`; kind: which kernels are token-wise,
+    row-wise, neither. Host times are told beside, and not part of these."""
+    N, C = at.size.shape
     full, fewer, mixed = shared[:N], shared[N : 2 * N], shared[2 * N :].reshape(N, C)
-    step = decode_step(n, S, max(work.context - S, 0.0))
+    S = float(model.draft_tokens + 1)
+    step = decode_step(at.n, S, max(work.context - S, 0.0))
     decoding = named(model.kernels(step))
     own = _seconds(model, decoding, kind, "", (N,))
     if model.draft_tokens:
         drafts = model.draft_kernels(step._replace(S=numpy.float64(1.0)))
         own = own + model.draft_tokens * numpy.broadcast_to(model.seconds(drafts), (N,))
-    prompts = Step(B=together, S=size, P=numpy.maximum(work.position - size / 2, 0.0), phase="prefill")
+    prompts = Step(B=at.together, S=at.size, P=numpy.maximum(work.position - at.size / 2, 0.0), phase="prefill")
     prefilling = named(model.kernels(prompts))
     of_prompts = _seconds(model, prefilling, kind, "", (N, C))
-    added = mixed - numpy.where(lone, fewer, 0.0)[:, None] + of_prompts
-    added = numpy.where(left >= 1.0, added, numpy.inf)
+    added = mixed - numpy.where(at.n > 1.0, fewer, 0.0)[:, None] + of_prompts
+    added = numpy.where(at.left >= 1.0, added, numpy.inf)
     hardware = model.served.hardware
     first = float(_peak(decoding.values(), hardware, (N,))[0]) / model.pace
-    later = float((_peak(prefilling.values(), hardware, (N, C)) * chunks / together)[0].min())
-    return Whole(
-        n,
-        full + own,
-        added,
-        chunks,
-        together,
-        (first, later),
-        host_seconds(model.served.host, model.served.architecture, model.kernels),
-    )
+    later = float((_peak(prefilling.values(), hardware, (N, C)) * at.chunks / at.together)[0].min())
+    host = host_seconds(model.served.host, model.served.architecture, lambda _: list(decoding.values()))
+    return Whole(at.n, full + own, added, at.chunks, at.together, (first, later), host)
 
 
 def engine_curves(model: EngineModel, work: Workload, shared: Whole, blocks: Mapping[str, float], n: Array) -> Curves:

@@ -50,7 +50,8 @@ def paired(
         return [], [], None, 0
     frontier = [free.candidate(row, column) for row, column in _frontier(free.tpot, free.per_gpu, free.within(level))]
     looked, whole = free.gpus.size, free
-    if asked.work.rate is not None:
+    # The most per GPU is asked of engines that are kept full, however many the load then needs.
+    if asked.work.rate is not None and asked.optimize != "throughput":
         exact = _pairs(asked, task, [p for p in prefill if p.replicas], [p for p in decode if p.replicas])
         if exact is not None:
             whole, looked = exact, looked + exact.gpus.size
@@ -70,17 +71,15 @@ def paired(
         plans = [plan._replace(rate=float(plan_load(asked.work, numpy.array(plan.e2e_s)))) for plan in plans]
         plans.sort(key=lambda plan: rank(plan, asked.optimize))
         return plans, frontier, None, looked
-    over = numpy.maximum.reduce(
-        [
-            free.gpus / asked.most,
-            *(
-                numpy.broadcast_to(values / most, free.gpus.shape)
-                for values, most in zip((free.ttft, free.tpot), level, strict=True)
-                if most is not None
-            ),
-        ]
-    )
-    closest = free.candidate(*map(int, numpy.unravel_index(int(over.argmin()), over.shape)))
+    within_gpus = whole.gpus <= asked.most
+    if not within_gpus.any():
+        return [], frontier, None, looked
+    over = numpy.ones(whole.gpus.shape)
+    for values, most in zip((whole.ttft, whole.tpot), level, strict=True):
+        if most is not None:
+            over = numpy.maximum(over, values / most)
+    over = numpy.where(within_gpus, over, numpy.inf)
+    closest = whole.candidate(*map(int, numpy.unravel_index(int(over.argmin()), over.shape)))
     return [], frontier, closest, looked
 
 

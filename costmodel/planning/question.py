@@ -15,7 +15,9 @@ from costmodel.planning.curves import (
     Array,
     EngineModel,
     Whole,
+    by_tokens,
     engine_model,
+    grid,
     kinds_of,
     likeness,
     seconds_by_block,
@@ -136,17 +138,17 @@ class Loaded(NamedTuple):
 
     def whole(self, engine: EngineModel) -> Whole:
         """The times of all layers, computed once for all engines that split them alike."""
-        asked, alike = self.question, likeness(engine)
-        return self._once(
-            ("times", engine.served.hardware.name, *_formats(engine), engine.draft_tokens, *split(engine)),
-            lambda: whole(
-                engine,
-                asked.work,
-                asked.budgets,
-                asked.max_sequences,
-                self._once(("kinds", *alike), lambda: kinds_of(engine)),
-            ),
-        )
+        asked, drafts = self.question, engine.draft_tokens
+        where = (engine.served.hardware.name, drafts, *split(engine))
+        of_weights, kv = _formats(engine)
+
+        def compute() -> Whole:
+            kind = self._once(("kinds", *likeness(engine)), lambda: kinds_of(engine))
+            at = self._once(("grid", drafts), lambda: grid(engine, asked.work, asked.budgets, asked.max_sequences))
+            shared = self._once(("tokens", *of_weights, *where), lambda: by_tokens(engine, at, kind))
+            return whole(engine, asked.work, at, shared, kind)
+
+        return self._once(("times", *of_weights, kv, *where), compute)
 
     def blocks(self, engine: EngineModel) -> Mapping[str, float]:
         """Seconds of each block; formats hardly change what part of all each one is."""
@@ -156,7 +158,8 @@ class Loaded(NamedTuple):
     def results(self, engine: EngineModel) -> Array:
         """Bytes of the largest results of a chunk, by budget."""
         asked = self.question
-        key = ("results", *_formats(engine), *engine.layout._replace(pp=1))
+        of_weights, kv = _formats(engine)
+        key = ("results", *of_weights, kv, *engine.layout._replace(pp=1))
         return self._once(key, lambda: largest_results(engine, asked.budgets, asked.work.longest))
 
     def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
@@ -165,9 +168,10 @@ class Loaded(NamedTuple):
         return self.kept[key]
 
 
-def _formats(engine: EngineModel) -> tuple[Any, ...]:
+def _formats(engine: EngineModel) -> tuple[tuple[Any, ...], str]:
+    """Number formats of the weights and what multiplies them, and of the cache."""
     precision = engine.served.precision
-    return (precision.activations, tuple(sorted(precision.weights.items())), precision.kv)
+    return (precision.activations, *sorted(precision.weights.items())), precision.kv
 
 
 def load(question: Question) -> Loaded:

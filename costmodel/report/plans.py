@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.errors import Impossible
-from costmodel.loading import write_atomically
+from costmodel.loading import check_folder, write_atomically
 from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.assess import Assessment, assess
 from costmodel.planning.candidates import Candidate
@@ -37,6 +37,8 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     the service level: with the closest point and what blocks it.
     """
     inputs = read_inputs(asked)
+    for path in (out, plot):
+        check_folder(path)
     load_of = Load({**inputs, "requests": inputs["requests"] or REPLAYED})
     question = question_of(inputs, load_of)
     progress = Progress()
@@ -48,7 +50,8 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     assessed = [assess(known, plan) for plan in plans]
     rows = [{**plan_row(known, each), "within_level": bool(found.best)} for each in assessed]
     frontier = [_point(question, point) for point in found.frontier]
-    checks = [replayed(known, each, load_of, inputs["seed"]) for each in assessed] if inputs["confirm"] else []
+    confirmed = assessed if inputs["confirm"] and found.best else []
+    checks = [replayed(known, each, load_of, inputs["seed"]) for each in confirmed]
     starts = [
         {"hw": each.plan.hw, **launch._asdict()}
         for each in assessed
@@ -97,7 +100,7 @@ def _point(question: Question, point: Candidate) -> dict[str, Any]:
         "tpot_s": point.tpot_s,
         "replicas": point.replicas,
         "gpus": point.gpus,
-        "within_level": exceeded(question, point._replace(gpus=1))[0] <= 1.0 + 1e-9,
+        "within_level": exceeded(question, point)[0] <= 1.0 + 1e-9,
         "usd_per_million_output_tokens_alone": 1e6 * price / 3600.0 / point.tokens_per_s_gpu,
         "limited_by": point.limited_by,
         "prompt_tokens": work.input,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.errors import unknown
-from costmodel.loading import write_atomically
+from costmodel.loading import check_folder, write_atomically
 from costmodel.planning.asked import question_of
 from costmodel.planning.assess import assess
 from costmodel.planning.load import Load
@@ -25,6 +25,7 @@ def whatif_and_print(
     form: str, path: str, changes: Sequence[str], hw: str | None, replan: bool, out: str | None
 ) -> None:
     """The plan of a file (of several devices, the best, or that of hw) with each change, and the sensitivity table."""
+    check_folder(out)
     whole = read_plan(Path(path))
     inputs = {**whole["inputs"], "price": [f"{name}={usd!r}" for name, usd in whole["inputs"]["prices"].items()]}
     row = _row(whole["rows"], hw, path)

@@ -1,0 +1,128 @@
+"""What changes when a plan's question does, and what its assumptions move."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from costmodel.cli import app
+from costmodel.planning.whatif import CHANGES
+
+PLAN = ["plan", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--gpus", "1..4", "--input", "2k", "--output", "128"]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    more = ["--rate", "6/s", "--ttft", "1s", "--tpot", "20ms", "--no-confirm", "--kv", "own", "--out", str(path)]
+    result = CliRunner().invoke(app, [*PLAN, *more])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def answer(plan: Path, *arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["whatif", str(plan), *arguments, "--format", "json"])
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_the_plan_itself_comes_back_as_it_was(plan: Path) -> None:
+    written = json.loads(plan.read_text())["rows"][0]
+    again = answer(plan)["rows"][0]
+    for key in ("layout", "gpus", "ttft_s", "tpot_s", "capacity_per_s", "usd_per_hour"):
+        assert again[key] == pytest.approx(written[key], rel=1e-9) if isinstance(written[key], float) else written[key]
+
+
+def test_a_change_that_changes_nothing_has_ratio_one_without_doubt(plan: Path) -> None:
+    row = answer(plan, "--change", "rate=6/s")["rows"][1]
+    for name in ("ttft", "tpot", "capacity_per", "usd_per_output_token"):
+        ends = [row[f"{name}_ratio{ending}"] for ending in ("", "_low", "_high")]
+        assert ends == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_intervals_of_ratios_are_narrower_than_those_of_the_sides(plan: Path) -> None:
+    found = answer(plan, "--change", "kv=fp8")["rows"]
+    alone = found[0]["tpot_high_s"] / found[0]["tpot_low_s"]
+    assert found[1]["tpot_ratio"] < 1
+    assert found[1]["tpot_ratio_high"] / found[1]["tpot_ratio_low"] < alone
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "hw=b200-sxm",
+        "kv=fp8,weights=fp8",
+        "context=16k",
+        "arch=qwen3-8b",
+        "layout=tp2",
+        "replicas=2",
+        "concurrency=8",
+        "hw.memory.hbm.bandwidth=2x",
+        "price=1",
+    ],
+)
+def test_every_kind_of_change_is_answered(plan: Path, change: str) -> None:
+    row = answer(plan, "--change", change)["rows"][1]
+    assert row["change"] == change
+    assert row["problem"] == ""
+    assert row["gpus"] >= 1
+
+
+def test_a_price_scales_the_bill_and_nothing_else(plan: Path) -> None:
+    found = answer(plan, "--change", "price=5.9")["rows"]
+    assert found[1]["usd_per_output_token_ratio"] == pytest.approx(5.9 / found[0]["usd_per_gpu_hour"])
+    assert found[1]["tpot_ratio"] == 1
+
+
+def test_twice_the_bandwidth_halves_at_most_the_time_per_token(plan: Path) -> None:
+    row = answer(plan, "--change", "hw.memory.hbm.bandwidth=2x")["rows"][1]
+    assert 0.5 <= row["tpot_ratio"] < 0.8
+
+
+def test_what_cannot_be_is_said_beside_the_rest(plan: Path) -> None:
+    found = answer(plan, "--change", "arch=llama-3.1-405b", "--change", "kv=fp8")["rows"]
+    assert "weights and buffers leave" in found[1]["problem"]
+    assert found[2]["problem"] == ""
+
+
+def test_assumptions_come_in_the_order_of_what_they_move(plan: Path) -> None:
+    table = answer(plan)["sensitivity"]
+    effects = [row["largest_effect"] for row in table]
+    assert effects == sorted(effects, reverse=True)
+    by_name = {row["assumption"]: row for row in table}
+    assert by_name["price of a device"]["usd_per_output_token_ratio_high"] == pytest.approx(1.2)
+    assert by_name["memory bandwidth"]["tpot_ratio_low"] > 1 > by_name["memory bandwidth"]["tpot_ratio_high"]
+    assert {"tokens of prompts", "requests/s", "host time", "memory that engines take"} <= set(by_name)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("weight=fp8", "did you mean 'weights'"),
+        ("kv", "expected NAME=VALUE"),
+        ("context=64", "the answer alone has 128 tokens"),
+        ("hw=h300", "unknown hardware"),
+        ("rate=0", "above 0"),
+        ("overlap=much", "expected a number"),
+    ],
+)
+def test_bad_changes_are_told(plan: Path, change: str, told: str) -> None:
+    result = CliRunner().invoke(app, ["whatif", str(plan), "--change", change])
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "no json", '{"schema": 1, "command": "plan", "inputs": {}, "rows": []}'])
+def test_files_that_are_no_plan_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    result = CliRunner().invoke(app, ["whatif", str(path)])
+    assert result.exit_code == 2
+    assert "plan.json" in result.stderr
+
+
+def test_changes_have_names_of_options() -> None:
+    assert len(set(CHANGES)) == len(CHANGES)
