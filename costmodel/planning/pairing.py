@@ -22,17 +22,16 @@ Truths = NDArray[numpy.bool_]
 
 
 def undominated(pools: Sequence[Pool]) -> list[Pool]:
-    """Those that no other pool of the role beats in latency, requests per second per GPU and size at once."""
-    if not pools:
-        return []
-    values = numpy.array([(pool.ttft_s + pool.tpot_s, -pool.rate / pool.gpus, pool.gpus) for pool in pools])
-    kept = []
-    for index, value in enumerate(values):
-        no_worse = (values <= value).all(axis=1)
-        better = no_worse & (values < value).any(axis=1)
-        twin = no_worse[:index] & (values[:index] == value).all(axis=1)
-        if not better.any() and not twin.any():
-            kept.append(pools[index])
+    """Those that no other pool of the role beats in latency, requests per second per GPU and size at once, the fastest
+    first."""
+    kept: list[Pool] = []
+    most: dict[int, float] = {}
+    for pool in sorted(pools, key=lambda pool: (pool.ttft_s + pool.tpot_s, -pool.rate / pool.gpus, pool.gpus)):
+        each = pool.rate / pool.gpus
+        # All that came before are at least as fast.
+        if not any(best >= each for gpus, best in most.items() if gpus <= pool.gpus):
+            most[pool.gpus] = each
+            kept.append(pool)
     return kept
 
 
