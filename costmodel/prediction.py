@@ -60,6 +60,8 @@ class StepPrediction(NamedTuple):
     the time between the starts of two steps that follow one another, less than time_s in a full pipeline. mfu, of
     training under a layout: three times the forward pass's FLOPs (exact pairs) over time and the devices' peak.
     unmeasured: mechanisms among whose kernels is one of a kind that no measurement covers yet.
+    max_sequences: of serving under a layout, sequences of this context whose caches fit on all devices beside weights,
+    results and what an engine keeps for graphs, workspaces and fragmentation.
     """
 
     arch: str
@@ -98,6 +100,7 @@ class StepPrediction(NamedTuple):
     replicated_cache_bytes: float = 0.0
     mfu: float | None = None
     unmeasured: tuple[str, ...] = ()
+    max_sequences: int | None = None
     breakdown: tuple[KernelRow, ...] = ()
 
     def to_dict(self, breakdown: bool = False) -> dict[str, Any]:

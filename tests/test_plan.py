@@ -25,7 +25,7 @@ from costmodel.planning.curves import engine_curves, kinds_of, likeness
 from costmodel.planning.deployment import engine
 from costmodel.planning.launch import Worker, documented, launches
 from costmodel.planning.load import Load
-from costmodel.planning.operating import line, operating, places_wait
+from costmodel.planning.operating import line, places_wait
 from costmodel.planning.pairing import undominated as undominated_pools
 from costmodel.planning.plan_row import plan_row
 from costmodel.planning.pools import Pool
@@ -376,6 +376,15 @@ def test_a_figure_shows_a_panel_for_each_device(tmp_path: Path) -> None:
         assert word in text
 
 
+def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
+    arguments = ["plan", "--arch", "llama-3.1-70b", "--hw", "h100-sxm", "--gpus", "1", "--weights", "own"]
+    result = CliRunner().invoke(app, [*arguments, "--input", "1k", "--output", "64", "--rate", "1/s"])
+    assert result.exit_code == 1
+    # 141 GB of weights: about 60 GiB more than 90 % of 80 GiB.
+    assert re.search(r"tp1 on h100-sxm lacks the least: 6\d(\.\d+)? GiB", result.stderr)
+    assert "tp4" in result.stderr.rpartition("one sequence taking")[2]
+
+
 def test_one_machine_cannot_be_asked_for_a_model_that_denoises() -> None:
     result = CliRunner().invoke(app, ["plan", "--arch", "llada-8b", *COMMAND[3:], "--rate", "1/s"])
     assert result.exit_code == 1
@@ -384,4 +393,3 @@ def test_one_machine_cannot_be_asked_for_a_model_that_denoises() -> None:
 
 def test_devices_of_a_question_are_loaded_under_their_names() -> None:
     assert load(asked(hw=["h100-s"])).devices == {"h100-sxm": load_hardware("h100-sxm")}
-    assert operating is not None

@@ -13,7 +13,7 @@ from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.exchanges import between_stages, cache_transfer
 from costmodel.parallel.layout import Disaggregated, Layout
-from costmodel.parallel.memory import memory_by_stage
+from costmodel.parallel.memory import max_concurrency, memory_by_stage
 from costmodel.parallel.options import SERIAL, Options
 from costmodel.parallel.placement import Placed, cache_bytes, filled, local_step, place
 from costmodel.parallel.stages import StepSeconds, flow, microbatches, path_kernels, stage_kernels
@@ -80,6 +80,7 @@ def predict_placed(
         memory_per_gpu_bytes=fullest,
         replicated_weight_bytes=total["weights"] - float(placed.whole.weight_bytes(precision)),
         replicated_cache_bytes=total["cache"] - kept,
+        max_sequences=None if step.bidirectional else max_concurrency(placed, step.L, precision, hardware),
         breakdown=_breakdown(time, seconds),
     )
 
@@ -171,6 +172,7 @@ def predict_layout(
     more = ("activation_bytes", "memory_bytes", "memory_capacity_bytes", "tokens_per_s", "replicated_cache_bytes")
     return row._replace(
         **{name: getattr(row, name) * n for name in (*summed, *more)},
+        max_sequences=None if row.max_sequences is None else row.max_sequences * n,
         replicated_weight_bytes=n * row.weight_bytes - float(architecture.weight_bytes(precision)),
         energy_j=None if row.energy_j is None else row.energy_j * n,
         layout=str(layout),

@@ -10,10 +10,14 @@ from itertools import groupby
 from typing import NamedTuple
 
 from costmodel.errors import Impossible
+from costmodel.parallel.remedies import remedies
 from costmodel.planning.candidates import Candidate, Outcome, evaluate, rank
 from costmodel.planning.pairing import paired
 from costmodel.planning.question import Loaded, Question, cache_formats, load, weight_formats
+from costmodel.planning.room import room
 from costmodel.planning.space import Count, Dimension, Task, layouts
+from costmodel.step import Step
+from costmodel.units import format_bytes
 
 BATCH = 32
 """Tasks that a process gets at a time."""
@@ -98,8 +102,36 @@ def search(
     if all(outcome.excluded for outcome in outcomes):
         reasons = Counter(outcome.excluded for outcome in outcomes)
         told = "; ".join(f"{count} of {len(outcomes)}: {why}" for why, count in reasons.items())
-        raise Impossible(f"{loaded.model.name}: no layout of up to {question.most} GPUs can serve it ({told})")
+        more = _what_would_fit(loaded, outcomes)
+        raise Impossible(f"{loaded.model.name}: no layout of up to {question.most} GPUs can serve it ({told}){more}")
     return found._replace(dimensions=dimensions, counts=(*counts, *found.counts))
+
+
+def _what_would_fit(loaded: Loaded, outcomes: Sequence[Outcome]) -> str:
+    """By how much the best of the layouts that memory excludes misses, and what would make it fit."""
+    asked = loaded.question
+    nearest: tuple[float, float, Task] | None = None
+    for outcome in outcomes:
+        if outcome.excluded.startswith("memory"):
+            engine = loaded.engine(*outcome.task)
+            held = room(engine, asked.work, loaded.results(engine), asked.settings(min(asked.budgets)))
+            lacking = held.each - float(held.free.max())
+            if nearest is None or lacking < nearest[0]:
+                nearest = lacking, held.each, outcome.task
+    if nearest is None:
+        return ""
+    lacking, each, task = nearest
+    device = loaded.devices[task.hw]
+    step = Step(B=task.layout.dp, S=1, P=max(round(asked.work.context) - 1, 0), phase="decode")
+    precision = loaded.precision(task.hw, task.weights, task.kv)
+    # What an engine does not use at all is as good as taken by results.
+    kept = float(loaded.results(loaded.engine(*task)).min()) + (1.0 - asked.utilisation) * device.memory.hbm.capacity
+    found = [remedy.change for remedy in remedies(loaded.model, task.layout, step, precision, device, kept)]
+    would = f"; {', '.join(found)} would fit" if found else ""
+    return (
+        f"; {task.layout} on {task.hw} lacks the least: {format_bytes(lacking)} on a device, one sequence taking "
+        f"{format_bytes(each)}{would}"
+    )
 
 
 def _run(

@@ -98,6 +98,7 @@ PARALLEL = (
     shows("memory_per_gpu_bytes", "memory\nper GPU"),
     shows("fits", right=False),
     shows("cache_bytes", "cache,\nall GPUs"),
+    shows("max_sequences", "sequences\nthat fit"),
     shows("replicated_weight_bytes", "replicated\nweights"),
     shows("replicated_cache_bytes", "replicated\ncache"),
 )

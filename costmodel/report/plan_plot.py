@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 
 def draw_plan(
-    path: str, question: Question, cloud: Sequence[Row], frontier: Sequence[Row], plans: Sequence[Row]
+    path: str, name: str, question: Question, cloud: Sequence[Row], frontier: Sequence[Row], plans: Sequence[Row]
 ) -> None:
     """Write the figure to a .png or .svg file, whole or not at all: a panel for each device.
 
@@ -34,7 +34,7 @@ def draw_plan(
     settings: dict[Any, Any] = {"svg.hashsalt": "costmodel", "svg.fonttype": "none", "font.size": 9}
     buffer = io.BytesIO()
     with matplotlib.rc_context(settings):
-        figure = _figure(question, cloud, frontier, plans)
+        figure = _figure(name, question, cloud, frontier, plans)
         metadata = {"Date": None} if form == "svg" else {"Software": None}
         figure.savefig(buffer, format=form, dpi=160, bbox_inches="tight", metadata=metadata)
     write_atomically(Path(path), buffer.getvalue())
@@ -52,7 +52,7 @@ def split_of(layout: str) -> str:
     return ", ".join(f"{role} {workers.partition('x')[2]}" for role, _, workers in parts)
 
 
-def _figure(question: Question, cloud: Sequence[Row], frontier: Sequence[Row], plans: Sequence[Row]) -> Any:
+def _figure(name: str, question: Question, cloud: Sequence[Row], frontier: Sequence[Row], plans: Sequence[Row]) -> Any:
     from matplotlib.figure import Figure
 
     devices = list(dict.fromkeys(row["hw"] for row in cloud))
@@ -62,7 +62,7 @@ def _figure(question: Question, cloud: Sequence[Row], frontier: Sequence[Row], p
         own = [row for row in cloud if row["hw"] == device]
         edge = _edge(row for row in own if row["within_level"])
         _panel(panel, question, own, edge, [row for row in plans if row["hw"] == device])
-        panel.set_title(f"{question.arch} on {device}", loc="left", fontweight="bold")
+        panel.set_title(f"{name} on {device}", loc="left", fontweight="bold")
         panel.set_xlabel("output tokens/s of a user (1/TPOT)")
     panels[0].set_ylabel("output tokens/s per GPU")
     return figure

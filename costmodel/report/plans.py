@@ -71,15 +71,15 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     if plot is not None and (frontier or found.cloud):
         from costmodel.report.plan_plot import draw_plan
 
-        draw_plan(plot, question, [_point(question, point) for point in found.cloud], frontier, rows)
+        draw_plan(plot, known.model.name, question, [_point(question, point) for point in found.cloud], frontier, rows)
         note(f"note: wrote {plot}")
     if out is not None:
         write_atomically(Path(out), text.encode() + b"\n")
         note(f"note: wrote {out}")
-    _print(form, text, inputs, question, load_of, rows, frontier, checks, starts, found)
+    _print(form, text, known.model.name, question, load_of, rows, frontier, checks, starts, found)
     _remarks(known, question, assessed, checks, inputs)
     if not found.best:
-        _refuse(question, found, rows)
+        _refuse(known.model.name, question, found, rows)
 
 
 def _point(question: Question, point: Candidate) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _off(value: float | None) -> str:
 def _print(
     form: str,
     text: str,
-    inputs: Inputs,
+    name: str,
     question: Question,
     load_of: Load,
     rows: Sequence[Mapping[str, Any]],
@@ -208,8 +208,8 @@ def _print(
         return
     _print_space(form, found)
     level = ", ".join(
-        f"{name} {value_text('time_s', value)}"
-        for name, value in zip(("TTFT", "TPOT"), question.level, strict=True)
+        f"{which} {value_text('time_s', value)}"
+        for which, value in zip(("TTFT", "TPOT"), question.level, strict=True)
         if value is not None
     )
     how = f"{load_of.clients} clients" if load_of.clients else f"{question.work.rate:.4g} requests/s"
@@ -309,10 +309,10 @@ def _remarks(
             )
 
 
-def _refuse(question: Question, found: Found, rows: Sequence[Mapping[str, Any]]) -> None:
+def _refuse(name: str, question: Question, found: Found, rows: Sequence[Mapping[str, Any]]) -> None:
     """Nothing holds the service level: say what comes closest, and what blocks it."""
     if found.closest is None or not rows:
-        raise Impossible(f"{question.arch}: no layout holds the service level with at most {question.most} GPUs")
+        raise Impossible(f"{name}: no layout holds the service level with at most {question.most} GPUs")
     factor, blocks = exceeded(question, found.closest)
     row = rows[0]
     told = {
@@ -322,7 +322,7 @@ def _refuse(question: Question, found: Found, rows: Sequence[Mapping[str, Any]])
         "GPUs": f"{found.closest.gpus} GPUs",
     }
     raise Impossible(
-        f"{question.arch}: no layout holds the service level with at most {question.most} GPUs; the closest is "
+        f"{name}: no layout holds the service level with at most {question.most} GPUs; the closest is "
         f"{row['layout']} on {row['hw']} ({row['gpus']} GPUs): TTFT {value_text('time_s', found.closest.ttft_s)}, TPOT "
         f"{value_text('time_s', found.closest.tpot_s)} at {found.closest.rate:.4g} requests/s; what blocks it is the "
         f"{blocks}, missed by a factor of {factor:.3g} ({told[blocks]})"
