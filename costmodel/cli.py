@@ -1094,6 +1094,10 @@ def plan(
     tpot: Annotated[
         str | None, typer.Option("--tpot", metavar="TIME", help="Service level: mean time per further token at most.")
     ] = None,
+    headroom: Annotated[
+        float,
+        typer.Option("--headroom", metavar="SHARE", help="Of what engines could answer, left over by arrivals."),
+    ] = 0.1,
     optimize: Annotated[
         str, typer.Option("--optimize", metavar="WHAT", help="cost, throughput (per GPU), gpus or latency.")
     ] = "cost",
@@ -1220,6 +1224,7 @@ def plan(
         "draft_tokens": drafts,
         "accepted": accepted,
         "utilisation": utilisation,
+        "headroom": headroom,
         "overlap": overlap,
         "imbalance": imbalance,
         "link_bandwidth": link_bandwidth,

@@ -65,6 +65,7 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
         page_tokens=inputs["page_tokens"],
         snapshot_tokens=inputs["snapshot_tokens"],
         utilisation=inputs["utilisation"],
+        headroom=inputs["headroom"],
         link_bandwidth=inputs["link_bandwidth"],
         layouts=tuple(layouts),
         context_parallel=inputs["context_parallel"],

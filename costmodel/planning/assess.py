@@ -62,9 +62,9 @@ class Role(NamedTuple):
 class State(NamedTuple):
     """A plan under its load.
 
-    Means in seconds; requests per second at most, within the service level (capacity, and that of each role) and
-    whatever the latency (most); sequences under way in each engine that decodes; the share of the time of engines with
-    prompts that prompts take; and the load, requests per second.
+    Means in seconds; requests per second at most, within the service level and with the headroom asked for (capacity,
+    and that of each role) and whatever the latency (most); sequences under way in each engine that decodes; the share
+    of the time of engines with prompts that prompts take; and the load, requests per second.
     """
 
     ttft_s: float
@@ -133,13 +133,15 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
         else:
             n = min((work.clients or 1) / role.engines, float(role.places[column]))
             load = at_point(found.rate, found, column, n) * role.engines
+        most = role.engines * _within(found, column, float(role.places[column]), None, None)
         capacity = role.engines * _within(found, column, float(role.places[column]), *asked.level)
+        capacity = min(capacity, asked.usable * most)
         return State(
             at_point(found.ttft_s, found, column, n),
             at_point(found.tpot_s, found, column, n),
             capacity,
             (capacity,),
-            _within(found, column, float(role.places[column]), None, None) * role.engines,
+            most,
             n,
             at_point(found.prefill_share, found, column, n),
             load,
@@ -167,14 +169,15 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
             low, high = (middle, high) if asked_for(middle) > middle else (low, middle)
     load = low if work.rate is None else work.rate
     ttft, tpot, n, share = under(load)
-    within, most = (
+    held, limits = (
         (
             _within(at["prefill"], front.column, 1.0, first, None) * front.engines,
             _within(at["decode"], 0, float(back.places[0]), None, later) * back.engines,
         )
         for first, later in (asked.level, (None, None))
     )
-    return State(ttft, tpot, min(within), within, min(most), n, share, load)
+    within = min(held[0], asked.usable * limits[0]), min(held[1], asked.usable * limits[1])
+    return State(ttft, tpot, min(within), within, min(limits), n, share, load)
 
 
 def _within(at: Operating, column: int, most: float, ttft_s: float | None, tpot_s: float | None) -> float:

@@ -189,7 +189,7 @@ def _replicated(
         if work.rate is not None:
             each = work.rate / (counts * e)
             sequences = numpy.where(each <= rates[0], each / rates[0] * n[0], numpy.interp(each, rates, n))
-            sustained = each < rates[-1]
+            sustained = each < asked.usable * rates[-1]
         else:
             assert work.clients is not None
             sequences = work.clients / (counts * e)
@@ -209,7 +209,7 @@ def _replicated(
         if not within.any():
             # With all GPUs: the batch at which the worst of the limits is exceeded the least.
             count = int(counts[-1])
-            wanted = plan_load(work, at.e2e_s(work.output)[usable, column]) / (rates * e * count)
+            wanted = plan_load(work, at.e2e_s(work.output)[usable, column]) / (rates * e * count * asked.usable)
             over = numpy.maximum.reduce([wanted, *(_over(values[usable, column], most) for values, most in limits)])
             place = int(numpy.argmin(over))
             if nearest is None or over[place] < nearest[0]:

@@ -14,7 +14,7 @@ from costmodel.planning.workload import Workload
 SHARES = numpy.linspace(0.1, 0.95, 18)
 """Of the time of engines that only prefill: how busy they may be."""
 CLOSED_SHARE = 0.9
-"""The same where clients wait: their number keeps a queue short, but not empty."""
+"""At most where clients wait: their number keeps a queue short, but not empty."""
 
 
 class Pool(NamedTuple):
@@ -60,7 +60,7 @@ def prefill_pools(asked: Question, engine: EngineModel, found: Curves, send: flo
     pools = [
         _prefill_pool(asked, engine, at, row, 0)
         for row, share in enumerate(SHARES)
-        if asked.work.gap_variation > 0 or share <= CLOSED_SHARE
+        if share <= (CLOSED_SHARE if asked.work.rate is None else asked.usable + 1e-9)
     ]
     if asked.work.rate is not None:
         counts = numpy.arange(1, asked.most // engine.layout.gpus + 1, dtype=numpy.float64)
@@ -68,7 +68,11 @@ def prefill_pools(asked: Question, engine: EngineModel, found: Curves, send: flo
             own = found.added[0, column]
             shares = asked.work.rate / (counts * engine.engines) * own
             at = prefilling(engine, asked.work, found, shares, send, counts * engine.engines)
-            pools += [_prefill_pool(asked, engine, at, row, row + 1, column) for row in range(len(counts))]
+            pools += [
+                _prefill_pool(asked, engine, at, row, row + 1, column)
+                for row in range(len(counts))
+                if shares[row] <= asked.usable
+            ]
     return tuple(pool for pool in pools if numpy.isfinite(pool.ttft_s))
 
 
@@ -100,7 +104,7 @@ def decode_pools(asked: Question, engine: EngineModel, found: Curves, places: Ar
         n, rising = at.n[fits], numpy.maximum.accumulate(rates[fits])
         for count in range(1, asked.most // g + 1):
             each = asked.work.rate / (count * e)
-            if each < rising[-1]:
+            if each < asked.usable * rising[-1]:
                 sequences = each / rising[0] * n[0] if each <= rising[0] else float(numpy.interp(each, rising, n))
                 slow = float(numpy.interp(sequences, n, tpot[fits]))
                 pools.append(Pool(engine.layout, budget, count, g * count, sequences, 0.0, slow, asked.work.rate, most))

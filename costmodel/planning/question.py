@@ -41,8 +41,8 @@ class Question(NamedTuple):
 
     arch: name or path; changes: as for `--set`; work: the load; level: what must be held on average; gpus: sizes that
     a replica may have, the largest being the most that the whole may have. budgets: tokens of an iteration. prices: USD
-    per GPU and hour by device. host: what engines add, by device. modes: aggregated, disaggregated. The rest as
-    the options of `simulate`.
+    per GPU and hour by device. host: what engines add, by device. modes: aggregated, disaggregated. headroom: of what
+    engines could answer at most, the part that an open load must leave. The rest as the options of `simulate`.
     """
 
     arch: str
@@ -68,6 +68,7 @@ class Question(NamedTuple):
     page_tokens: int
     snapshot_tokens: int | None
     utilisation: float
+    headroom: float
     link_bandwidth: float | None
     layouts: tuple[Layout, ...] = ()
     context_parallel: bool = False
@@ -83,6 +84,8 @@ class Question(NamedTuple):
         Options(overlap=self.overlap, imbalance=self.imbalance).checked()
         for draft in self.drafts:
             self.settings(max(self.budgets), draft).checked()
+        if not 0 <= self.headroom < 1:
+            raise BadInput(f"--headroom {self.headroom:g} is not a share from 0 to below 1")
         for name, value in (("--ttft", self.level.ttft_s), ("--tpot", self.level.tpot_s)):
             if value is not None and value <= 0:
                 raise BadInput(f"{name}: a service level of {value:g} s cannot be held; it is above 0")
@@ -100,6 +103,11 @@ class Question(NamedTuple):
             longest=min(max(self.work.longest, 1024), 1024 * LONGEST),
             utilisation=self.utilisation,
         )
+
+    @property
+    def usable(self) -> float:
+        """The part of what engines could answer at most that a load may take; clients that wait leave none over."""
+        return 1.0 if self.work.rate is None else 1.0 - self.headroom
 
     @property
     def most(self) -> int:

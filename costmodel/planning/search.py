@@ -29,9 +29,10 @@ Evaluator = Callable[[Question, Sequence[list[Task]], bool], Iterable[list[Outco
 class Found(NamedTuple):
     """What a search found.
 
-    best: of each device that has a plan, the best first. frontier: points that no other beats in tokens/s of a user
-    and tokens/s per GPU within the service level; cloud: those of each layout, whatever their latency. closest: where
-    nothing holds the service level, what comes nearest. dimensions and counts: what was searched.
+    best: of each device that has a plan, the best first. frontier: of each device, points that no other beats in
+    tokens/s of a user and tokens/s per GPU within the service level; cloud: those of each layout, whatever their
+    latency. closest: where nothing holds the service level, what comes nearest. dimensions and counts: what was
+    searched.
     """
 
     best: tuple[Candidate, ...]
@@ -170,7 +171,8 @@ def _together(question: Question, outcomes: Sequence[Outcome]) -> Found:
     for plan in sorted(plans, key=lambda plan: rank(plan, question.optimize)):
         best.setdefault(plan.hw, plan)
     closest = None if best or not missed else min(missed, key=lambda plan: exceeded(question, plan)[0])
-    frontier = undominated([point for point in cloud if exceeded(question, point)[0] <= 1.0 + 1e-9])
+    within = [point for point in cloud if exceeded(question, point)[0] <= 1.0 + 1e-9]
+    frontier = [point for hw in dict.fromkeys(point.hw for point in within) for point in undominated(within, hw)]
     return Found(tuple(best.values()), tuple(frontier), tuple(cloud), closest, (), tuple(_counted(outcomes, pairs)))
 
 
@@ -186,10 +188,12 @@ def exceeded(question: Question, plan: Candidate) -> tuple[float, str]:
     return max(ratios, key=lambda entry: entry[0])
 
 
-def undominated(points: Iterable[Candidate]) -> list[Candidate]:
-    """Those that no other beats in tokens/s of a user and tokens/s per GPU, the fastest for a user first."""
+def undominated(points: Iterable[Candidate], hw: str) -> list[Candidate]:
+    """Those of a device that no other of it beats in tokens/s of a user and tokens/s per GPU, the fastest first."""
     found: list[Candidate] = []
-    for point in sorted(points, key=lambda point: (point.tpot_s, -point.tokens_per_s_gpu)):
+    for point in sorted(
+        (point for point in points if point.hw == hw), key=lambda point: (point.tpot_s, -point.tokens_per_s_gpu)
+    ):
         if not found or point.tokens_per_s_gpu > found[-1].tokens_per_s_gpu:
             found.append(point)
     return found

@@ -28,6 +28,7 @@ CHANGES = (
     "concurrency",
     "context",
     "draft_tokens",
+    "headroom",
     "hw",
     "imbalance",
     "input",
@@ -49,7 +50,7 @@ CHANGES = (
 )
 """What can be changed by name; a name with a dot is an entry of the model or, after `hw.`, of the device."""
 COUNTS = ("concurrency", "snapshot_tokens")
-SHARES = ("accepted", "imbalance", "overlap", "prefix_hit", "utilisation")
+SHARES = ("accepted", "headroom", "imbalance", "overlap", "prefix_hit", "utilisation")
 
 
 class Case(NamedTuple):

@@ -26,8 +26,8 @@ from costmodel.units import format_span
 Inputs = Mapping[str, Any]
 REPLAYED = 2_000
 """Requests of the replay that confirms a plan, unless told."""
-MOST_POINTS = 24
-"""Points of the frontier that a table shows; files have all."""
+MOST_POINTS = 12
+"""Points of a device's frontier that a table shows; JSON has all."""
 
 
 def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) -> None:
@@ -224,7 +224,7 @@ def _print(
         emit("")
         chosen = _thinned(frontier)
         more = f", {len(chosen)} of {len(frontier)} points" if len(chosen) < len(frontier) else ""
-        print_table(form, f"Pareto frontier within the service level{more}", chosen, FRONTIER, keys=2)
+        print_table(form, f"Pareto frontier of each device within the service level{more}", chosen, FRONTIER, keys=2)
     if checks:
         emit("")
         print_table(form, "event replay of the plans", checks, REPLAY, keys=2)
@@ -246,11 +246,15 @@ def _few(values: Sequence[str]) -> str:
 
 
 def _thinned(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """So many points in equal steps, the ends among them."""
-    if len(points) <= MOST_POINTS:
-        return list(points)
-    step = (len(points) - 1) / (MOST_POINTS - 1)
-    return [points[round(place * step)] for place in range(MOST_POINTS)]
+    """So many points of each device in equal steps, the ends among them."""
+    found = []
+    for hw in dict.fromkeys(point["hw"] for point in points):
+        own = [point for point in points if point["hw"] == hw]
+        if len(own) > MOST_POINTS:
+            step = (len(own) - 1) / (MOST_POINTS - 1)
+            own = [own[round(place * step)] for place in range(MOST_POINTS)]
+        found += own
+    return found
 
 
 def _print_launches(form: str, starts: Sequence[Mapping[str, Any]]) -> None:
