@@ -115,7 +115,10 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         return Terms(
             network=moved / bandwidth + local / within,
             chain=chain,
-            launch=latency + theta["token_s"] * shape.tokens,
+            # More tokens than one chunk of each queue wait for places that the receivers give back.
+            launch=latency
+            + theta["token_s"] * shape.tokens
+            + theta["queue_s"] * shape.tokens / (shape.tokens + theta["queue_tokens"]),
             overlap=theta["overlap"],
         )
     # With few devices a ring has few channels.
@@ -179,6 +182,8 @@ PARAMETERS = (
     Parameter("local_traffic", 1.5, 0.6, 0.01, 10.0, "1", "copies of each token inside the device"),
     Parameter("unit_bandwidth", 2.5e10, 0.5, 1e9, 2e11, "B/s", "what one processor copies, dispatch and combine"),
     Parameter("token_s", 2.0e-9, 1.0, 1e-12, 1e-6, "s", "heading of one token, dispatch and combine"),
+    Parameter("queue_s", 3.0e-6, 1.0, 1e-8, 1e-4, "s", "wait for places in the queues of dispatch and combine"),
+    Parameter("queue_tokens", 150.0, 0.8, 4.0, 4096.0, "tokens", "tokens at which half of that wait is reached"),
     Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm over link and processors"),
 )
 
