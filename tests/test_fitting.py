@@ -20,7 +20,7 @@ from costmodel.fitting.planner import plan
 from costmodel.fitting.series import Part, Series, arrays, whole
 from costmodel.fitting.splits import extrapolate_split, held_out, shapes_split
 from costmodel.hardware import load_hardware
-from costmodel.kernels import base, forms, gemm
+from costmodel.kernels import base, collective, forms, gemm
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, no_backward
 from costmodel.timing import Z80
 
@@ -257,6 +257,17 @@ def test_a_kernel_is_not_taken_from_an_interrupted_run_whose_time_form_was_anoth
 
     monkeypatch.setattr(inspect, "getsource", edited)
     assert calibrate(source, header, partial=partial).resumed == 0
+    assert calibrate(source, header, partial=partial).resumed == 1
+
+
+def test_another_familys_time_form_does_not_undo_what_an_interrupted_run_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(HARDWARE, "own", (synthetic(60, 0.05),))
+    header = Header("h100-sxm/own", "h100-sxm", "own", "1", "synthetic", date="2026-01-01")
+    partial, sources = tmp_path / "own.partial", inspect.getsource
+    calibrate(source, header, partial=partial)
+    monkeypatch.setattr(inspect, "getsource", lambda module: sources(module) + "# 2" * (module is collective))
     assert calibrate(source, header, partial=partial).resumed == 1
 
 

@@ -10,9 +10,9 @@ import hashlib
 import importlib
 import inspect
 import json
-import pkgutil
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from costmodel.fitting.silicon import NCCL, TableFile, hardware_of, read_table, 
 from costmodel.fitting.splits import shapes_split
 from costmodel.hardware import Hardware
 from costmodel.kernels import forms
+from costmodel.kernels.base import Kernel
 from costmodel.kernels.processor import for_device
 from costmodel.loading import write_atomically
 from costmodel.timing import Z80
@@ -91,14 +92,14 @@ def calibrate(
         planned = plan_library(source.series, source.hardware, points, _all_but_aside, start)
         choose = planned_choice(planned)
     groups = in_order(source.series)
-    finished, code = _finished(partial), _code_of_forms()
+    finished = _finished(partial)
     documents: list[dict[str, Any]] = []
     fits: list[Fit] = []
     rows: list[dict[str, Any]] = []
     resumed = 0
     for index, same in enumerate(groups):
         progress(f"{same[0].family} {same[0].kernel}", index, len(groups))
-        digest = _digest(same, choose, documents, seed, code)
+        digest = _digest(same, choose, documents, seed)
         kept = finished.get(digest)
         if kept is not None:
             mine, told, resumed = kept["documents"], kept["rows"], resumed + 1
@@ -172,23 +173,37 @@ def _held_out(row: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"n": row["held_out"], **{name: row[name] for name in ("median_ape", "mean_ape", "p90_ape", "coverage80")}}
 
 
-def _code_of_forms() -> str:
-    """A hash of what times are computed by: the source of every file of kernels, with its parameters and time form."""
-    state = hashlib.sha256()
-    for module_info in sorted(pkgutil.iter_modules(kernels.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{kernels.__name__}.{module_info.name}")
-        state.update(inspect.getsource(module).encode())
-    return state.hexdigest()
+IMPORT = re.compile(rf"^from {re.escape(kernels.__name__)}(?:\.(\w+))? import (.+)$", re.MULTILINE)
+"""A file of kernels that takes something from another one."""
 
 
-def _digest(same: Sequence[Series], choose: Choose, before: Sequence[Mapping[str, Any]], seed: int, code: str) -> str:
-    """What the fit of a kernel depends on: its points, the time forms, and the kernels that its modules stand on."""
-    state = hashlib.sha256(f"{seed} {same[0].name} {same[0].source} {code}".encode())
-    for one in same:
-        rows = choose(one)
+def code_of(run: Collection[Kernel]) -> str:
+    """A hash of what the times of some kernels are computed by: the source of the files of their families, and of all
+    the files of kernels that these import."""
+    sources: dict[str, str] = {}
+    known = {name: form for name, form in forms().items() if name in {kernel.family for kernel in run}}
+    waiting = sorted({form.terms.__module__ for form in (*known.values(), *(kernel.form for kernel in run))})
+    while waiting:
+        name = waiting.pop()
+        if name not in sources:
+            sources[name] = inspect.getsource(importlib.import_module(name))
+            for inner, imported in IMPORT.findall(sources[name]) if name.startswith(kernels.__name__) else ():
+                names = [inner] if inner else [one.strip() for one in imported.split(",")]
+                waiting += [f"{kernels.__name__}.{each}" for each in names]
+    return hashlib.sha256("".join(sources[name] for name in sorted(sources)).encode()).hexdigest()
+
+
+def _digest(same: Sequence[Series], choose: Choose, before: Sequence[Mapping[str, Any]], seed: int) -> str:
+    """What the fit of a kernel depends on: its points, and of its own family and all that its modules hold, the time
+    forms and the fits that were made before."""
+    chosen = [(one, choose(one)) for one in same]
+    run = [kernel for one, rows in chosen if len(rows) for part in one.parts(rows) for kernel in part.kernels]
+    families = {kernel.family for kernel in run}
+    state = hashlib.sha256(f"{seed} {same[0].name} {same[0].source} {code_of(run)}".encode())
+    for one, rows in chosen:
         state.update(one.instance.encode() + one.shapes.iloc[rows].to_numpy().tobytes() + one.seconds[rows].tobytes())
-    if same[0].mechanism:
-        state.update(json.dumps(before, sort_keys=True).encode())
+    standing_on = [document for document in before if document["family"] in families]
+    state.update(json.dumps(standing_on, sort_keys=True).encode())
     return state.hexdigest()[:24]
 
 

@@ -44,7 +44,9 @@ def rounded(value: float) -> float:
 
 def triangle(covariance: Floats) -> str:
     """The lower triangle, one row per line."""
-    rows = ([f"{covariance[row, column]:.6e}" for column in range(row + 1)] for row in range(len(covariance)))
+    rows = (
+        [f"{covariance[row, column]:.{DIGITS - 1}e}" for column in range(row + 1)] for row in range(len(covariance))
+    )
     return "\n".join(" ".join(row) for row in rows)
 
 
