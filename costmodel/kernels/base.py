@@ -58,7 +58,8 @@ class Grid(NamedTuple):
 class Parameter(NamedTuple):
     """A physical parameter of a time form, with what is known of it before any measurement.
 
-    prior is the expected value, spread the standard deviation of its logarithm, low and high its bounds.
+    prior is the expected value, spread the standard deviation of its logarithm, low and high its bounds. A spread of 0
+    marks a choice between designs, which no fit moves; it takes the best of a form's `starts`.
     """
 
     name: str
