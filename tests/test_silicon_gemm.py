@@ -14,7 +14,7 @@ from costmodel.fitting.silicon import Table
 from costmodel.fitting.silicon.gemm import TABLES
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.gemm import Gemm, gemm
+from costmodel.kernels.gemm import RANKED, SGLANG, VLLM, Gemm, gemm, published_tile
 from costmodel.layers.projection import Projection, projection
 from costmodel.step import Precision, Step
 
@@ -99,13 +99,6 @@ def test_captured_rows_are_never_taken_for_the_host() -> None:
     assert len(one.used) == 8
 
 
-def test_odd_rows_are_ragged_in_a_benchmark_and_never_in_a_prediction() -> None:
-    (one,) = read("gemm", ROW, [{"m": 64}, {"m": 65}])
-    assert only_kernel(one).shape.ragged.tolist() == [0.0, 1.0]
-    served = projection(Projection("q_proj", 4096, 4096), Step(B=65, S=1, P=9), Precision())
-    assert served.shape.ragged == 0
-
-
 def test_absorbed_products_swap_inner_and_outer_width() -> None:
     (one,) = read("mla_bmm", HEADS, [{"op_name": "mla_gen_pre"}, {"op_name": "mla_gen_post"}])
     kernel = only_kernel(one)
@@ -135,10 +128,11 @@ def test_calibration_and_prediction_mean_the_same_kernel() -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp8_block", "nvfp4"])
 @pytest.mark.parametrize("axis", ["m", "n", "k", "batch"])
 def test_time_never_falls_as_a_product_grows(axis: str, dtype: str) -> None:
+    """Apart from the rows of a tile beyond the matrix, which become fewer as it grows."""
     sizes = sorted({*range(1, 300), *(int(2 ** (x / 7)) for x in range(56, 110)), 512, 513, 16896, 16897})
     for other in (16, 200, 4096):
         shape = Gemm(m=other, n=other, k=other, activations=dtype, weights=dtype)
-        grown = [seconds(shape._replace(**{axis: size}), B200) for size in sizes]
+        grown = [seconds(shape._replace(**{axis: size}), B200, padding=0.0) for size in sizes]
         assert all(after >= before * (1 - 1e-9) for before, after in pairwise(grown))
 
 
@@ -151,9 +145,9 @@ def test_arrays_and_numbers_agree() -> None:
 
 
 def test_one_tile_more_than_a_full_wave_costs_a_step() -> None:
-    """132 units: 11 · 12 tiles of 128 × 128 are a wave, one column more starts the next."""
-    whole = Gemm(m=11 * 128, n=12 * 128, k=8192)
-    full, more = (seconds(whole._replace(n=whole.n + more), wave_weight=1.0, small_tile=10.0) for more in (0, 1))
+    """132 units: 8 · 16 tiles of 128 × 128 are one wave, a column more starts the next."""
+    whole = Gemm(m=1024, n=16 * 128, k=8192, activations="fp8", weights="fp8", source="fp8")
+    full, more = (seconds(whole._replace(n=n), wave_weight=1.0, dispatch=3.0) for n in (whole.n, whole.n + 1))
     assert more > 1.5 * full
 
 
@@ -180,9 +174,72 @@ def test_long_work_runs_at_the_clock_that_the_power_limit_sustains() -> None:
     assert slower(128) < 1.03 < 1.2 < slower(65536) < 1.25
 
 
-def test_only_ragged_rows_beyond_the_small_tiles_are_slower() -> None:
-    ratio = [
-        seconds(Gemm(m=m, n=8192, k=8192, ragged=ragged), odd_rows=1.3) / seconds(Gemm(m=m, n=8192, k=8192))
-        for m, ragged in ((63, 1), (1025, 0), (1025, 1))
-    ]
-    assert ratio[0] == ratio[1] == 1.0 < 1.2 < ratio[2]
+def test_rows_of_a_tile_beyond_the_matrix_take_longer_than_rows_of_it() -> None:
+    """One row above whole tiles costs more than the tile that it starts; none beyond costs nothing."""
+    for m, n in ((1024, 8192), (2048, 16384)):
+        whole, above = (
+            [seconds(Gemm(m=rows, n=n, k=8192), padding=padding) for padding in (0.001, 2.0)] for rows in (m, m + 1)
+        )
+        assert whole[1] == pytest.approx(whole[0])
+        assert above[1] > 1.05 * above[0]
+
+
+FP8 = Gemm(m=64, n=1024, k=4096, activations="fp8", weights="fp8")
+
+
+@pytest.mark.parametrize(
+    ("generation", "dispatch", "m", "n", "tile"),
+    [
+        # TileShape and ClusterShape of the libraries' sources, operands swapped back where they swap them.
+        ("hopper", VLLM, 16, 1280, (16, 64, 2, 1)),
+        ("hopper", VLLM, 17, 1280, (16, 64, 4, 1)),
+        ("hopper", VLLM, 64, 1281, (64, 64, 1, 1)),
+        ("hopper", VLLM, 128, 4096, (64, 128, 2, 1)),
+        ("hopper", VLLM, 129, 4096, (128, 128, 2, 1)),
+        ("hopper", SGLANG, 1, 64, (64, 64, 1, 8)),
+        ("hopper", SGLANG, 257, 64, (128, 128, 1, 1)),
+        ("hopper", SGLANG, 1025, 64, (128, 128, 2, 1)),
+        ("ada", VLLM, 16, 8192, (16, 64, 1, 1)),
+        ("ada", VLLM, 64, 12288, (64, 128, 1, 1)),
+        ("ada", VLLM, 256, 4096, (64, 128, 1, 1)),
+        ("ada", VLLM, 257, 8192, (256, 128, 1, 1)),
+        ("ada", VLLM, 257, 8193, (128, 128, 1, 1)),
+        ("ada", SGLANG, 129, 8192, (128, 64, 1, 1)),
+        ("ada", SGLANG, 16, 16384, (32, 64, 1, 1)),
+        ("blackwell", VLLM, 256, 4096, (64, 128, 2, 1)),
+        ("blackwell", VLLM, 257, 4096, (128, 128, 2, 2)),
+        ("blackwell", SGLANG, 16, 4096, (64, 64, 1, 4)),
+    ],
+)
+def test_a_published_table_fixes_the_tile(
+    generation: str, dispatch: int, m: int, n: int, tile: tuple[int, int, int, int]
+) -> None:
+    assert published_tile(FP8._replace(m=m, n=n), generation, dispatch) == tile
+
+
+def test_without_a_table_the_fastest_tile_is_taken() -> None:
+    assert published_tile(SHAPE, "hopper", VLLM) is None
+    assert published_tile(FP8, "ampere", VLLM) is None
+    assert published_tile(FP8, "hopper", RANKED) is None
+    assert seconds(SHAPE, dispatch=2.0) == seconds(SHAPE)
+    assert seconds(FP8._replace(m=1024), dispatch=2.0) > seconds(FP8._replace(m=1024))
+
+
+@pytest.mark.parametrize("dispatch", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("device", ["h100-sxm", "b200-sxm", "l40s"])
+def test_arrays_and_numbers_agree_under_every_dispatch(device: str, dispatch: float) -> None:
+    hardware = load_hardware(device)
+    m = numpy.array([1.0, 16.0, 17.0, 64.0, 65.0, 129.0, 1000.0])
+    together = gemm("product", FP8._replace(m=m, n=6144))
+    theta = {**together.form.priors(), "dispatch": dispatch}
+    apart = [seconds(FP8._replace(m=int(one), n=6144), hardware, dispatch=dispatch) for one in m]
+    assert together.form.terms(together, hardware, theta).total() == pytest.approx(apart)
+
+
+def test_a_cluster_that_the_rows_do_not_fill_costs_as_much_as_a_full_one() -> None:
+    """257 rows are three tiles of 128, and four in clusters of two."""
+    two, three, four = (
+        seconds(FP8._replace(m=m, n=16384, source="fp8"), dispatch=2.0, padding=0.0) for m in (256, 257, 512)
+    )
+    assert three == pytest.approx(four, rel=0.1)
+    assert three > 1.4 * two

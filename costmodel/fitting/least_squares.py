@@ -197,11 +197,12 @@ def fit(
     centre = numpy.clip(start, low, high)
     count = len(measured)
     weight = numpy.sqrt(min(count, MOST_POINTS) / count * balanced(points, balance))
+    free = numpy.flatnonzero(firmness > 0.0)  # what has no spread is a choice that a start makes
 
     def theta(logs: Floats) -> dict[Key, dict[str, float]]:
         values: dict[Key, dict[str, float]] = {block.key: {} for block in blocks}
         for (owner, parameter), log in zip(names, numpy.exp(logs), strict=True):
-            values[owner][parameter.name] = float(log)
+            values[owner][parameter.name] = float(log) if parameter.spread else float(round(log))
         return values
 
     def gap(logs: Floats) -> Floats:
@@ -211,7 +212,7 @@ def fit(
         timer.kept.clear()
         here = gap(logs)
         columns = []
-        for index in range(len(logs)):
+        for index in free:
             moved = logs.copy()
             moved[index] += STEP if logs[index] + STEP <= high[index] else -STEP
             columns.append((gap(moved) - here) / (moved[index] - logs[index]))
@@ -226,21 +227,31 @@ def fit(
         rho[:, :count] = 2.0 * (bent - 1.0) * weight**2, 1.0 / bent, -0.5 / (bent**3 * weight**2)
         return rho
 
+    def scaled(logs: Floats, sigma: float) -> Floats:
+        return numpy.concatenate([gap(logs) * (weight / sigma), (logs - centre)[free] / firmness[free]])
+
     def solved(logs: Floats, sigma: float) -> Floats:
-        return least_squares(
-            lambda x: numpy.concatenate([gap(x) * (weight / sigma), (x - centre) / firmness]),
-            logs,
-            jac=lambda x: numpy.vstack([slopes(x) * (weight / sigma)[:, None], numpy.diag(1.0 / firmness)]),
-            bounds=(low - 1e-12, high + 1e-12),
+        def whole(x: Floats) -> Floats:
+            every = logs.copy()
+            every[free] = x
+            return every
+
+        found = least_squares(
+            lambda x: scaled(whole(x), sigma),
+            logs[free],
+            jac=lambda x: numpy.vstack(
+                [slopes(whole(x)) * (weight / sigma)[:, None], numpy.diag(1.0 / firmness[free])]
+            ),
+            bounds=(low[free] - 1e-12, high[free] + 1e-12),
             loss=loss,
             max_nfev=MOST_STEPS,
             xtol=1e-5,
             ftol=1e-5,
-        ).x
+        )
+        return whole(found.x)
 
     def cost(logs: Floats, sigma: float) -> float:
-        scaled = numpy.concatenate([gap(logs) * (weight / sigma), (logs - centre) / firmness])
-        return float(loss(scaled**2)[0].sum())
+        return float(loss(scaled(logs, sigma) ** 2)[0].sum())
 
     def tried(sigma: float) -> Floats:
         """The best of what the fit finds from the centre, and from each of the blocks' other starts."""
@@ -261,8 +272,10 @@ def fit(
         sigma = max(SMALLEST_SPREAD, float(1.4826 * numpy.median(numpy.abs(residuals))))
     jacobian = slopes(logs) * (weight / sigma)[:, None]
     information = jacobian.T @ jacobian
-    posterior = numpy.linalg.inv(information + numpy.diag(firmness**-2.0))
-    effective = float(numpy.trace(posterior @ information))
+    inverse = numpy.linalg.inv(information + numpy.diag(firmness[free] ** -2.0))
+    effective = float(numpy.trace(inverse @ information))
+    posterior = numpy.zeros((len(names), len(names)))
+    posterior[numpy.ix_(free, free)] = inverse
     covariance: dict[Key, Floats] = {}
     before = 0
     for one in blocks:

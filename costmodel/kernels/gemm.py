@@ -10,18 +10,24 @@ thread block per row as in csrc/quantization/w8a8/fp8/common.cu.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, maximum, minimum, where
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, root, where
 from costmodel.dtypes import compute_dtype, element_bytes, product_name
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, waves
 
 TILE = 128
-"""Rows and columns of the full output tile; one of 16 or 64 rows serves fewer rows than that."""
-NARROW = 64
-"""The other choice: a tile of so many columns and at most so many rows."""
+"""Rows and columns of the full output tile."""
+TILES = ((16, 64), (64, 64), (64, 128), (128, 128), (128, 256))
+"""Rows and columns of the tiles between which a library chooses that tries them out or ranks them by a model."""
+FEW_ROWS = 32
+"""A tile of so many rows feeds on its columns alone."""
 MOST_SPLITS = 32
 """Parts into which k is cut at most."""
+QUANTISED = 2048
+"""Elements that a block of the quantisation takes in one step: 256 threads of 16 bytes."""
+RANKED, VLLM, SGLANG = 1, 2, 3
+"""Values of `dispatch`."""
 THROTTLING_S = 3e-4
 """Seconds of work at the full peak around which the power limit takes the clock down to its sustained value."""
 
@@ -30,8 +36,7 @@ class Gemm(NamedTuple):
     """Shape of a product: output m × n, inner k, `batch` independent ones, dtypes of both operands.
 
     parameters says whether the [k × n] operand is a parameter (counted as weight bytes). source is the dtype in which
-    activations arrive. ragged is 1 where m is odd and the kernel was run with just so many rows, as benchmarks do;
-    engines fill batches up to even numbers.
+    activations arrive.
     """
 
     m: Quantity
@@ -43,7 +48,6 @@ class Gemm(NamedTuple):
     output: str = "bf16"
     parameters: bool = True
     source: str = "bf16"
-    ragged: Quantity = 0
 
     @property
     def name(self) -> str:
@@ -52,49 +56,197 @@ class Gemm(NamedTuple):
         return ("batched-" if several else "") + product_name(self.activations, self.weights)
 
 
-def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
-    """launch + quantisation + pnorm(waves of tiles, HBM bytes).
+class Tile(NamedTuple):
+    """Rows and columns of one thread block's output, and those of the cluster of blocks that is launched as a whole."""
 
-    A tile takes block_s and, per step along k, its FLOPs or the bytes of its operands, whichever is slower. Its rows
-    follow m; of the two widths, and of splitting k or not, the faster is taken.
+    rows: Quantity
+    columns: Quantity
+    cluster_rows: Quantity = 1
+    cluster_columns: Quantity = 1
+
+
+def published_tile(shape: Gemm, generation: str, dispatch: int) -> Tile | None:
+    """The tile that a library's own table gives a product of fp8 operands; None where there is no table.
+
+    Blackwell's pairs of SMs count as two blocks of half the tile.
+
+    Sources: vllm-project/vllm, csrc/quantization/w8a8/cutlass, scaled_mm_sm89, sm90 and sm100 fp8_dispatch.cuh;
+    sgl-project/sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu.
+    """
+    if dispatch == RANKED or shape.activations != "fp8" or shape.weights != "fp8":
+        return None
+    tables = {
+        ("hopper", VLLM): _vllm_hopper,
+        ("ada", VLLM): _vllm_ada,
+        ("blackwell", VLLM): _vllm_blackwell,
+        ("hopper", SGLANG): _sglang_hopper,
+        ("ada", SGLANG): _sglang_ada,
+        ("blackwell", SGLANG): _sglang_blackwell,
+    }
+    table = tables.get((generation, dispatch))
+    return None if table is None else table(shape.m, shape.n, shape.k)
+
+
+def _steps(value: Quantity, *steps: tuple[int, Quantity], beyond: Quantity) -> Quantity:
+    """What belongs to the first limit that the value does not pass."""
+    result = beyond
+    for limit, then in reversed(steps):
+        result = where(value <= limit, then, result)
+    return result
+
+
+def _vllm_hopper(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    few = n <= 1280
+    return Tile(
+        rows=_steps(m, (16, 16), (64, where(few, 16, 64)), (128, 64), beyond=128),
+        columns=_steps(m, (64, 64), beyond=128),
+        cluster_rows=_steps(m, (16, where(few, 2, 1)), (64, where(few, 4, 1)), beyond=2),
+    )
+
+
+def _vllm_ada(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    rows = _steps(
+        m,
+        (16, _steps(n, (16384, 16), beyond=32)),
+        (32, 32),
+        (64, 64),
+        (128, _steps(n, (8192, 64), beyond=128)),
+        (256, _steps(n, (4096, 64), beyond=128)),
+        beyond=_steps(n, (4096, 128), (8192, 256), beyond=128),
+    )
+    middle = _steps(n, (8192, 64), (16384, 128), beyond=64)
+    return Tile(rows, _steps(m, (64, middle), (128, _steps(n, (16384, 128), beyond=64)), beyond=128))
+
+
+def _vllm_blackwell(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    return Tile(
+        rows=_steps(m, (16, 32), (256, 64), beyond=128),
+        columns=_steps(m, (64, 64), beyond=128),
+        cluster_rows=_steps(m, (64, 1), beyond=2),
+        cluster_columns=_steps(m, (64, 4), (256, 1), beyond=2),
+    )
+
+
+def _sglang_hopper(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    side = _steps(m, (256, 64), beyond=128)
+    return Tile(side, side, _steps(m, (1024, 1), beyond=2), _steps(m, (1, 8), (64, 4), beyond=1))
+
+
+def _sglang_ada(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    rows = _steps(
+        m,
+        (1, _steps(n, (8192, 16), beyond=32)),
+        (16, _steps(n, (8192, 16), (16384, 32), beyond=16)),
+        (64, _steps(n, (16384, 32), beyond=16)),
+        (128, _steps(n, (16384, 64), beyond=32)),
+        (256, _steps(n, (8192, 128), (16384, 64), beyond=128)),
+        beyond=128,
+    )
+    return Tile(rows, _steps(m, (128, 64), (256, _steps(n, (8192, 64), (16384, 128), beyond=64)), beyond=128))
+
+
+def _sglang_blackwell(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    return Tile(
+        rows=_steps(m, (256, 64), beyond=128),
+        columns=_steps(m, (64, 64), beyond=128),
+        cluster_rows=_steps(m, (64, 1), beyond=2),
+        cluster_columns=_steps(m, (16, 4), (256, 1), beyond=2),
+    )
+
+
+def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """launch + quantisation + pnorm(rounds of tiles, HBM bytes).
+
+    Of the tiles that a library ranks, and of cutting k or not, the fastest is taken; a published table fixes the tile
+    and never cuts k.
+    """
+    shape: Gemm = kernel.shape
+    dispatch = round(nominal(theta["dispatch"], RANKED))
+    published = None if dispatch == RANKED else published_tile(shape, hardware.generation, dispatch)
+    if published is not None:
+        busy, computes = _tiles_seconds(kernel, hardware, theta, published, splits=False)
+    else:
+        first, *others = (_tiles_seconds(kernel, hardware, theta, Tile(*tile), splits=True) for tile in TILES)
+        busy, computes = first
+        for other, other_computes in others:
+            computes = where(other < busy, other_computes, computes)
+            busy = minimum(busy, other)
+    return Terms(
+        tensor=busy * computes,
+        memory=memory_seconds(kernel, hardware, theta, kernel.ideal.hbm_bytes)
+        + _refetched_seconds(shape, hardware, theta),
+        chain=busy * (1.0 - computes),
+        launch=theta["launch_s"] + _quantise_seconds(shape, hardware, theta),
+        overlap=theta["overlap"],
+    )
+
+
+def _tiles_seconds(
+    kernel: Kernel, hardware: Hardware, theta: Mapping[str, float], tile: Tile, splits: bool
+) -> tuple[Quantity, Quantity]:
+    """Of all tiles, with the better of one part and several along k; and 1 where FLOPs take longer than bytes, else 0.
+
+    Small tiles share an SM, which hides the latency of their bytes but not their FLOPs. What of a prologue and epilogue
+    does not hide behind another tile adds to the FLOPs. Rows beyond the matrix take longer than rows of it.
     """
     shape: Gemm = kernel.shape
     m, n, k = shape.m, shape.n, shape.k
-    units, bandwidth = hardware.compute.units, hardware.memory.hbm.bandwidth
+    units = hardware.compute.units
+    rows, columns = tile.rows, tile.columns
     dtype = compute_dtype(shape.activations, shape.weights)
     peak = hardware.tensor_peak(dtype)
     throttled = kernel.executed.tensor[dtype] / peak
     throttled = throttled / (throttled + THROTTLING_S)
     flop_s = units / (peak * theta["tensor_efficiency"] * (1.0 - (1.0 - theta["sustained"]) * throttled))
-    byte_s = units / (bandwidth * theta["block_bandwidth"])
+    byte_s = units / (hardware.memory.hbm.bandwidth * theta["block_bandwidth"])
+    area = rows * columns
+
+    def by_size(few: float, half: float, full: float, large: float) -> Quantity:
+        """The value for a tile of few rows, of 64, of 128, or of more than 128 × 128."""
+        beyond = where(area >= 2 * TILE * TILE, large, full)
+        return where(rows <= FEW_ROWS, few, where(rows <= TILE // 2, half, beyond))
+
+    pace = by_size(theta["few_step"], theta["half_step"], 1.0, theta["large_step"])
+    flops = 2 * area * (1.0 + theta["tile_ramp"] / root(area, 2)) * flop_s * pace
     e_rows, e_columns = element_bytes(shape.activations), element_bytes(shape.weights)
-
-    def seconds(rows: Quantity, columns: int) -> tuple[Quantity, Quantity]:
-        """Of all tiles, with the better of one part and several along k; and whether FLOPs take longer than bytes."""
-        tiles = ceil_div(m, rows) * ceil_div(n, columns) * shape.batch
-        rounds = waves(tiles, units, theta["wave_weight"])
-        flops = 2 * columns * rows * flop_s
-        feed = (e_rows * minimum(m, rows) + e_columns * minimum(n, columns)) * byte_s
-        depth = maximum(flops, feed)
-        fixed = theta["block_s"] / TILE**2 * columns * rows
-        parts = maximum(minimum(minimum(units / tiles, MOST_SPLITS), k / theta["split_k"]), 1.0)
-        along = minimum(k * depth * rounds, k / parts * depth * rounds + theta["split_s"])
-        return rounds * fixed + along, flops >= feed
-
-    full = m > NARROW
-    rows = where(full, TILE, where(m > 16, NARROW, 16))
-    wide, wide_computes = seconds(rows, TILE)
-    narrow, narrow_computes = seconds(where(full, NARROW, rows), NARROW)
-    narrow = narrow * where(full, theta["small_tile"], 1.0)
-    busy = minimum(wide, narrow) * (1.0 + (theta["odd_rows"] - 1.0) * shape.ragged * where(full, 1.0, 0.0))
-    computes = where(wide <= narrow, wide_computes, narrow_computes)
-    return Terms(
-        tensor=where(computes, busy, 0.0),
-        memory=memory_seconds(kernel, hardware, theta, kernel.ideal.hbm_bytes),
-        chain=where(computes, 0.0, busy),
-        launch=theta["launch_s"] + _quantise_seconds(shape, hardware, theta),
-        overlap=theta["overlap"],
+    feed = (e_rows * minimum(m, rows) + e_columns * minimum(n, columns)) * byte_s * pace
+    grows = 1.0 - theta["area_share"] + theta["area_share"] * area / TILE**2
+    fixed = theta["block_s"] * grows * by_size(theta["few_block"], theta["half_block"], 1.0, 1.0)
+    down, across = ceil_div(m, rows), ceil_div(n, columns)
+    beyond = down - m / rows
+    down, across = (
+        ceil_div(count, cluster) * cluster
+        for count, cluster in ((down, tile.cluster_rows), (across, tile.cluster_columns))
     )
+    tiles = down * across * shape.batch
+    resident = maximum(1.0 + theta["resident"] * (2 * TILE / (rows + columns) - 1.0), 1.0)
+    alone = waves(tiles, units, theta["wave_weight"])
+    shared = waves(tiles, units * resident, theta["wave_weight"])
+    apart = theta["apart"] * fixed * alone
+    padding = theta["padding"] * beyond * maximum(across * shape.batch / units, 1.0) * k * maximum(flops, feed)
+    whole = maximum(shared * (fixed + k * feed), apart + alone * k * flops) + padding
+    computes = where(flops * alone >= feed * shared, 1.0, 0.0)
+    if not splits:
+        return whole, computes
+    parts = maximum(minimum(minimum(units * resident / tiles, MOST_SPLITS), k / theta["split_k"]), 1.0)
+    cut = maximum(shared * (fixed + k / parts * feed), apart + maximum(tiles / units, 1.0 / parts) * k * flops)
+    return minimum(whole, cut + padding / parts + theta["split_s"]), computes
+
+
+def _refetched_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    """Operands read from HBM once more for each round of tiles, where not even the smaller one stays in L2.
+
+    A round of tiles in a square reads √units of them along either side.
+    """
+    capacity = hardware.memory.l2.capacity
+    if capacity is None:
+        return 0.0
+    m, n, k = shape.m, shape.n, shape.k
+    e_rows, e_columns = element_bytes(shape.activations), element_bytes(shape.weights)
+    fill = minimum(m * e_rows, n * e_columns) * k / (0.5 * capacity)
+    lost = fill * fill / (1.0 + fill * fill)
+    again = m * n * k * (e_rows + e_columns) * shape.batch / (TILE * hardware.compute.units**0.5)
+    return theta["refetch"] * lost * again / hardware.memory.hbm.bandwidth
 
 
 def _quantise_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
@@ -107,7 +259,7 @@ def _quantise_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float
         theta["quantise_s"]
         + traffic / (hardware.memory.hbm.bandwidth * theta["quantise_bandwidth"])
         + theta["row_s"] * maximum(shape.m * shape.batch / hardware.compute.units, 1.0)
-        + theta["element_s"] * shape.k
+        + theta["element_s"] * ceil_div(shape.k, QUANTISED) * QUANTISED
     )
 
 
@@ -137,15 +289,28 @@ PARAMETERS = (
     Parameter("memory_efficiency", 0.85, 0.08, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("block_bandwidth", 7.5, 0.4, 1.0, 40.0, "1", "bandwidth of one block over its even share of HBM"),
     Parameter("wave_weight", 0.3, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-    Parameter("small_tile", 1.3, 0.3, 1.0, 10.0, "1", "time of four tiles of 64 × 64 over that of one of 128 × 128"),
     Parameter("overlap", 2.4, 0.3, 1.0, 8.0, "1", "exponent by which tiles and HBM overlap"),
     Parameter("l2_share", 0.6, 0.3, 0.1, 1.5, "1", "share of L2 that a replay finds its operands in"),
-    Parameter("l2_over_hbm", 2.0, 0.3, 1.0, 6.0, "1", "bandwidth of L2 over that of HBM"),
+    Parameter("l2_over_hbm", 3.0, 0.3, 1.0, 12.0, "1", "bandwidth of L2 over that of HBM"),
+    Parameter("l2_sharpness", 4.0, 0.3, 1.0, 16.0, "1", "exponent by which replayed operands fall out of L2"),
     Parameter("quantise_s", 2.0e-6, 0.5, 0.1e-6, 2e-5, "s", "launches of the quantisation of narrow activations"),
     Parameter("quantise_bandwidth", 0.5, 0.5, 0.03, 6.0, "1", "bandwidth of the quantisation over that of HBM"),
     Parameter("row_s", 3e-7, 0.8, 1e-9, 5e-6, "s", "a block of the quantisation, which scales one row"),
     Parameter("element_s", 1e-10, 1.0, 1e-12, 5e-9, "s", "an element in the chain of such a block"),
-    Parameter("odd_rows", 1.03, 0.1, 1.0, 2.0, "1", "time of an odd number of rows above 64 over that of an even one"),
+    Parameter("dispatch", 1.0, 0.0, 1.0, 3.0, "1", "tile: 1 the fastest, 2 by vLLM's table, 3 by SGLang's"),
+    Parameter("area_share", 0.5, 0.5, 0.01, 1.0, "1", "share of block_s that grows with the tile's area"),
+    Parameter("apart", 0.4, 0.8, 0.01, 1.0, "1", "share of block_s that hides behind no other tile's products"),
+    Parameter("resident", 0.5, 0.7, 0.01, 4.0, "1", "more blocks on an SM the smaller they are; 1: as tiles shrink"),
+    Parameter("tile_ramp", 30.0, 0.7, 0.1, 300.0, "1", "side of a tile at which half the FLOP/s are reached"),
+    Parameter(
+        "few_step", 1.0, 0.4, 0.2, 8.0, "1", "time per step of k of a tile of up to 32 rows, over what size implies"
+    ),
+    Parameter("half_step", 1.0, 0.4, 0.2, 8.0, "1", "the same for a tile of 64 rows"),
+    Parameter("large_step", 1.0, 0.3, 0.3, 3.0, "1", "the same for a tile of more than 128 × 128"),
+    Parameter("few_block", 1.0, 0.5, 0.1, 10.0, "1", "block_s of a tile of up to 32 rows, over what its size implies"),
+    Parameter("half_block", 1.0, 0.5, 0.1, 10.0, "1", "the same for a tile of 64 rows"),
+    Parameter("padding", 0.1, 1.0, 0.001, 5.0, "1", "extra time of a row of a tile beyond the matrix, over one of it"),
+    Parameter("refetch", 0.2, 0.8, 0.01, 3.0, "1", "operand bytes read again from HBM over those of square rounds"),
 )
 
 FORM = Form(
@@ -156,6 +321,8 @@ FORM = Form(
     backward=backward,
     sources=("NVIDIA, Matrix Multiplication Background User's Guide", "CUTLASS, Efficient GEMM in CUDA"),
     model_spread=0.18,
+    elsewhere=("small_tile", "odd_rows"),  # of calibrations fitted before tiles were ranked
+    starts=tuple({"dispatch": float(choice)} for choice in (RANKED, VLLM, SGLANG)),
 )
 
 

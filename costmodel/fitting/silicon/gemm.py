@@ -79,7 +79,7 @@ def read_gemm(table: Table) -> Iterator[Series]:
             shapes: pandas.DataFrame, format: str = format, weights: str = weights, activations: str = activations
         ) -> list[Part]:
             s = arrays(shapes)
-            shape = Gemm(m=s["m"], n=s["n"], k=s["k"], activations=activations, weights=weights, ragged=s["m"] % 2)
+            shape = Gemm(m=s["m"], n=s["n"], k=s["k"], activations=activations, weights=weights)
             product = gemm("gemm", shape)
             matrix = s["n"] * s["k"] * element_bytes(weights)
             return whole(shapes, replayed([product], copies(table.library, format, matrix, l2)))
@@ -135,7 +135,6 @@ def read_batched(table: Table) -> Iterator[Series]:
                 batch=s["num_heads"],
                 activations=activations,
                 weights=weights,
-                ragged=s["num_tokens"] % 2,
             )
             return whole(shapes, replayed([gemm("bmm", shape)]))
 
