@@ -50,6 +50,11 @@ class Gemm(NamedTuple):
     source: str = "bf16"
 
     @property
+    def length(self) -> Quantity:
+        """Rows, which are the tokens of a layer."""
+        return self.m
+
+    @property
     def name(self) -> str:
         """The compiled kernel: its formats, and whether several products run in one launch."""
         several = not (type(self.batch) is int and self.batch == 1)
