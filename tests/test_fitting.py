@@ -140,6 +140,35 @@ def test_a_fit_stays_inside_its_bounds_and_near_its_prior_where_data_say_nothing
     assert nothing.values["gemm", "bf16", ""]["tensor_efficiency"] == pytest.approx(0.7, rel=0.05)
 
 
+def designs(kernel: Kernel, hardware: object, theta: Mapping[str, float]) -> Terms:
+    """The form above, of which the second design has twice the launches."""
+    return terms(kernel, hardware, {**theta, "launch_s": theta["launch_s"] * theta["design"]})
+
+
+def test_a_choice_between_designs_is_made_by_the_data_and_moved_by_no_fit() -> None:
+    choice = Parameter("design", 1.0, 0.0, 1.0, 3.0, "1", "launches")
+    launch = Parameter("launch_s", 2.5e-6, 0.02, 1e-7, 1e-3, "s", "launch, known well")
+    form = FORM._replace(
+        parameters=(launch, *FORM.parameters[1:], choice),
+        terms=designs,
+        starts=tuple({"design": float(one)} for one in (1, 2, 3)),
+    )
+    for design in (1.0, 2.0, 3.0):
+        series = synthetic(80, 0.05, launch_s=2.5e-6 * design)
+        own = series._replace(
+            build=lambda shapes: [
+                part._replace(kernels=tuple(kernel._replace(form=form) for kernel in part.kernels))
+                for part in build(shapes)
+            ]
+        )
+        found = fit([Points(own, own.used)], HARDWARE, [block(form, ("gemm", "bf16", ""))])
+        assert found.values["gemm", "bf16", ""]["design"] == design
+        covariance = found.covariance["gemm", "bf16", ""]
+        assert not covariance[3].any()
+        assert not covariance[:, 3].any()
+        assert numpy.diag(covariance)[:3].min() > 0.0
+
+
 def test_an_instance_with_few_points_leans_on_its_siblings() -> None:
     many, few = synthetic(200, 0.02, 1), synthetic(6, 0.02, 2)._replace(instance="fp8")
 
