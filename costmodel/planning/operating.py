@@ -82,7 +82,7 @@ def waits(work: Workload, line_s: Array, place_s: Array, engines: Array | int) -
 
 def _front_s(model: EngineModel) -> float:
     """From the client to the queue, without waiting."""
-    return model.served.host.front_end_s + model.served.host.serial_s
+    return model.served.host.front_end_s
 
 
 def _passing(decoding: Array, prompts: Array, own: Array) -> Array:

@@ -20,7 +20,7 @@ def kernels(shape: Shape) -> list[Kernel]:
     output = "bf16" if dtype == "fp8" else dtype
     m, n, k = (number(shape, name) for name in ("context", "n", "k"))
     batch = number(shape, "batch")
-    return [kernel("product", Gemm(m, n, k, batch, dtype, dtype, output, source=dtype, ragged=m % 2))]
+    return [kernel("product", Gemm(m, n, k, batch, dtype, dtype, output, source=dtype))]
 
 
 def inputs(shape: Shape, device: "torch.device", generator: "torch.Generator") -> Inputs:
