@@ -164,11 +164,11 @@ def test_priors_lie_inside_their_bounds_and_shipped_constants_too() -> None:
 
 def test_a_disturbed_run_does_not_rule_the_fit() -> None:
     known = bounds()
-    slope = numpy.array([[1.0, 60, 0, 0, 16], [1.0, 60, 0, 0, 16]])
-    base = numpy.array([[0.05 + front, 0.010] for front in (0.003, 0.03, 0.1)])
+    slope = numpy.array([[1.0, 60, 0, 0, 16, 1.0], [1.0, 60, 0, 0, 16, 0.0]])
+    base = numpy.array([0.08, 0.010])
     start = known.start("vllm")
     true = start + numpy.array([1e-4, 5e-6, 0, 0, 0, 0])
-    one = Response("vllm", "h100-sxm", "a", (0.003, 0.03, 0.1), base, slope, (0.1, 0.01))
+    one = Response("vllm", "h100-sxm", "a", base, slope, (0.1, 0.01))
     right = [one._replace(measured=tuple(predicted(one, true, start))) for _ in range(12)]
     wrong = [right[0]._replace(measured=(9.0, 0.011))]
     for runs in (right, right + wrong):

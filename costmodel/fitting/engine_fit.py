@@ -10,7 +10,7 @@ disturbed counts by its absolute error.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
@@ -33,21 +33,20 @@ SMALLEST = 0.2
 class Response(NamedTuple):
     """What replays say of a run.
 
-    base: TTFT and TPOT at the starting constants, for each front-end time of `fronts`. slope: their change per second
-    of each of the other constants, [2, constants − 1]. measured: NaN where it was not.
+    base: TTFT and TPOT at the starting constants. slope: their change per second of each constant, [2, constants].
+    measured: NaN where it was not.
     """
 
     library: str
     hardware: str
     model: str
-    fronts: tuple[float, ...]
     base: Floats
     slope: Floats
     measured: tuple[float, float]
 
 
 class Bounds(NamedTuple):
-    """Priors, usual deviations and bounds of the constants, the front end's last; start: where slopes were taken."""
+    """Priors, usual deviations and bounds of the constants; start: where slopes were taken."""
 
     names: tuple[str, ...]
     prior: Callable[[str], Floats]
@@ -83,8 +82,8 @@ def _keys(library: str, hardware: str) -> list[tuple[tuple[str, ...], float]]:
 
 def predicted(response: Response, constants: Floats, start: Floats) -> Floats:
     """TTFT and TPOT of a run with these constants, by the straight line through its replays."""
-    base = numpy.array([numpy.interp(constants[-1], response.fronts, column) for column in response.base.T])
-    return numpy.maximum(base + response.slope @ (constants[:-1] - start[:-1]), SMALLEST * base)
+    seconds: Floats = numpy.maximum(response.base + response.slope @ (constants - start), SMALLEST * response.base)
+    return seconds
 
 
 def _robust(gaps: Floats) -> Floats:
@@ -111,7 +110,6 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
     for row, pair in enumerate(pairs):
         for key, scale in _keys(*pair):
             mix[row, place[key]] = scale
-    fronts = numpy.array(responses[0].fronts)
     base = numpy.array([one.base for one in responses])
     slope = numpy.array([one.slope for one in responses])
     logs = numpy.log(numpy.array([one.measured for one in responses]))
@@ -119,27 +117,19 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
     start = numpy.array([bounds.start(library) for library, _ in pairs])
     size = len(bounds.names)
 
-    rows = numpy.arange(len(base))
     unknown = numpy.isnan(logs)
+    scale = weight[:, None] / numpy.array(SIGMA)
+    least = SMALLEST * base
 
     def parts(flat: Floats) -> tuple[Floats, Floats]:
         """Each run's ln(predicted/measured) in units of what is usual, and its change with each constant."""
         wanted = prior + (mix @ flat.reshape(len(keys), size)) * bounds.deviation
         constants = numpy.clip(wanted, bounds.low, bounds.high)
-        front = constants[:, -1]
-        upper = numpy.clip(numpy.searchsorted(fronts, front), 1, len(fronts) - 1)
-        width = fronts[upper] - fronts[upper - 1]
-        share = numpy.clip((front - fronts[upper - 1]) / width, 0.0, 1.0)[:, None]
-        low, high = base[rows, upper - 1], base[rows, upper]
-        at = low * (1.0 - share) + high * share
-        seconds = at + numpy.einsum("rmk,rk->rm", slope, constants[:, :-1] - start[:, :-1])
-        least = SMALLEST * at
-        scale = weight[:, None] / SIGMA
-        gaps = numpy.where(unknown, 0.0, (numpy.log(numpy.maximum(seconds, least)) - logs) * scale)
-        by_front = ((high - low) / width[:, None] * ((share > 0.0) & (share < 1.0)))[:, :, None]
-        change = numpy.concatenate([slope, by_front], axis=2) / numpy.maximum(seconds, least)[:, :, None]
+        seconds = base + numpy.einsum("rmk,rk->rm", slope, constants - start)
+        held = numpy.maximum(seconds, least)
+        gaps = numpy.where(unknown, 0.0, (numpy.log(held) - logs) * scale)
         free = ((wanted > bounds.low) & (wanted < bounds.high))[:, None, :]
-        change = change * free * (scale * (seconds > least) * ~unknown)[:, :, None]
+        change = slope / held[:, :, None] * free * (scale * (seconds > least) * ~unknown)[:, :, None]
         return gaps, change
 
     def residuals(flat: Floats) -> Floats:
@@ -155,12 +145,6 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
         by_key = numpy.einsum("rmk,rq,k->rmqk", change * tangent[:, :, None], mix, bounds.deviation)
         return numpy.concatenate([by_key.reshape(-1, len(keys) * size), numpy.eye(len(keys) * size)])
 
-    best: Any = None
-    for direction in (0.0, 1.5, -0.8):
-        first = numpy.zeros((len(keys), size))
-        first[place["shared",], -1] = direction
-        found = least_squares(residuals, first.ravel(), jac=jacobian, max_nfev=60)
-        if best is None or found.cost < best.cost:
-            best = found
-    table = best.x.reshape(len(keys), size)
+    found = least_squares(residuals, numpy.zeros(len(keys) * size), jac=jacobian, max_nfev=100)
+    table = found.x.reshape(len(keys), size)
     return Fitted(bounds, {key: table[index] for key, index in place.items()})

@@ -49,7 +49,9 @@ CONSTANTS = (
     Constant("moe_layer_s", 0.0, 4e-6, -6e-5, 1e-4, "more in a layer of experts, less what runs on a second stream"),
     Constant("product_s", -2e-6, 1e-6, -1e-5, 1e-5, "a product with quantised activations, beside its measurement"),
     Constant("sequence_s", 5e-6, 5e-6, 0.0, 2e-4, "a sequence that gets a token: detokenizing, streaming"),
-    Constant("front_end_s", 3e-2, 2e-2, 0.0, 0.5, "from the client to the queue and back: HTTP, tokenizer, processes"),
+    Constant(
+        "front_end_s", 3e-2, 2e-2, 0.0, 0.5, "how much later a client has its first token: HTTP, tokenizer, stream"
+    ),
 )
 """The constants of an engine, seconds each. Priors are what launching a kernel (5 µs), a trip between processes (0.1 to
 1 ms) and an HTTP request with a tokenizer (some ms) take on a server's processor."""

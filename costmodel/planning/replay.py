@@ -26,7 +26,7 @@ class Deployment(NamedTuple):
 
     replicas of `engine`; or, with `prefill` given, that many engines that prefill and `replicas` of `engine` that
     decode, with caches sent at link_bandwidth bytes per second (one transfer at a time from each) after link_s seconds.
-    front_end_s: from the client to an engine's queue. devices: accelerators of all engines together.
+    front_end_s: how much later a client sees its first token. devices: accelerators of all engines together.
     """
 
     engine: Engine
@@ -131,11 +131,10 @@ class _Run:
         sent = request.arrival_s if self.clients is None else now
         sequence = Sequence(request, self.sent, sent)
         self.sent += 1
-        arrival = sent + self.deployment.front_end_s
-        if self.clients is not None and arrival <= now:
+        if self.clients is not None:
             self._arrive(sequence)
         else:
-            self._push(arrival, self._arrive, sequence)
+            self._push(sent, self._arrive, sequence)
 
     def _arrive(self, sequence: Sequence) -> None:
         if self.clients is None:
@@ -210,10 +209,11 @@ class _Run:
             self.completed(sequence, self.now)
 
     def first_token(self, sequence: Sequence, now: float) -> None:
-        self.measures.first_token(sequence, now)
+        sequence.first_s = now + self.deployment.front_end_s
+        self.measures.first_token(sequence, sequence.first_s)
 
     def completed(self, sequence: Sequence, now: float) -> None:
-        self.measures.completed(sequence, now)
+        self.measures.completed(sequence, max(now, sequence.first_s))
         if self.timeline is not None:
             counts = (sequence.request.input, sequence.request.output)
             self.timeline.request(sequence.index, sequence.sent_s, sequence.first_s, now, counts)

@@ -21,7 +21,7 @@ from costmodel.planning.serving_rows import ServingRow
 from costmodel.timing import Z80
 
 FEWEST_RUNS = 2
-MOST_RUNS, MOST_CLIENTS = 20, 128
+MOST_RUNS, MOST_CLIENTS = 30, 128
 FEWEST_ERRORS = 40
 """Errors of a library on unseen models from which it has a spread of its own."""
 
@@ -148,7 +148,7 @@ def constants_document(fit: ServingFit, library: str, told: Mapping[str, str]) -
 
 
 def _constants(fit: Fitted, spreads: Mapping[str, Spread], library: str, runs: Iterable[Response]) -> dict[str, Any]:
-    devices = sorted({one.hardware for one in runs})
+    devices = sorted(key[1] for key in fit.values if key[0] == "device")
     spread = spreads.get(library, spreads.get(""))
     return {
         "constants": _named(fit, library, ""),

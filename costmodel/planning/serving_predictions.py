@@ -24,9 +24,6 @@ from costmodel.planning.step_times import HostTime
 from costmodel.prediction import loaded, make_precision
 from costmodel.timing import roofline, total_seconds
 
-FRONTS = (0.003, 0.03, 0.1)
-"""Front-end times at which a run is replayed, the prior among them: they decide which requests meet in an iteration."""
-
 NAMES = tuple(constant.name for constant in CONSTANTS)
 FINE, LONG = 3e-6, 2e-4
 """Steps of a finite difference: of seconds per sequence, and per iteration."""
@@ -109,18 +106,19 @@ def replayed(row: ServingRow, host: HostTime, *, bare: bool = False) -> tuple[fl
 
 def response(row: ServingRow) -> Response:
     """How a run's TTFT and TPOT answer to the constants, around the priors."""
-    start = bounds().start(row.library)
-    base = numpy.array([replayed(row, host_time(start)._replace(front_end_s=front)) for front in FRONTS])
-    here = base[FRONTS.index(float(start[-1]))]
-    of_host = (numpy.array(replayed(row, _more(start, "step_s", LONG))) - here) / LONG
-    of_sequence = (numpy.array(replayed(row, _more(start, "sequence_s", FINE))) - here) / FINE
     assert row.layout is not None
-    slopes = []
-    for name in NAMES[:-1]:
-        count = per_iteration(_served(row), row.layout, name)
-        slopes.append(of_sequence if name == "sequence_s" else of_host * count)
+    start = bounds().start(row.library)
+    base = numpy.array(replayed(row, host_time(start)))
+    of_host = (numpy.array(replayed(row, _more(start, "step_s", LONG))) - base) / LONG
+    of_sequence = (numpy.array(replayed(row, _more(start, "sequence_s", FINE))) - base) / FINE
+    # The front end adds to the first token alone, so that the others follow it sooner.
+    slopes = {"sequence_s": of_sequence, "front_end_s": numpy.array([1.0, -1.0 / max(row.outputs.mean - 1.0, 1.0)])}
+    for name in NAMES:
+        if name not in slopes:
+            slopes[name] = of_host * per_iteration(_served(row), row.layout, name)
     measured = (row.ttft_s or math.nan, row.tpot_s or math.nan)
-    return Response(row.library, row.hw, row.arch, FRONTS, base, numpy.stack(slopes, axis=1), measured)
+    slope = numpy.stack([slopes[name] for name in NAMES], axis=1)
+    return Response(row.library, row.hw, row.arch, base, slope, measured)
 
 
 def _more(start: Floats, name: str, step: float) -> HostTime:
