@@ -118,7 +118,7 @@ class Whole(NamedTuple):
 
     n: batch sizes. decode: seconds of an iteration. added, chunks, together: as in `Curves`, and how many short prompts
     share an iteration. peak: seconds at the datasheet's peaks, per token of one sequence and of a prompt alone.
-    host: what the host adds to an iteration and to each sequence in it, and what one with prompts takes at least.
+    host: what the host adds to an iteration and to each sequence in it.
     """
 
     n: Array
@@ -215,8 +215,6 @@ def engine_curves(model: EngineModel, work: Workload, shared: Whole, blocks: Map
     decode = stretch * decode + host["host_s"] + n * host["sequence_s"]
     alone = numpy.where(lone, numpy.interp(n - 1.0, n, decode), 0.0)
     step = stretch * added + together * host["sequence_s"] + numpy.where(lone, alone, host["host_s"])[:, None]
-    # Layers of an iteration with prompts are launched one by one.
-    step = numpy.maximum(step, host["prompt_s"])
     added = chunks * (step - alone[:, None]) / together
     added = numpy.where(numpy.isnan(added), numpy.inf, added)
     return Curves(n, decode, alone, added, chunks)

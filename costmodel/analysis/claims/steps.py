@@ -74,15 +74,13 @@ def time(setup: SetUp) -> Value:
 
 
 def _with_host(setup: SetUp, found: Value) -> Value:
-    """The step's time with what the host adds; an iteration with prompts takes at least as long as its launches."""
+    """The step's time with what the host adds."""
     if not setup.engine:
         return Value(found.value + setup.host_s, found.low + setup.host_s, found.high + setup.host_s, found.basis)
     model, precision = model_of(setup), precision_of(setup)
     added = host_seconds(host_of(setup), model, lambda step: model.kernels(step, precision))
     host = added["host_s"] + added["sequence_s"] * sequences(setup) / layout_of(setup).dp
-    least = added["prompt_s"] if setup.phase == "prefill" else 0.0
-    value, low, high = (max(part, least) + host for part in (found.value, found.low, found.high))
-    return Value(value, low, high, found.basis)
+    return Value(found.value + host, found.low + host, found.high + host, found.basis)
 
 
 def host_of(setup: SetUp) -> HostTime:
