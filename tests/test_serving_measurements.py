@@ -63,9 +63,10 @@ def test_constants_are_found_again_and_used_without_being_told(home: Path, tmp_p
     constants = engine_constants("vllm", load_hardware("h100-sxm"))
     assert constants.id == "engines/vllm"
     for row in read_rows(path):
-        ttft, tpot = replayed(row, constants.host)
-        assert row.ttft_s == pytest.approx(ttft, rel=0.15)
-        assert row.tpot_s == pytest.approx(tpot, rel=0.1)
+        (_, before), (ttft, after) = (replayed(row, host) for host in (HostTime(**prior_constants()), constants.host))
+        assert row.ttft_s == pytest.approx(ttft, rel=0.25)
+        # Four runs move the priors a part of the way.
+        assert abs(after / (row.tpot_s or 0) - 1) < 0.7 * abs(before / (row.tpot_s or 0) - 1)
     question = ("--concurrency", "4", "--input", "512", "--output", "64", "--requests", "20", "--format", "json")
     served = ("--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--library", "vllm")
     (answer,) = json.loads(run("simulate", *served, *question).stdout)["rows"]
