@@ -213,10 +213,11 @@ class _Run:
         self.measures.first_token(sequence, sequence.first_s)
 
     def completed(self, sequence: Sequence, now: float) -> None:
-        self.measures.completed(sequence, max(now, sequence.first_s))
+        last = max(now, sequence.first_s)
+        self.measures.completed(sequence, last)
         if self.timeline is not None:
             counts = (sequence.request.input, sequence.request.output)
-            self.timeline.request(sequence.index, sequence.sent_s, sequence.first_s, now, counts)
+            self.timeline.request(sequence.index, sequence.sent_s, sequence.first_s, last, counts)
         if self.clients is not None:
             self._next(now)
         if self.progress is not None and self.measures.answered % 256 == 0:

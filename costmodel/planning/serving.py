@@ -104,8 +104,8 @@ def steady_state(deployment: Deployment, clients: int, input: int, output: int) 
     tpot = passing / (output - 1) if output > 1 else 0.0
     own = chunks * alone + added
     served = own + passing
-    waiting = deployment.front_end_s + max(places / n - 1.0, 0.0) * served
+    waiting = max(places / n - 1.0, 0.0) * served
     # A prompt that finds an iteration under way waits for half of it.
     residual = (alone + added * min(others / max(iterations, 1.0), 1.0)) / 2
     cycle = waiting + residual + served
-    return SteadyState(waiting + residual + own, tpot, clients / cycle, n)
+    return SteadyState(deployment.front_end_s + waiting + residual + own, tpot, clients / cycle, n)
