@@ -161,6 +161,21 @@ def test_a_condition_holds_for_the_baseline_too(tmp_path: Path) -> None:
     assert evaluate(claim).values[0].value == evaluate(claim, claim.condition).values[0].value == 2.0
 
 
+def test_what_cannot_be_run_is_told_and_a_mistake_names_its_claim(tmp_path: Path) -> None:
+    llama = {"architecture": "llama-3.1-8b", "hardware": "a100-sxm", "context": 1024}
+    timed = {**COUNTED, "quantity": "time", "unit": "ms", "claimed": 10.0, "setup": llama}
+    narrow = {"text": "weights are nvfp4", "setup": {"weights": "nvfp4"}}
+    [claim] = read_claims(written(tmp_path, {**timed, "claimed": 1.0, "condition": narrow}))
+    row = judge(claim)
+    assert (row["verdict"], row["condition_predicted"]) == (CONTRADICTED, None)
+    assert "if weights are nvfp4: cannot be run: " in row["reason"]
+    [claim] = read_claims(written(tmp_path, {**timed, "setup": {**llama, "weights": "nvfp4"}}))
+    assert (judge(claim)["predicted"], judge(claim)["verdict"]) == (None, CONTRADICTED)
+    [claim] = read_claims(written(tmp_path, {**timed, "setup": {**llama, "kernels": ["scan"]}}))
+    with pytest.raises(BadInput, match="claim mha-cache: kernel 'scan' is none of"):
+        judge(claim)
+
+
 def test_the_tally_counts_only_what_is_certain_and_stated(tmp_path: Path) -> None:
     claims = [
         {**COUNTED, "id": "a"},

@@ -14,7 +14,7 @@ from costmodel.analysis.claims.setups import SetUp
 from costmodel.analysis.claims.values import COMPARISONS, COUNTED, Value, weaker
 from costmodel.analysis.claims.wording import command, point_text, setup_text, span
 from costmodel.calibration import BASES
-from costmodel.errors import Impossible
+from costmodel.errors import BadInput, Impossible
 
 REPRODUCED, CONDITIONAL, CONTRADICTED, UNSTATED = "reproduced", "reproduced-if", "contradicted", "setup-unstated"
 VERDICTS = (REPRODUCED, CONDITIONAL, CONTRADICTED, UNSTATED)
@@ -84,19 +84,29 @@ def _measured(shape: str | None, quantity: Any, setup: SetUp) -> Value:
 
 def judge(claim: Claim, fair: bool = True) -> dict[str, Any]:
     """The row of a claim: see `judged`. fair: also the fair set-up, which the verdict does not look at."""
-    try:
-        outcome = evaluate(claim)
-    except Impossible as error:
-        return _row(claim, None, None, None, CONTRADICTED, f"cannot be run: {error}")
-    conditional = None if claim.condition is None or outcome.all_hold else evaluate(claim, claim.condition)
-    aside = evaluate(claim, claim.fair) if fair and claim.fair else None
+    outcome, why_not = _tried(claim)
+    conditional, refused = None, ""
+    if claim.condition is not None and not (outcome and outcome.all_hold):
+        conditional, refused = _tried(claim, claim.condition)
+    aside = _tried(claim, claim.fair)[0] if fair and claim.fair else None
     if claim.unstated:
         verdict = UNSTATED
-    elif outcome.all_hold:
+    elif outcome is not None and outcome.all_hold:
         verdict = REPRODUCED
     else:
         verdict = CONDITIONAL if conditional is not None and conditional.all_hold else CONTRADICTED
-    return _row(claim, outcome, conditional, aside, verdict, _reason(claim, outcome, conditional))
+    reason = _reason(claim, outcome, why_not, conditional, refused)
+    return _row(claim, outcome, conditional, aside, verdict, reason)
+
+
+def _tried(claim: Claim, change: Change | None = None) -> tuple[Outcome | None, str]:
+    """What comes out, or why nothing does. Raises BadInput, which names the claim, for a set-up with a mistake."""
+    try:
+        return evaluate(claim, change), ""
+    except Impossible as error:
+        return None, f"cannot be run: {error}"
+    except BadInput as error:
+        raise BadInput(f"{claim.paper}, claim {claim.id}: {error}") from None
 
 
 def judged(
@@ -226,18 +236,17 @@ def _row(
     }
 
 
-def _reason(claim: Claim, outcome: Outcome, conditional: Outcome | None) -> str:
+def _reason(claim: Claim, outcome: Outcome | None, why_not: str, conditional: Outcome | None, refused: str) -> str:
     """Why the verdict is what it is, from the numbers; then what the claim's file says of a difference."""
     parts = []
+    found = _found(claim, outcome) if outcome else why_not
     if claim.unstated:
-        parts.append(
-            f"not stated: {', '.join(claim.unstated)}; with the set-up that is taken instead, {_found(claim, outcome)}"
-        )
+        parts.append(f"not stated: {', '.join(claim.unstated)}; with the set-up that is taken instead, {found}")
     else:
-        parts.append(_found(claim, outcome))
-    if conditional is not None and claim.condition is not None:
-        parts.append(f"if {claim.condition.text}: {_found(claim, conditional)}")
-    if claim.why and not outcome.all_hold:
+        parts.append(found)
+    if claim.condition is not None and (conditional or refused):
+        parts.append(f"if {claim.condition.text}: {_found(claim, conditional) if conditional else refused}")
+    if claim.why and not (outcome and outcome.all_hold):
         parts.append(claim.why)
     return "; ".join(parts)
 
