@@ -29,7 +29,11 @@ NOT_INTERPRETED = ("rwkv7-prefill fla.chunk-rwkv7",)
 
 
 def added() -> Iterator[tuple[str, Implementation]]:
-    """What files of packages and own kernels add to the operators."""
+    """What files of packages and own kernels add to the operators, and the whole models that run them."""
+    for operator in folder.runners().values():
+        if operator.family == "whole-model":
+            graphs = (each for each in operator.implementations if each.graph and each.requires)
+            yield from ((operator.name, implementation) for implementation in graphs if "cudnn" in implementation.name)
     for module_info in pkgutil.iter_modules(folder.__path__):
         module = importlib.import_module(f"{folder.__name__}.{module_info.name}")
         for name, implementations in getattr(module, "IMPLEMENTATIONS", {}).items():
@@ -106,6 +110,9 @@ def launch(operator: Runner, implementation: Implementation) -> list[Any]:
             drawn = operator.inputs(each, torch.device("meta"), torch.Generator())
             outputs = implementation.run(each, {**drawn, **implementation.prepare(each, drawn)})
             shapes.append([list(out.shape) for out in outputs])
+    if operator.family == "whole-model":  # its operators by their forms for a processor
+        (plain,) = (one for one in operator.implementations if "cpu" in one.devices)
+        return [kernels, shapes[1], [list(out.shape) for out in plain.run(each, drawn)]]
     exact = operator.inputs(each, torch.device("cpu"), torch.Generator().manual_seed(1))
     exact = {name: x.double() if x.is_floating_point() else x for name, x in exact.items()}
     expected = [list(out.shape) for out in operator.reference(each, exact)]
