@@ -176,6 +176,7 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
         )
         for first, later in (asked.level, (None, None))
     )
+    limits = front.engines / own, limits[1]
     within = min(held[0], asked.usable * limits[0]), min(held[1], asked.usable * limits[1])
     return State(ttft, tpot, min(within), within, min(limits), n, share, load)
 

@@ -47,7 +47,10 @@ def paired(
     free = _pairs(asked, task, [pool for pool in prefill if not pool.replicas], [p for p in decode if not p.replicas])
     if free is None:
         return [], [], None, 0
-    frontier = [free.candidate(row, column) for row, column in _frontier(free.tpot, free.per_gpu, free.within(level))]
+    # What the GPUs allow, and what would be if there were more.
+    allowed = free.within(level) & (free.gpus <= asked.most)
+    edges = [*_frontier(free.tpot, free.per_gpu, allowed), *_frontier(free.tpot, free.per_gpu, free.within(level))]
+    frontier = [free.candidate(row, column) for row, column in dict.fromkeys(edges)]
     looked, whole = free.gpus.size, free
     # The most per GPU is asked of engines that are kept full, however many the load then needs.
     if asked.work.rate is not None and asked.optimize != "throughput":

@@ -94,21 +94,23 @@ def _panel(panel: Any, question: Question, rows: Sequence[Row], edge: Sequence[R
         point = row["output_tokens_per_s_user"], row["output_tokens_per_s_gpu"]
         panel.plot(*point, marker="*", markersize=15, color="#222222", markerfacecolor="#FFD23F", zorder=6)
         panel.annotate(
-            f"plan for the load:\n{row['layout']}, {row['gpus']} GPUs",
+            f"plan for the load:\n{row['layout']},\n{row['gpus']} GPUs",
             point,
-            xytext=(-10, 14),
-            textcoords="offset points",
+            xytext=(0.98, 0.03),
+            textcoords="axes fraction",
             ha="right",
+            va="bottom",
             fontsize=8,
             fontweight="bold",
-            bbox=dict(boxstyle="round,pad=0.2", facecolor="white", edgecolor="none", alpha=0.8),
+            arrowprops=dict(arrowstyle="-", color="#222222", linewidth=0.8, shrinkB=6),
+            bbox=dict(boxstyle="round,pad=0.2", facecolor="white", edgecolor="none", alpha=0.85),
             zorder=7,
         )
     if question.level.tpot_s is not None:
         panel.axvline(1.0 / question.level.tpot_s, color="#B00020", linewidth=1.0, linestyle="--", zorder=3)
         panel.annotate(
             f"TPOT {question.level.tpot_s * 1e3:g} ms",
-            (1.0 / question.level.tpot_s, 0.01),
+            (1.0 / question.level.tpot_s, 0.97),
             xycoords=("data", "axes fraction"),
             xytext=(3, 2),
             textcoords="offset points",

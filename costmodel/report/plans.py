@@ -303,6 +303,12 @@ def _remarks(
             )
     if not question.context_parallel:
         note("note: context parallelism is not searched, for engines launch it for few models; --context-parallel does")
+    if assessed and inputs["confirm"] and not checks:
+        return
+    planned = {each.plan.hw for each in assessed}
+    for name in known.devices:
+        if name not in planned:
+            note(f"note: {name}: nothing holds the service level with at most {question.most} GPUs")
     for check in checks:
         if check["saturated"]:
             note(f"note: {check['layout']} on {check['hw']}: in the replay the queue grows: too tight for the load")
