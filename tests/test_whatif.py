@@ -1,6 +1,7 @@
 """What changes when a plan's question does, and what its assumptions move."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from costmodel.cli import app
-from costmodel.planning.whatif import CHANGES
 
 PLAN = ["plan", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--gpus", "1..4", "--input", "2k", "--output", "128"]
 
@@ -124,5 +124,27 @@ def test_files_that_are_no_plan_are_refused(tmp_path: Path, text: str) -> None:
     assert "plan.json" in result.stderr
 
 
-def test_changes_have_names_of_options() -> None:
-    assert len(set(CHANGES)) == len(CHANGES)
+def test_the_keys_of_an_answer_are_documented(plan: Path) -> None:
+    found = answer(plan, "--change", "kv=fp8")
+    text = (Path(__file__).resolve().parent.parent / "docs" / "planning.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`([a-z0-9_]+)`", text))
+    for name in ("rows", "sensitivity"):
+        keys = {name, *(key for row in found[name] for key in row)}
+        assert {re.sub(r"_ratio_(low|high)$", "_ratio", key) for key in keys} <= told
+
+
+def test_an_answer_is_written_whole_or_not_at_all(plan: Path, tmp_path: Path) -> None:
+    path = tmp_path / "answer.json"
+    result = CliRunner().invoke(app, ["whatif", str(plan), "--change", "kv=fp8", "--out", str(path)])
+    assert result.exit_code == 0
+    assert json.loads(path.read_text())["command"] == "whatif"
+    refused = CliRunner().invoke(app, ["whatif", str(plan), "--out", str(tmp_path / "no" / "x.json")])
+    assert refused.exit_code == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["answer.json"]
+
+
+def test_a_change_planned_anew_holds_the_service_level(plan: Path) -> None:
+    rows = answer(plan, "--change", "rate=40/s", "--replan")["rows"]
+    assert rows[2]["change"] == "rate=40/s, planned anew"
+    assert rows[2]["tpot_s"] <= 0.02
+    assert rows[2]["gpus"] >= rows[0]["gpus"]
