@@ -32,8 +32,8 @@ ASKED: dict[str, Any] = {
     "burstiness": 1.0, "concurrency": None, "optimize": "cost", "price": [], "layout": [],
     "pools": ["aggregated", "disaggregated"], "context_parallel": False, "weights": ["own", "fp8"],
     "kv": ["own", "fp8"], "activations": None, "max_batched_tokens": [2048, 4096, 8192, 16384, 32768],
-    "max_sequences": 1024, "page_tokens": 16, "prefix_hit": 0.0, "snapshot_tokens": None, "draft_tokens": [0],
-    "accepted": 0.7, "utilisation": 0.9, "headroom": 0.1,
+    "max_sequences": None, "page_tokens": None, "prefix_hit": 0.0, "snapshot_tokens": None, "draft_tokens": [0],
+    "accepted": 0.7, "utilisation": None, "headroom": 0.1,
     "overlap": 0.0, "imbalance": 1.0, "link_bandwidth": None, "requests": 2000,
     "warmup": 0, "seed": 0, "library": None, "set": [], "mechanism": [],
 }  # fmt: skip

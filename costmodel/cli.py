@@ -1128,9 +1128,14 @@ def plan(
         typer.Option("--max-batched-tokens", metavar="COUNTS", help="Chunk budgets to try. [default: 2k..32k]"),
     ] = None,
     max_sequences: Annotated[
-        str, typer.Option("--max-sequences", metavar="COUNT", help="Sequences under way in an engine at most.")
-    ] = "1024",
-    page_tokens: Annotated[str, typer.Option("--page-tokens", metavar="COUNT", help="Tokens of a cache page.")] = "16",
+        str | None,
+        typer.Option(
+            "--max-sequences", metavar="COUNT", help="Sequences in an engine at most. [default: the library's]"
+        ),
+    ] = None,
+    page_tokens: Annotated[
+        str | None, typer.Option("--page-tokens", metavar="COUNT", help="Tokens of a cache page, likewise.")
+    ] = None,
     prefix_hit: Annotated[
         float, typer.Option("--prefix-hit", metavar="SHARE", help="Part of every prompt that is cached already.")
     ] = 0.0,
@@ -1146,8 +1151,11 @@ def plan(
         float, typer.Option("--accepted", metavar="SHARE", help="Probability that a draft token is accepted.")
     ] = 0.7,
     utilisation: Annotated[
-        float, typer.Option("--memory-utilisation", metavar="SHARE", help="Part of the memory that an engine takes.")
-    ] = 0.9,
+        float | None,
+        typer.Option(
+            "--memory-utilisation", metavar="SHARE", help="Part of the memory that an engine takes, likewise."
+        ),
+    ] = None,
     overlap: Overlap = 0.0,
     imbalance: Imbalance = 1.0,
     link_bandwidth: Annotated[

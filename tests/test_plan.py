@@ -42,9 +42,9 @@ DEFAULTS: dict[str, Any] = {
     "arch": ["llama-3.1-8b"], "hw": ["h100-sxm"], "gpus": (1, 2, 4), "input": "2k", "output": "256", "trace": None,
     "skip_bad_lines": False, "rate": "8/s", "burstiness": 1.0, "concurrency": None, "ttft_s": "1s", "tpot_s": "20ms",
     "optimize": "cost", "price": [], "layout": [], "pools": ["aggregated", "disaggregated"], "context_parallel": False,
-    "weights": ["own"], "kv": ["own"], "activations": None, "max_batched_tokens": [2048, 8192], "max_sequences": 1024,
-    "page_tokens": 16, "prefix_hit": 0.0, "snapshot_tokens": None, "draft_tokens": [0], "accepted": 0.7,
-    "utilisation": 0.9, "headroom": 0.1,
+    "weights": ["own"], "kv": ["own"], "activations": None, "max_batched_tokens": [2048, 8192], "max_sequences": None,
+    "page_tokens": None, "prefix_hit": 0.0, "snapshot_tokens": None, "draft_tokens": [0], "accepted": 0.7,
+    "utilisation": None, "headroom": 0.1,
     "overlap": 0.0, "imbalance": 1.0, "link_bandwidth": None, "requests": 600, "warmup": 0,
     "seed": 0, "library": None, "set": [], "mechanism": [],
 }  # fmt: skip
@@ -76,7 +76,7 @@ def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str) -> None:
     n = numpy.array([1.0, 4.0, 32.0])
     blocks = known.blocks(model) if model.layout.pp > 1 else {}
     curves = engine_curves(model, question.work, known.whole(model), blocks, n)
-    times = engine(model.served, model.layout, question.settings(8192, 0, 64)).times
+    times = engine(model.served, model.layout, question.settings("h200-sxm", 8192, 0, 64)).times
     work = question.work
     for row, count in enumerate(map(int, n)):
         assert curves.decode[row] == pytest.approx(times.decode_s(count, work.context), rel=0.06)
@@ -256,7 +256,7 @@ def test_prices_are_dated_sourced_and_inputs() -> None:
 
 
 def worker(layout: str, **changes: Any) -> Worker:
-    base = Worker("both", 1, parse_layout(layout), 64, 8192, 9216, 16, 0.9, None, None, 0, False)  # type: ignore[arg-type]
+    base = Worker("both", 1, parse_layout(layout), 64, 8192, 9216, 16, True, 0.9, None, None, 0, False)  # type: ignore[arg-type]
     return base._replace(**changes)
 
 

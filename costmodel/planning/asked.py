@@ -6,7 +6,9 @@ from typing import Any
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware
 from costmodel.parallel.layout import Layout, parse_layout
+from costmodel.planning.deployment import Settings
 from costmodel.planning.engine_constants import EngineConstants, engine_constants
+from costmodel.planning.engine_settings import changed, library_settings
 from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.measures import ServiceLevel
 from costmodel.planning.prices import prices_for
@@ -61,10 +63,8 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
         host={device.name: _constants(inputs["library"], device) for device in devices},
         overlap=inputs["overlap"],
         imbalance=inputs["imbalance"],
-        max_sequences=inputs["max_sequences"],
-        page_tokens=inputs["page_tokens"],
+        engines={device.name: _engine(inputs, device) for device in devices},
         snapshot_tokens=inputs["snapshot_tokens"],
-        utilisation=inputs["utilisation"],
         headroom=inputs["headroom"],
         link_bandwidth=inputs["link_bandwidth"],
         layouts=tuple(layouts),
@@ -77,3 +77,9 @@ def _constants(library: str | None, device: Hardware) -> EngineConstants:
     """What an engine adds, in values that can be sent to other processes."""
     found = engine_constants(library, device)
     return found._replace(spread=dict(found.spread))
+
+
+def _engine(inputs: Inputs, device: Hardware) -> Settings:
+    """How the library's engine batches, with what the question says instead."""
+    given = {name: inputs[name] for name in ("max_sequences", "page_tokens", "utilisation")}
+    return changed(library_settings(inputs["library"], device), given)

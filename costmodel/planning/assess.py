@@ -100,9 +100,10 @@ def roles_of(loaded: Loaded, plan: Candidate) -> list[Role]:
 def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Layout) -> Role:
     asked = loaded.question
     engine = loaded.engine(plan.hw, plan.weights, plan.kv, plan.draft_tokens, layout)
-    held = room(engine, asked.work, loaded.results(engine), asked.settings(plan.budget, plan.draft_tokens))
+    settings = asked.settings(plan.hw, plan.budget, plan.draft_tokens)
+    held = room(engine, asked.work, loaded.results(engine), settings)
     column = asked.budgets.index(plan.budget)
-    places = numpy.minimum(held.sequences, asked.max_sequences)
+    places = numpy.minimum(held.sequences, settings.max_sequences)
     if places[column] < 1:
         raise Impossible(
             f"{loaded.model.name} as {layout} on {plan.hw}: weights and buffers leave {held.free[column] / 2**30:.4g} "
@@ -112,7 +113,7 @@ def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Lay
     most = places.max()
     n = numpy.unique(numpy.append(shared.n[shared.n <= most], most))
     blocks = loaded.blocks(engine) if layout.pp > 1 else {}
-    found = engine_curves(engine, asked.work, shared, blocks, n)
+    found = engine_curves(engine, asked.work, shared, blocks, n, settings.mixed)
     return Role(name, engine, replicas, found, held, places, column, send_s(asked, engine))
 
 

@@ -81,9 +81,9 @@ def evaluate(loaded: Loaded, task: Task, bounds: bool = True) -> Outcome:
         engine = loaded.engine(task.hw, task.weights, task.kv, task.draft_tokens, task.layout)
     except Impossible:
         return Outcome(task, "the model does not divide")
-    settings = asked.settings(max(asked.budgets), task.draft_tokens)
+    settings = asked.settings(task.hw, max(asked.budgets), task.draft_tokens)
     held = room(engine, asked.work, loaded.results(engine), settings)
-    places = numpy.minimum(held.sequences, asked.max_sequences)
+    places = numpy.minimum(held.sequences, settings.max_sequences)
     if places.max() < 1:
         return Outcome(task, "memory: weights, buffers and one sequence do not fit")
     shared = loaded.whole(engine)
@@ -92,7 +92,7 @@ def evaluate(loaded: Loaded, task: Task, bounds: bool = True) -> Outcome:
     most = places.max()
     n = numpy.unique(numpy.append(shared.n[shared.n <= most], most))
     blocks = loaded.blocks(engine) if engine.layout.pp > 1 else {}
-    found = engine_curves(engine, asked.work, shared, blocks, n)
+    found = engine_curves(engine, asked.work, shared, blocks, n, settings.mixed)
     outcome = Outcome(task)
     if "aggregated" in asked.modes:
         at = operating(engine, asked.work, found, places, engine.engines)
@@ -118,7 +118,7 @@ TRADE = "speed per user"
 """What limits a point that could take more, if users were to wait longer for each token."""
 
 
-def next_limit(asked: Question, fits: bool, places: float, ttft_s: float, tpot_s: float) -> str:
+def next_limit(asked: Question, hw: str, fits: bool, places: float, ttft_s: float, tpot_s: float) -> str:
     """What the next larger batch would miss: memory or places, a latency, or nothing but the speed of a user."""
     if asked.level.ttft_s is not None and ttft_s > asked.level.ttft_s:
         return "TTFT"
@@ -126,7 +126,8 @@ def next_limit(asked: Question, fits: bool, places: float, ttft_s: float, tpot_s
         return "TPOT"
     if fits:
         return TRADE
-    return "memory" if places < asked.max_sequences else "max sequences"
+    most = asked.engines[hw].max_sequences
+    return "memory" if places < most else "max sequences"
 
 
 def _aggregated(asked: Question, engine: EngineModel, task: Task, at: Operating, places: Array) -> Outcome:
@@ -141,6 +142,7 @@ def _aggregated(asked: Question, engine: EngineModel, task: Task, at: Operating,
     def limit(row: int, column: int) -> str:
         return next_limit(
             asked,
+            task.hw,
             row + 1 < len(at.n) and bool(good[row + 1, column]),
             places[column],
             float(at.ttft_s[min(row + 1, len(at.n) - 1), column]),

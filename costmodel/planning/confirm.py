@@ -19,7 +19,9 @@ def replayed(loaded: Loaded, found: Assessment, load: Load, seed: int = 0) -> di
     engines = deployment(
         found.roles[-1].engine.served,
         parse_layout(plan.layout),
-        asked.settings(plan.budget, plan.draft_tokens, max(places(loaded, found, role) for role in found.roles)),
+        asked.settings(
+            plan.hw, plan.budget, plan.draft_tokens, max(places(loaded, found, role) for role in found.roles)
+        ),
         replicas=plan.replicas,
         link_bandwidth=asked.link_bandwidth,
     )
@@ -66,8 +68,9 @@ def workers(loaded: Loaded, found: Assessment) -> list[Worker]:
             sequences=places(loaded, found, role),
             budget=plan.budget,
             longest=asked.work.longest,
-            page_tokens=asked.page_tokens,
-            utilisation=asked.utilisation,
+            page_tokens=asked.engines[plan.hw].page_tokens,
+            mixed=asked.engines[plan.hw].mixed,
+            utilisation=asked.engines[plan.hw].utilisation,
             weights=plan.weights,
             kv=plan.kv,
             draft_tokens=plan.draft_tokens,

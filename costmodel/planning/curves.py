@@ -195,10 +195,13 @@ def whole(model: EngineModel, work: Workload, at: Grid, shared: Array, kind: Kin
     return Whole(at.n, full + own, added, at.chunks, at.together, (first, later), host)
 
 
-def engine_curves(model: EngineModel, work: Workload, shared: Whole, blocks: Mapping[str, float], n: Array) -> Curves:
+def engine_curves(
+    model: EngineModel, work: Workload, shared: Whole, blocks: Mapping[str, float], n: Array, mixed: bool = True
+) -> Curves:
     """The times of an engine with its stages and its host, at batch sizes inside those of `shared`.
 
-    blocks: seconds of each block, of which the stages of a pipeline have their parts."""
+    blocks: seconds of each block, of which the stages of a pipeline have their parts. mixed: prompts and decoding
+    sequences share iterations."""
     pp, lone = model.layout.pp, n > 1.0
     decode = numpy.interp(n, shared.n, shared.decode)
     added, chunks, together = (
@@ -216,6 +219,9 @@ def engine_curves(model: EngineModel, work: Workload, shared: Whole, blocks: Map
     alone = numpy.where(lone, numpy.interp(n - 1.0, n, decode), 0.0)
     step = stretch * added + together * host["sequence_s"] + numpy.where(lone, alone, host["host_s"])[:, None]
     added = chunks * (step - alone[:, None]) / together
+    if not mixed:
+        # Prompts run alone, while the others wait.
+        added = numpy.broadcast_to(added[0], added.shape)
     added = numpy.where(numpy.isnan(added), numpy.inf, added)
     return Curves(n, decode, alone, added, chunks)
 

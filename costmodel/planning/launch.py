@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from costmodel.loading import read_mapping
 from costmodel.parallel.layout import Layout
 
-PAGE = 16
-"""Tokens of a cache page that a plan takes unless told; engines then choose what suits their kernels."""
+PAGES = {"vllm": 16, "sglang": 1, "tensorrt-llm": 32}
+"""Tokens of a cache page that engines take unless told, or choose to suit their kernels."""
 
 
 class Worker(NamedTuple):
@@ -27,6 +27,7 @@ class Worker(NamedTuple):
     budget: int
     longest: int
     page_tokens: int
+    mixed: bool
     utilisation: float
     weights: str | None
     kv: str | None
@@ -102,7 +103,7 @@ def _vllm(worker: Worker) -> Flags:
     options["--max-num-batched-tokens"] = worker.budget
     options["--max-model-len"] = worker.longest
     options["--gpu-memory-utilization"] = worker.utilisation
-    if worker.page_tokens != PAGE:
+    if worker.page_tokens not in PAGES.values():
         options["--block-size"] = worker.page_tokens
     if worker.kv == "fp8":
         options["--kv-cache-dtype"] = "fp8"
@@ -141,14 +142,14 @@ def _sglang(worker: Worker) -> Flags:
     # Of all ranks and stages together.
     options["--max-running-requests"] = worker.sequences * layout.dp * layout.pp
     options["--chunked-prefill-size"] = worker.budget * layout.dp
-    if worker.role == "both":
+    if worker.role == "both" and worker.mixed:
         options["--enable-mixed-chunk"] = None
     options["--context-length"] = worker.longest
     options["--mem-fraction-static"] = worker.utilisation
     remarks.append(
         "--mem-fraction-static is of weights and caches alone; lower it where the results of a chunk do not fit"
     )
-    if worker.page_tokens != PAGE:
+    if worker.page_tokens not in PAGES.values():
         options["--page-size"] = worker.page_tokens
     if worker.kv == "fp8":
         options["--kv-cache-dtype"] = "fp8_e4m3"
@@ -193,7 +194,7 @@ def _tensorrt(worker: Worker) -> Flags:
     options["--free_gpu_memory_fraction"] = worker.utilisation
     remarks.append("--free_gpu_memory_fraction is of what weights and results leave, not of the whole device")
     options["--enable_chunked_prefill"] = None
-    if worker.page_tokens != PAGE:
+    if worker.page_tokens not in PAGES.values():
         fields["kv_cache_config.tokens_per_block"] = worker.page_tokens
     fields["kv_cache_config.enable_block_reuse"] = worker.prefix_cache
     if worker.kv in ("fp8", "nvfp4"):

@@ -122,7 +122,7 @@ class _Pairs(NamedTuple):
             task.hw, task.weights, task.kv, task.draft_tokens, str(layout), front.budget, back.sequences, 1,
             layout.gpus, front.ttft_s, back.tpot_s, float(self.e2e[row, column]), rate,
             float(self.per_gpu[row, column]), layout.gpus * asked.prices[task.hw],
-            next_limit(asked, bool(later), back.places, 0.0, slower),
+            next_limit(asked, task.hw, bool(later), back.places, 0.0, slower),
         )  # fmt: skip
 
 

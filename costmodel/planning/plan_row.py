@@ -146,6 +146,6 @@ def _role_limit(loaded: Loaded, role: Role) -> str:
         return min(first, key=lambda name: first[name])
     if role.name == "prefill":
         return "throughput"
-    if float(role.places[role.column]) < loaded.question.max_sequences:
+    if float(role.places[role.column]) < loaded.question.engines[role.engine.served.hardware.name].max_sequences:
         return "memory"
     return "max sequences"

@@ -41,7 +41,8 @@ class Question(NamedTuple):
 
     arch: name or path; changes: as for `--set`; work: the load; level: what must be held on average; gpus: sizes that
     a replica may have, the largest being the most that the whole may have. budgets: tokens of an iteration. prices: USD
-    per GPU and hour by device. host: what engines add, by device. modes: aggregated, disaggregated. headroom: of what
+    per GPU and hour by device. host: what engines add, engines: how they
+    batch and what memory they take, both by device. modes: aggregated, disaggregated. headroom: of what
     engines could answer at most, the part that an open load must leave. The rest as the options of `simulate`.
     """
 
@@ -64,10 +65,8 @@ class Question(NamedTuple):
     host: Mapping[str, EngineConstants]
     overlap: float
     imbalance: float
-    max_sequences: int
-    page_tokens: int
+    engines: Mapping[str, Settings]
     snapshot_tokens: int | None
-    utilisation: float
     headroom: float
     link_bandwidth: float | None
     layouts: tuple[Layout, ...] = ()
@@ -82,8 +81,9 @@ class Question(NamedTuple):
             if mode not in MODES:
                 raise unknown("mode", mode, MODES)
         Options(overlap=self.overlap, imbalance=self.imbalance).checked()
-        for draft in self.drafts:
-            self.settings(max(self.budgets), draft).checked()
+        for hw in self.engines:
+            for draft in self.drafts:
+                self.settings(hw, max(self.budgets), draft).checked()
         if not 0 <= self.headroom < 1:
             raise BadInput(f"--headroom {self.headroom:g} is not a share from 0 to below 1")
         for name, value in (("--ttft", self.level.ttft_s), ("--tpot", self.level.tpot_s)):
@@ -91,17 +91,17 @@ class Question(NamedTuple):
                 raise BadInput(f"{name}: a service level of {value:g} s cannot be held; it is above 0")
         return self
 
-    def settings(self, budget: int, draft_tokens: int = 0, sequences: int | None = None) -> Settings:
-        """What an engine is told."""
-        return Settings(
-            max_sequences=self.max_sequences if sequences is None else sequences,
+    def settings(self, hw: str, budget: int, draft_tokens: int = 0, sequences: int | None = None) -> Settings:
+        """What an engine on a device is told. Prompts are cut in chunks, whatever the library does unless told."""
+        engine = self.engines[hw]
+        return engine._replace(
+            max_sequences=engine.max_sequences if sequences is None else sequences,
             max_batched_tokens=budget,
-            page_tokens=self.page_tokens,
+            whole_prompts=False,
             snapshot_tokens=self.snapshot_tokens,
             draft_tokens=draft_tokens,
             acceptance=self.acceptance,
             longest=min(max(self.work.longest, 1024), 1024 * LONGEST),
-            utilisation=self.utilisation,
         )
 
     @property
@@ -152,7 +152,8 @@ class Loaded(NamedTuple):
 
         def compute() -> Whole:
             kind = self._once(("kinds", *likeness(engine)), lambda: kinds_of(engine))
-            at = self._once(("grid", drafts), lambda: grid(engine, asked.work, asked.budgets, asked.max_sequences))
+            most = asked.engines[engine.served.hardware.name].max_sequences
+            at = self._once(("grid", drafts, most), lambda: grid(engine, asked.work, asked.budgets, most))
             shared = self._once(("tokens", *of_weights, *where), lambda: by_tokens(engine, at, kind))
             return whole(engine, asked.work, at, shared, kind)
 

@@ -37,7 +37,7 @@ def room(model: EngineModel, work: Workload, results: Array, settings: Settings)
     """How many sequences fit in memory. results: bytes of a chunk's largest results, by budget."""
     held = numpy.full(len(results), numpy.inf)
     found = Room(held, 0.0, held)
-    for cache, left in _stages(model, results, settings.utilisation):
+    for cache, left in _stages(model, results, settings):
         size = mean_bytes(cache, work, settings)
         # A pipeline keeps pp batches on the way, each with its part of the stage's caches.
         free = left / model.layout.pp
@@ -49,16 +49,24 @@ def room(model: EngineModel, work: Workload, results: Array, settings: Settings)
 
 def mean_bytes(cache: SequenceCache, work: Workload, settings: Settings) -> float:
     """Bytes of a sequence on a device, on average over the time in which it decodes."""
-    pages = numpy.ceil(work.context / settings.page_tokens) * settings.page_tokens
+    # Engines that reserve room for the whole answer hold it from the start.
+    length = work.input + work.output if settings.reserve_output else work.context
+    pages = numpy.ceil(length / settings.page_tokens) * settings.page_tokens
     kept = cache.reserved(round(work.input + work.output)) + work.snapshots * cache.state_bytes
     return float(cache.token_bytes * pages + kept)
 
 
-def _stages(model: EngineModel, results: Array, utilisation: float) -> Iterator[tuple[SequenceCache, Array]]:
+def _stages(model: EngineModel, results: Array, settings: Settings) -> Iterator[tuple[SequenceCache, Array]]:
     """For each different stage: what a sequence keeps on one of its devices, and the bytes that are left for caches."""
-    served = model.served
-    usable = utilisation * served.hardware.memory.hbm.capacity - VLLM.graphs - VLLM.workspace
-    usable -= VLLM.communication if model.layout.gpus > 1 else 0.0
+    served, capacity = model.served, model.served.hardware.memory.hbm.capacity
+    buffers = VLLM.graphs + VLLM.workspace + (VLLM.communication if model.layout.gpus > 1 else 0.0)
     for stage in model.decode.stages:
-        left = usable - float(stage.part.weight_bytes(served.precision)) - results
+        weights = float(stage.part.weight_bytes(served.precision))
+        held = weights + results + buffers
+        usable = settings.utilisation * capacity
+        left = {
+            "all": usable - held,
+            "static": numpy.minimum(usable - weights, capacity - held),
+            "free": settings.utilisation * (capacity - held),
+        }[settings.of_memory]
         yield stage_cache(model.decode, stage, served.precision), left

@@ -115,7 +115,7 @@ def _what_would_fit(loaded: Loaded, outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         if outcome.excluded.startswith("memory"):
             engine = loaded.engine(*outcome.task)
-            held = room(engine, asked.work, loaded.results(engine), asked.settings(min(asked.budgets)))
+            held = room(engine, asked.work, loaded.results(engine), asked.settings(outcome.task.hw, min(asked.budgets)))
             lacking = held.each - float(held.free.max())
             if nearest is None or lacking < nearest[0]:
                 nearest = lacking, held.each, outcome.task
@@ -126,7 +126,10 @@ def _what_would_fit(loaded: Loaded, outcomes: Sequence[Outcome]) -> str:
     step = Step(B=task.layout.dp, S=1, P=max(round(asked.work.context) - 1, 0), phase="decode")
     precision = loaded.precision(task.hw, task.weights, task.kv)
     # What an engine does not use at all is as good as taken by results.
-    kept = float(loaded.results(loaded.engine(*task)).min()) + (1.0 - asked.utilisation) * device.memory.hbm.capacity
+    kept = (
+        float(loaded.results(loaded.engine(*task)).min())
+        + (1.0 - asked.engines[task.hw].utilisation) * device.memory.hbm.capacity
+    )
     found = [remedy.change for remedy in remedies(loaded.model, task.layout, step, precision, device, kept)]
     would = f"; {', '.join(found)} would fit" if found else ""
     return (

@@ -255,7 +255,7 @@ def assumptions(case: Case) -> Iterator[Assumption]:
                 yield Assumption(name, ("−20 %", f"{where}=0.8x"), ("+20 %", f"{where}=1.2x"))
     if any(part.ep > 1 for part in workers):
         yield Assumption("load of the fullest experts", ("1", "imbalance=1"), ("1.3", "imbalance=1.3"))
-    share = inputs["utilisation"]
+    share = case.loaded.question.engines[plan.hw].utilisation
     ends = (max(share - 0.05, 0.05), min(share + 0.05, 1.0))
     yield Assumption("memory that engines take", *((f"{end:g}", f"utilisation={end!r}") for end in ends))
     yield Assumption("host time", ("−50 %", "host=0.5"), ("+50 %", "host=1.5"))
