@@ -51,8 +51,9 @@ TRANSFER_SPREAD = 1.5
 """How much wider the spread of the parameters of a relative of the same generation is taken than their own: an
 assumption, as no two devices of one generation were measured. Beyond the generation see `transfers`."""
 
-EXTRAPOLATION_SPREAD = 0.3
-"""How much wider the model error is taken for each octave outside the measured range."""
+EXTRAPOLATION_SPREAD = 0.5
+"""How much wider the model error is taken for each octave outside the measured range: with it the intervals of fits of
+up to 512 tokens hold 81 % of the points of 1,024 to 2,048 (vLLM's prefill attention on H100)."""
 
 ROUNDED = 1e-3
 """Octaves that the digits of a file may put a measured point outside its range."""
