@@ -44,6 +44,9 @@ BALANCE = 0.5
 """How far octaves of length count alike in these: between every point (0) and every octave (1). Chosen by points inside
 the fitted four fifths: 0.5 costs the short contexts nothing, and the long ones gain."""
 LARGEST_SPREAD = 3.0
+MOVED_INSIDE = {"gemm": ("launch_s", "tensor_efficiency", "memory_efficiency", "quantise_s")}
+"""What a module's own measurements move of the kernels that were fitted outside it, by family (others: everything): how
+a product chooses and walks its tiles does not depend on where it runs, its launch and its share of the device do."""
 
 
 class Entry(NamedTuple):
@@ -147,7 +150,10 @@ def fit_kernel(
     # A relative may run another kernel under this name: the generic priors are tried as well.
     tried = []
     for relative in (start,) if start is PRIOR else (start, PRIOR):
-        blocks = [block(form, (family, "", module), begin(form, relative)) for family, form in sorted(forms.items())]
+        blocks = [
+            within(block(form, (family, "", module), begin(form, relative)), same[0].family)
+            for family, form in sorted(forms.items())
+        ]
         tried.append(
             (fit(several, hardware, [*blocks, *hosts(pools)], lookup, pooled_key, balance=balance), blocks, relative)
         )
@@ -165,7 +171,8 @@ def fit_kernel(
             shared = together.values[key[0], "", module]
             # What is tuned inside a module was fitted outside it before.
             relative = start if key[0] == same[0].family else known
-            apart.append(block(forms[key[0]], key, _moved(relative, forms[key[0]], key, shared), SIBLING_FIRMNESS))
+            moved = _moved(relative, forms[key[0]], key, shared)
+            apart.append(within(block(forms[key[0]], key, moved, SIBLING_FIRMNESS), same[0].family))
         fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, balance=balance)
         found = described(own, hardware, apart, fitted, known)
         entries += [entry._replace(measured=instance) for entry in found]
@@ -173,6 +180,16 @@ def fit_kernel(
     only = instances.pop() if len(instances) == 1 and not entries else None
     common = described(several, hardware, blocks, together, known)
     return [*entries, *(entry._replace(measured=only) for entry in common)]
+
+
+def within(one: Block, family: str) -> Block:
+    """A block of a kernel beside the family that is fitted: it starts from what was found outside the module only, and
+    of products most parameters stay as they are there."""
+    if one.key[0] == family:
+        return one
+    free = MOVED_INSIDE.get(one.key[0], tuple(one.spread))
+    spread = {name: value if name in free else 0.0 for name, value in one.spread.items()}
+    return one._replace(spread=spread, others=())
 
 
 def _moved(start: Calibration, form: Form, key: Key, shared: Mapping[str, float]) -> Mapping[str, float]:
@@ -311,7 +328,11 @@ def columns_of(covariance: Floats, names: Sequence[str]) -> tuple[dict[str, floa
     """Independent steps of one standard deviation: the columns of the covariance's factor."""
     values, vectors = numpy.linalg.eigh(covariance)
     steps = vectors * numpy.sqrt(numpy.maximum(values, 0.0))
-    return tuple({name: float(steps[row, column]) for row, name in enumerate(names)} for column in range(len(names)))
+    return tuple(
+        {name: float(steps[row, column]) for row, name in enumerate(names)}
+        for column in range(len(names))
+        if values[column] > 0.0
+    )
 
 
 Range = tuple[float, float]
