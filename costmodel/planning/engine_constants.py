@@ -50,7 +50,7 @@ CONSTANTS = (
     Constant("product_s", -2e-6, 1e-6, -1e-5, 1e-5, "a product with quantised activations, beside its measurement"),
     Constant("sequence_s", 5e-6, 5e-6, 0.0, 2e-4, "a sequence that gets a token: detokenizing, streaming"),
     Constant(
-        "front_end_s", 3e-2, 7e-3, 0.0, 0.5, "how much later a client has its first token: HTTP, tokenizer, stream"
+        "front_end_s", 3e-2, 2e-2, 0.0, 0.5, "how much later a client has its first token: HTTP, tokenizer, stream"
     ),
 )
 """The constants of an engine, seconds each. Priors are what launching a kernel (5 µs), a trip between processes (0.1 to
