@@ -43,11 +43,13 @@ def rounded(value: float) -> float:
 
 
 def triangle(covariance: Floats) -> str:
-    """The lower triangle, one row per line."""
-    rows = (
-        [f"{covariance[row, column]:.{DIGITS - 1}e}" for column in range(row + 1)] for row in range(len(covariance))
-    )
+    """The lower triangle, one row per line; what was not fitted is a plain 0."""
+    rows = ([_number(covariance[row, column]) for column in range(row + 1)] for row in range(len(covariance)))
     return "\n".join(" ".join(row) for row in rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:.{DIGITS - 1}e}" if value else "0"
 
 
 def entry_mapping(entry: Entry, held_out: Mapping[str, Any] | None = None) -> dict[str, Any]:
