@@ -31,6 +31,7 @@ class SetUp(NamedTuple):
     architecture's file) of width d_model. full_attention: the same model with full attention in every layer.
     settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's.
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
+    quantised: activations arrive in the format of the products, so that no quantisation is timed.
     new_tokens: of the step, None: one in decode, the whole context in prefill. kernels: only these, by name, family or
     block; without: not these. part: forward, backward or both (of training). engine: the serving library whose host
     times are added to each step; host_s: further seconds. prompt, output: tokens of a request; method, block, steps,
@@ -53,6 +54,7 @@ class SetUp(NamedTuple):
     kv: str | None = None
     activations: str | None = None
     caches: str = "served"
+    quantised: bool = False
     phase: str = "decode"
     part: str = "both"
     context: int = 0
@@ -96,6 +98,7 @@ CHOICES = {
     "phase": ("prefill", "decode", "train"),
     "part": ("forward", "backward", "both"),
 }
+FLAGS = ("full_attention", "quantised")
 WHOLE = ("context", "tokens", "new_tokens", "prompt", "output", "block", "steps", "draft_tokens", "counted", "d_model")
 REAL = ("overlap", "imbalance", "host_s", "accepted", "usd_per_gpu_hour")
 
@@ -119,7 +122,7 @@ def entry(problems: Problems, name: str, value: Any, place: str, folder: Path) -
         return SetUp._field_defaults[name]
     if name == "mixer":
         return problems.mapping(value, place)
-    if name == "full_attention":
+    if name in FLAGS:
         if not isinstance(value, bool):
             problems.add(f"{place}: {str(value)[:60]!r} is not true or false")
         return bool(value)

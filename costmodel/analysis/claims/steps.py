@@ -18,6 +18,7 @@ from costmodel.analysis.claims.values import Value, counted
 from costmodel.analysis.crossover import model_precision
 from costmodel.errors import BadInput
 from costmodel.kernels.base import Kernel
+from costmodel.kernels.gemm import without_quantisation
 from costmodel.parallel.options import Options
 from costmodel.parallel.rows import predict_layout
 from costmodel.planning.deployment import host_seconds
@@ -55,7 +56,8 @@ def kernels_of(setup: SetUp) -> list[Kernel]:
         raise BadInput("the set-up names no context")
     model = model_of(setup)
     step = make_step(model, setup.phase, setup.context, sequences(setup), setup.new_tokens)
-    return served(chosen(setup, model.kernels(step, precision_of(setup))), setup.caches)
+    found = served(chosen(setup, model.kernels(step, precision_of(setup))), setup.caches)
+    return [without_quantisation(kernel) for kernel in found] if setup.quantised else found
 
 
 def new_tokens_of(setup: SetUp) -> int:

@@ -41,6 +41,8 @@ def _entry_text(name: str, value: Any) -> str:
         return "full model" if value is None else _fields_text(value)
     if name == "full_attention":
         return "full attention in every layer" if value else "its own mixers"
+    if name == "quantised":
+        return "activations arrive quantised" if value else "activations are quantised first"
     if name in ("context", "prompt", "output", "tokens"):
         return f"{'' if name == 'context' else f'{name} '}{format_count(value)}"
     if name == "contexts":
