@@ -68,7 +68,10 @@ def kinds_of(calibration: Calibration) -> set[Kind]:
 
 
 def unmeasured(kernels: Iterable[Kernel], calibration: Calibration = PRIOR) -> tuple[str, ...]:
-    """The mixers and feed-forward blocks among whose kernels is one of a kind that nobody has measured."""
+    """The mixers and feed-forward blocks among whose kernels is one of a kind that nobody has measured.
+
+    Where only a variant lacks measurements (attention without a mask), the family is named, not the mechanism.
+    """
     own: set[Kind] | None = None
     found: dict[str, None] = {}
     for kernel in kernels:
@@ -79,7 +82,8 @@ def unmeasured(kernels: Iterable[Kernel], calibration: Calibration = PRIOR) -> t
             continue
         own = kinds_of(calibration) if own is None else own
         if kind not in own:
-            found[kernel.module.rpartition("-")[0] or kernel.family] = None
+            mechanism = "" if kernel.form.like is not None else kernel.module.rpartition("-")[0]
+            found[mechanism or kernel.family] = None
     return tuple(found)
 
 
