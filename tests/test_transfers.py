@@ -4,16 +4,29 @@ import math
 from pathlib import Path
 
 import numpy
+import pandas
 import pytest
 
 from costmodel import calibration, transfers
-from costmodel.calibration import EXTRAPOLATION_SPREAD, TRANSFER_SPREAD, prior_fit, read_entry, relatives_calibration
+from costmodel.calibration import (
+    EXTRAPOLATION_SPREAD,
+    PRIOR,
+    TRANSFER_SPREAD,
+    from_fits,
+    prior_fit,
+    read_entry,
+    relatives_calibration,
+)
 from costmodel.errors import BadInput
+from costmodel.fitting.least_squares import Points
+from costmodel.fitting.series import Part, Series, whole
 from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import PREFILL, Attention, attention
+from costmodel.kernels.gemm import FORM as GEMM
+from costmodel.kernels.gemm import Gemm, gemm
 from costmodel.timing import Z80
 from costmodel.transfers import ANY_FAMILY, transfer_spreads
-from validation.transfers import missing_spread, text_of
+from validation.transfers import FEWEST, Gaps, known, missing_spread, spreads_of, text_of
 
 MEASURED = {
     "a100-sxm": {"h100-sxm": {"gemm": 0.3}, "l40s": {"gemm": 0.9}},
@@ -80,6 +93,50 @@ def test_the_missing_spread_makes_the_interval_hold_four_fifths() -> None:
     missing = missing_spread(gaps, expected, numpy.ones(len(gaps)))
     assert missing == pytest.approx(0.4, rel=0.03)  # 0.5² = 0.3² + 0.4²
     assert numpy.mean(gaps <= Z80 * numpy.hypot(expected, missing)) == pytest.approx(0.8, abs=0.01)
+
+
+def gaps(family: str, count: int, target: str = "a100-sxm") -> Gaps:
+    return Gaps(target, "h100-sxm", family, numpy.full(count, 0.5), numpy.zeros(count), numpy.ones(count))
+
+
+def test_a_pair_of_devices_says_nothing_of_a_family_with_few_points() -> None:
+    found = [gaps("gemm", FEWEST - 1), gaps("moe", FEWEST), gaps("gemm", FEWEST, "l40s")]
+    spreads = spreads_of(found)
+    assert list(spreads["a100-sxm"]["h100-sxm"]) == ["moe"]
+    assert spreads["l40s"]["h100-sxm"]["gemm"] == pytest.approx(0.5 / Z80, rel=1e-4)
+    # Two series of a family count together.
+    assert "gemm" in spreads_of([*found, gaps("gemm", 1)])["a100-sxm"]["h100-sxm"]
+
+
+def test_a_kernel_that_the_relative_has_never_run_tells_nothing_of_its_transfers() -> None:
+    def build(shapes: pandas.DataFrame) -> list[Part]:
+        return whole(shapes, [gemm("p", Gemm(m=1, n=1, k=1))._replace(instance="bf16")])
+
+    one = Series(
+        system="l40s",
+        library="own",
+        version="1",
+        family="gemm",
+        kernel="p",
+        instance="bf16",
+        phase="",
+        shapes=pandas.DataFrame({"m": [1.0]}),
+        seconds=numpy.ones(1),
+        flags=numpy.array([""]),
+        tokens=numpy.ones(1),
+        build=build,
+    )
+    fit = prior_fit(GEMM)._replace(flops=(0.0, 1e30), hbm_bytes=(0.0, 1e30))
+    points = Points(one, one.used)
+    assert known(points, from_fits([fit._replace(key=("gemm", "bf16", ""))]))
+    assert known(points, from_fits([fit._replace(key=("gemm", "", ""))]))
+    # The family is there, and yet the prior would answer.
+    assert not known(points, from_fits([fit._replace(key=("gemm", "fp8", ""))]))
+    assert not known(points, PRIOR)
+
+
+def test_nothing_is_missing_where_the_interval_holds_enough_already() -> None:
+    assert missing_spread(numpy.full(50, 0.1), numpy.full(50, 0.3), numpy.ones(50)) == 0.0
 
 
 def test_the_model_error_grows_with_every_octave_outside_the_measured_range() -> None:

@@ -3,10 +3,13 @@
 Every calibrated device in a directory of measured tables is predicted from every other one's calibration. For each
 family the spread is found with which the 80 % interval would have held 80 % of its points, and written beside the
 shipped calibrations, where `costmodel.transfers` reads it.
+
+A pair of devices says nothing of a family of which fewer than FEWEST points were predicted: their 80 % is an accident.
+Nor do kernels count that the relative has never run: the generic prior answers for them, and nothing is transferred.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +17,11 @@ from typing import NamedTuple
 import numpy
 import yaml
 
-from costmodel.calibration import calibration_files, chosen_file, read_calibration, relatives
+from costmodel.calibration import Calibration, calibration_files, chosen_file, read_calibration, relatives
 from costmodel.errors import BadInput
 from costmodel.fitting.calibration_file import rounded
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import LARGEST_SPREAD, priced, thinned
+from costmodel.fitting.library import LARGEST_SPREAD, own_kernels, priced, thinned
 from costmodel.fitting.series import Floats, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
 from costmodel.hardware import Hardware
@@ -28,6 +31,8 @@ from costmodel.transfers import transfers_path
 
 MOST = 100
 """Points of one series that are predicted."""
+FEWEST = 30
+"""Predicted points of a family below which a pair of devices says nothing of it."""
 
 
 class Gaps(NamedTuple):
@@ -57,26 +62,45 @@ def _from(relative: Hardware, hardware: Hardware, library: str, series: Sequence
     calibration = read_calibration(path, relative.compute.clock / hardware.compute.clock, {})
     for one in series:
         rows = thinned(one.used, MOST)
-        # Where the relative has nothing of a family the prior answers, and says so: nothing is transferred.
-        if len(rows) and one.family in calibration.entries:
+        if len(rows) and known(Points(one, rows), calibration):
             said = priced(Points(one, rows), hardware, calibration)
             gaps = numpy.abs(numpy.log(said.seconds / one.seconds[rows]))
             weights = numpy.full(len(rows), len(one.used) / len(rows))
             yield Gaps(hardware.name, relative.name, one.family, gaps, said.spread, weights)
 
 
+def known(points: Points, calibration: Calibration) -> bool:
+    """Whether a calibration was fitted to what rules these points: the kernels of their own family.
+
+    Else the prior answers, and says so: nothing is transferred.
+    """
+    series = points.series
+    calibration = calibration._replace(source=series.source)
+    own = [kernel._replace(module=series.module) for kernel in own_kernels(points) if kernel.family == series.family]
+    return bool(own) and all(calibration.fit(kernel).basis(kernel) != "prior" for kernel in own)
+
+
 def missing_spread(gaps: Floats, expected: Floats, weights: Floats) -> float:
     """What must be added to the expected spreads, in squares, for the 80 % interval to hold 80 % of the gaps.
+
+    0 where the relative's own interval holds them already.
 
     >>> import numpy
     >>> round(missing_spread(numpy.linspace(0.0, 1.0, 1001), numpy.zeros(1001), numpy.ones(1001)) * Z80, 3)
     0.8
+    >>> missing_spread(numpy.array([0.1, 0.2]), numpy.array([0.2, 0.2]), numpy.ones(2))
+    0.0
     """
+
+    def held(added: float) -> float:
+        return float(numpy.average(gaps <= Z80 * numpy.hypot(expected, added), weights=weights))
+
+    if held(0.0) >= 0.8:
+        return 0.0
     low, high = 0.0, LARGEST_SPREAD
     for _ in range(40):
         middle = 0.5 * (low + high)
-        held = numpy.average(gaps <= Z80 * numpy.hypot(expected, middle), weights=weights)
-        low, high = (middle, high) if held < 0.8 else (low, middle)
+        low, high = (middle, high) if held(middle) < 0.8 else (low, middle)
     return high
 
 
@@ -86,17 +110,25 @@ def measured(directory: Path, processes: int) -> dict[str, dict[str, dict[str, f
     for file in tables_of(directory, [], []):
         if calibration_files(file.device):
             jobs.setdefault((file.device, file.library), []).append(file)
-    found: dict[tuple[str, str, str], list[Gaps]] = {}
+    found: list[Gaps] = []
     with ProcessPoolExecutor(processes) as pool:
         for index, many in enumerate(pool.map(gaps_of, jobs.values()), 1):
             print(f"{index} of {len(jobs)}", file=sys.stderr)
-            for one in many:
-                found.setdefault((one.target, one.source, one.family), []).append(one)
+            found += many
+    return spreads_of(found)
+
+
+def spreads_of(found: Iterable[Gaps]) -> dict[str, dict[str, dict[str, float]]]:
+    """Device predicted → device whose calibration was used → family → spread, of families with FEWEST points."""
+    groups: dict[tuple[str, str, str], list[Gaps]] = {}
+    for one in found:
+        groups.setdefault((one.target, one.source, one.family), []).append(one)
     spreads: dict[str, dict[str, dict[str, float]]] = {}
-    for (target, source, family), same in found.items():
+    for (target, source, family), same in groups.items():
+        if sum(len(one.gaps) for one in same) < FEWEST:
+            continue
         columns = (numpy.concatenate([getattr(one, name) for one in same]) for name in ("gaps", "expected", "weights"))
-        spread = missing_spread(*columns)
-        spreads.setdefault(target, {}).setdefault(source, {})[family] = rounded(spread)
+        spreads.setdefault(target, {}).setdefault(source, {})[family] = rounded(missing_spread(*columns))
     return spreads
 
 
