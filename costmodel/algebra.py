@@ -13,8 +13,8 @@ Quantity = Any
 """An int, a float, a float64 array or a sympy expression."""
 
 
-def _is_number(value: Quantity) -> bool:
-    return type(value) is int or type(value) is float
+_NUMBERS = frozenset([int, float])
+"""Looked up by type in every operation of a single prediction, hence no function of its own."""
 
 
 def _symbolic(*values: Quantity) -> Any:
@@ -31,8 +31,8 @@ def minimum(a: Quantity, b: Quantity) -> Quantity:
     >>> minimum(3, 5)
     3
     """
-    if _is_number(a) and _is_number(b):
-        return min(a, b)
+    if type(a) in _NUMBERS and type(b) in _NUMBERS:
+        return b if b < a else a
     if sympy := _symbolic(a, b):
         return sympy.Min(a, b)
     return sys.modules["numpy"].minimum(a, b)
@@ -44,8 +44,8 @@ def maximum(a: Quantity, b: Quantity) -> Quantity:
     >>> maximum(3, 5)
     5
     """
-    if _is_number(a) and _is_number(b):
-        return max(a, b)
+    if type(a) in _NUMBERS and type(b) in _NUMBERS:
+        return b if b > a else a
     if sympy := _symbolic(a, b):
         return sympy.Max(a, b)
     return sys.modules["numpy"].maximum(a, b)
@@ -57,7 +57,7 @@ def ceil(a: Quantity) -> Quantity:
     >>> ceil(2.25), ceil(7)
     (3, 7)
     """
-    if _is_number(a):
+    if type(a) in _NUMBERS:
         return math.ceil(a)
     if sympy := _symbolic(a):
         return sympy.ceiling(a)
@@ -70,7 +70,7 @@ def ceil_div(a: Quantity, b: Quantity) -> Quantity:
     >>> ceil_div(129, 64)
     3
     """
-    if _is_number(a) and _is_number(b):
+    if type(a) in _NUMBERS and type(b) in _NUMBERS:
         return -(-a // b)
     if sympy := _symbolic(a, b):
         return sympy.ceiling(a / b)
@@ -83,7 +83,7 @@ def floor_div(a: Quantity, b: Quantity) -> Quantity:
     >>> floor_div(129, 64)
     2
     """
-    if _is_number(a) and _is_number(b):
+    if type(a) in _NUMBERS and type(b) in _NUMBERS:
         return a // b
     if sympy := _symbolic(a, b):
         return sympy.floor(a / b)
@@ -133,7 +133,7 @@ def log2(a: Quantity) -> Quantity:
     """
     if type(a) is int and a > 0 and a & (a - 1) == 0:
         return a.bit_length() - 1
-    if _is_number(a):
+    if type(a) in _NUMBERS:
         return math.log2(a)
     if sympy := _symbolic(a):
         return sympy.log(a, 2)
@@ -161,7 +161,7 @@ def root(a: Quantity, exponent: Quantity) -> Quantity:
     >>> root(81.0, 4.0)
     3.0
     """
-    if _is_number(a):
+    if type(a) in _NUMBERS:
         return a ** (1 / exponent)
     if _symbolic(a) or not isinstance(exponent, int | float):
         return a ** (1 / exponent)
@@ -182,7 +182,7 @@ def named(name: str, value: Quantity) -> Quantity:
     >>> named("pairs", 36)
     36
     """
-    if _is_number(value) or not _symbolic(value):
+    if type(value) in _NUMBERS or not _symbolic(value):
         return value
     from costmodel.analysis.symbolic import name_expression
 
@@ -197,7 +197,7 @@ def nominal(value: Quantity, otherwise: int) -> Quantity:
     >>> nominal(128, 64)
     128
     """
-    if _is_number(value):
+    if type(value) in _NUMBERS:
         return value
     if hasattr(value, "chosen"):  # a traced value, which notes what was chosen by it
         return otherwise if value.stands_for is None else value.chosen()

@@ -78,6 +78,12 @@ ENTRY = (
 SEPARATOR = "\n---\n"
 
 
+REPEATABLE = 0.01
+"""Spread of repeated measurements: doubted all the same where a covariance alone explains what a fit missed."""
+LEAST_MOVED = 1e-3
+"""A direction along which no parameter moves by a tenth of a percent, as in modules that fit few of them, is none."""
+
+
 class Fit(NamedTuple):
     """Parameters of one kernel instance: values, and columns of steps of one standard deviation.
 
@@ -324,9 +330,10 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None, m
         columns=tuple(
             {names[row]: factor[row][column] * widen for row in range(column, len(names)) if names[row] in declared}
             for column in range(len(names))
+            if max(abs(factor[row][column]) for row in range(column, len(names))) >= LEAST_MOVED
         ),
         bounds={name: (parameter.low, parameter.high) for name, parameter in declared.items()},
-        model_spread=math.hypot(float(spread) * widen, missed or 0.0),
+        model_spread=math.hypot(max(float(spread), REPEATABLE) * widen, missed or 0.0),
         transferred=slower is not None,
         flops=ranges["flops"],
         hbm_bytes=ranges["hbm_bytes"],

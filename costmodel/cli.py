@@ -15,6 +15,7 @@ gc.set_threshold(100_000)
 
 import typer  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
+from typer.models import CommandInfo  # noqa: E402
 
 DEFAULT_CONTEXTS = "4k..128k"
 INTERNAL_ERROR = 70
@@ -1389,7 +1390,15 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    # Typer reads the signatures of all commands before it runs one, which takes longer than many a prediction.
+    asked = [command for command in app.registered_commands if _name(command) in sys.argv[1:2]]
+    app.registered_commands = asked or app.registered_commands
     app()
+
+
+def _name(command: CommandInfo) -> str:
+    """What a command is called on the command line."""
+    return command.name or getattr(command.callback, "__name__", "").replace("_", "-")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from costmodel.hardware import load_hardware
 
 torch = pytest.importorskip("torch")
 
+from validation import report  # noqa: E402
 from validation import runners as folder_of_runners  # noqa: E402
 from validation.calibrate import collectives_beside, parse_part, place_of  # noqa: E402
 from validation.device import facts  # noqa: E402
@@ -329,6 +330,10 @@ def test_predict_uses_the_calibration_of_this_processor_without_being_told(
     (row,) = printed["rows"]
     assert row["library"] == "own"
     assert row["basis"] in ("transferred", "prior")  # measured in fp32, asked for bf16
+
+
+def test_a_run_that_is_cut_short_before_any_held_out_point_says_so() -> None:
+    assert "no point that is held out" in report._summary([])
 
 
 def test_stored_measurements_are_validated_and_drawn(smoke: tuple[Path, dict[str, object]], tmp_path: Path) -> None:

@@ -291,7 +291,9 @@ WORST = (
 def _summary(outcomes: Sequence[Any]) -> str:
     import numpy
 
-    own = [one for one in outcomes if one.method == MODEL]
+    own = [one for one in outcomes if one.method == MODEL and len(one.rows)]
+    if not own:
+        return "no point that is held out has been measured yet; the same command goes on"
     told = statistics(numpy.concatenate([one.gaps for one in own]), numpy.concatenate([one.inside for one in own]))
     count = sum(len(one.rows) for one in own)
     return (

@@ -27,7 +27,7 @@ MODEL, WITH_TABLE = "costmodel", "costmodel+table"
 FAMILIES = (*(family for goal in GOALS for family in goal.families), "elementwise")
 METHODS = (MODEL, WITH_TABLE, *BASELINES)
 MOST_SCORED = 500
-"""Points of one series that are scored, evenly over its order; `shapes` scores every point it puts aside."""
+"""Points of one series that are scored, drawn with a fixed seed; `shapes` scores every point it puts aside."""
 MOST_SEEN = 20_000
 """Points of one series that a table or a learner sees; a fit needs far fewer."""
 FEWEST_SEEN = 5

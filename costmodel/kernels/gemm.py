@@ -18,8 +18,6 @@ from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_
 
 TILE = 128
 """Rows and columns of the full output tile."""
-TILES = ((16, 64), (64, 64), (64, 128), (128, 128), (128, 256))
-"""Rows and columns of the tiles between which a library chooses that tries them out or ranks them by a model."""
 FEW_ROWS = 32
 """A tile of so many rows feeds on its columns alone."""
 MOST_SPLITS = 32
@@ -68,6 +66,10 @@ class Tile(NamedTuple):
     columns: Quantity
     cluster_rows: Quantity = 1
     cluster_columns: Quantity = 1
+
+
+TILES = (Tile(16, 64), Tile(64, 64), Tile(64, 128), Tile(128, 128), Tile(128, 256))
+"""The tiles between which a library chooses that tries them out or ranks them by a model."""
 
 
 def published_tile(shape: Gemm, generation: str, dispatch: int) -> Tile | None:
@@ -159,6 +161,32 @@ def _sglang_blackwell(m: Quantity, n: Quantity, k: Quantity) -> Tile:
     )
 
 
+class Pace(NamedTuple):
+    """Of one product on a device: seconds of a FLOP and of a byte in one thread block, bytes of an element of either
+    operand."""
+
+    flop_s: Quantity
+    byte_s: Quantity
+    row_bytes: float
+    column_bytes: float
+
+
+def _pace(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Pace:
+    """Long work runs at the clock that the power limit leaves."""
+    shape: Gemm = kernel.shape
+    dtype = compute_dtype(shape.activations, shape.weights)
+    peak = hardware.tensor_peak(dtype)
+    throttled = kernel.executed.tensor[dtype] / peak
+    throttled = throttled / (throttled + THROTTLING_S)
+    units = hardware.compute.units
+    return Pace(
+        units / (peak * theta["tensor_efficiency"] * (1.0 - (1.0 - theta["sustained"]) * throttled)),
+        units / (hardware.memory.hbm.bandwidth * theta["block_bandwidth"]),
+        element_bytes(shape.activations),
+        element_bytes(shape.weights),
+    )
+
+
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + quantisation + pnorm(rounds of tiles, HBM bytes).
 
@@ -166,12 +194,13 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     and never cuts k.
     """
     shape: Gemm = kernel.shape
+    units, pace = hardware.compute.units, _pace(kernel, hardware, theta)
     dispatch = round(nominal(theta["dispatch"], RANKED))
     published = None if dispatch == RANKED else published_tile(shape, hardware.generation, dispatch)
     if published is not None:
-        busy, computes = _tiles_seconds(kernel, hardware, theta, published, splits=False)
+        busy, computes = _tiles_seconds(shape, units, pace, theta, published, splits=False)
     else:
-        first, *others = (_tiles_seconds(kernel, hardware, theta, Tile(*tile), splits=True) for tile in TILES)
+        first, *others = (_tiles_seconds(shape, units, pace, theta, tile, splits=True) for tile in TILES)
         busy, computes = first
         for other, other_computes in others:
             computes = where(other < busy, other_computes, computes)
@@ -187,48 +216,37 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
 
 def _tiles_seconds(
-    kernel: Kernel, hardware: Hardware, theta: Mapping[str, float], tile: Tile, splits: bool
+    shape: Gemm, units: int, pace: Pace, theta: Mapping[str, float], tile: Tile, splits: bool
 ) -> tuple[Quantity, Quantity]:
     """Of all tiles, with the better of one part and several along k; and 1 where FLOPs take longer than bytes, else 0.
 
     Small tiles share an SM, which hides the latency of their bytes but not their FLOPs. What of a prologue and epilogue
     does not hide behind another tile adds to the FLOPs. Rows beyond the matrix take longer than rows of it.
     """
-    shape: Gemm = kernel.shape
     m, n, k = shape.m, shape.n, shape.k
-    units = hardware.compute.units
     rows, columns = tile.rows, tile.columns
-    dtype = compute_dtype(shape.activations, shape.weights)
-    peak = hardware.tensor_peak(dtype)
-    throttled = kernel.executed.tensor[dtype] / peak
-    throttled = throttled / (throttled + THROTTLING_S)
-    flop_s = units / (peak * theta["tensor_efficiency"] * (1.0 - (1.0 - theta["sustained"]) * throttled))
-    byte_s = units / (hardware.memory.hbm.bandwidth * theta["block_bandwidth"])
     area = rows * columns
-
-    def by_size(few: float, half: float, full: float, large: float) -> Quantity:
-        """The value for a tile of few rows, of 64, of 128, or of more than 128 × 128."""
-        beyond = where(area >= 2 * TILE * TILE, large, full)
-        return where(rows <= FEW_ROWS, few, where(rows <= TILE // 2, half, beyond))
-
-    pace = by_size(theta["few_step"], theta["half_step"], 1.0, theta["large_step"])
-    flops = 2 * area * (1.0 + theta["tile_ramp"] / root(area, 2)) * flop_s * pace
-    e_rows, e_columns = element_bytes(shape.activations), element_bytes(shape.weights)
-    feed = (e_rows * minimum(m, rows) + e_columns * minimum(n, columns)) * byte_s * pace
-    grows = 1.0 - theta["area_share"] + theta["area_share"] * area / TILE**2
-    fixed = theta["block_s"] * grows * by_size(theta["few_block"], theta["half_block"], 1.0, 1.0)
+    # The values for a tile of few rows, of 64, of 128, or of more than 128 × 128.
+    beyond_full = where(area >= 2 * TILE * TILE, theta["large_step"], 1.0)
+    few, narrow = rows <= FEW_ROWS, rows <= TILE // 2
+    step = where(few, theta["few_step"], where(narrow, theta["half_step"], beyond_full))
+    block = where(few, theta["few_block"], where(narrow, theta["half_block"], 1.0))
+    flops = 2 * area * (1.0 + theta["tile_ramp"] / root(area, 2)) * pace.flop_s * step
+    feed = (pace.row_bytes * minimum(m, rows) + pace.column_bytes * minimum(n, columns)) * pace.byte_s * step
+    fixed = theta["block_s"] * (1.0 - theta["area_share"] + theta["area_share"] * area / TILE**2) * block
     down, across = ceil_div(m, rows), ceil_div(n, columns)
     beyond = down - m / rows
-    down, across = (
-        ceil_div(count, cluster) * cluster
-        for count, cluster in ((down, tile.cluster_rows), (across, tile.cluster_columns))
-    )
+    if not (type(tile.cluster_rows) is int and tile.cluster_rows == 1):
+        down = ceil_div(down, tile.cluster_rows) * tile.cluster_rows
+    if not (type(tile.cluster_columns) is int and tile.cluster_columns == 1):
+        across = ceil_div(across, tile.cluster_columns) * tile.cluster_columns
     tiles = down * across * shape.batch
     resident = maximum(1.0 + theta["resident"] * (2 * TILE / (rows + columns) - 1.0), 1.0)
     alone = waves(tiles, units, theta["wave_weight"])
     shared = waves(tiles, units * resident, theta["wave_weight"])
     apart = theta["apart"] * fixed * alone
-    padding = theta["padding"] * beyond * maximum(across * shape.batch / units, 1.0) * k * maximum(flops, feed)
+    longest = maximum(flops, feed)
+    padding = theta["padding"] * beyond * maximum(across * shape.batch / units, 1.0) * k * longest
     whole = maximum(shared * (fixed + k * feed), apart + alone * k * flops) + padding
     computes = where(flops * alone >= feed * shared, 1.0, 0.0)
     if not splits:
