@@ -23,6 +23,9 @@ import numpy
 from costmodel.planning.curves import Array, Curves, EngineModel
 from costmodel.planning.workload import Workload
 
+FULL = 1.0 - 1e-9
+"""Share of its time from which a server counts as never free: rounding leaves a little of one that never is."""
+
 
 class Operating(NamedTuple):
     """One engine, by batch size n (rows) and chunk budget (columns).
@@ -124,7 +127,7 @@ def line(rate: Array, each_s: Array) -> Array:
     """Mean seconds in the line before one server, over (c_a² + c_s²)/2: ρ/(1 − ρ)·s; infinite from ρ = 1 on."""
     used = rate * each_s
     with numpy.errstate(invalid="ignore", divide="ignore"):
-        return numpy.where(used < 1.0, used / (1.0 - used) * each_s, numpy.inf)
+        return numpy.where(used < FULL, used / (1.0 - used) * each_s, numpy.inf)
 
 
 def places_wait(n: Array, places: Array, each_s: Array) -> Array:
@@ -133,7 +136,7 @@ def places_wait(n: Array, places: Array, each_s: Array) -> Array:
     power = used ** (numpy.sqrt(2.0 * (places + 1.0)) - 1.0)
     with numpy.errstate(invalid="ignore", divide="ignore"):
         wait = power / (places * (1.0 - used)) * each_s
-    return numpy.where(used < 1.0, wait, numpy.inf)
+    return numpy.where(used < FULL, wait, numpy.inf)
 
 
 def settled(rate: float, at: Operating, column: int) -> float:
