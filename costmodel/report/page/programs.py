@@ -123,7 +123,7 @@ class Programs:
             return
         for (hardware, calibration), inputs in zip(self.devices, self._hardware_inputs, strict=True):
             for theta in self._thetas(timed, calibration.fit(kernel)):
-                programs = timed.programs.get(_choice(timed, hardware), [])
+                programs = _programs(timed, hardware)
                 if any(not program.graph.conditions for program in programs):
                     continue
                 given = {**inputs, **{f"t.{name}": value for name, value in theta.items()}, **values}
@@ -170,26 +170,30 @@ class Programs:
     def _form_functions(self) -> tuple[list[str], list[list[int | None]]]:
         """The functions, and for each device the function of each form."""
         functions: dict[str, int] = {}
-        places: dict[tuple[int, Hashable], int] = {}
-        for index, timed in enumerate(self.forms):
+        variant_of: list[list[int | None]] = [[] for _ in self.devices]
+        for timed in self.forms:
             inputs = {name: f"k[{place}]" for place, name in enumerate(timed.paths, len(BEFORE))}
             inputs |= {f"h.{path}": f"h[{place}]" for place, path in enumerate(self.hardware_paths)}
             parameters = self.families[timed.family].parameters
             inputs |= {f"t.{parameter.name}": f"t[{place}]" for place, parameter in enumerate(parameters)}
-            for choice, programs in timed.programs.items():
+            for (hardware, _), variants in zip(self.devices, variant_of, strict=True):
+                programs = _programs(timed, hardware)
                 text = f"(k,h,t,o)=>{{{_guarded(programs, inputs)}}}"
-                places[index, choice] = functions.setdefault(text, len(functions))
-        variant_of = [
-            [places.get((index, _choice(timed, hardware))) for index, timed in enumerate(self.forms)]
-            for hardware, _ in self.devices
-        ]
+                variants.append(functions.setdefault(text, len(functions)) if programs else None)
         return list(functions), variant_of
 
 
-def _choice(timed: Timed, hardware: Hardware) -> tuple[Hashable, str]:
-    """The key of a device's programs."""
-    by_generation = any(generation for _, generation in timed.programs)
-    return hardware_structure(hardware), hardware.generation if by_generation else ""
+def _programs(timed: Timed, hardware: Hardware) -> list[FormProgram]:
+    """The programs that serve a device: those that do not ask for its generation, then those of its generation.
+
+    Which of them holds may depend on a parameter, such as whose table of tiles a library follows.
+    """
+    structure = hardware_structure(hardware)
+    return [
+        program
+        for generation in ("", hardware.generation)
+        for program in timed.programs.get((structure, generation), ())
+    ]
 
 
 def _hardware_inputs(hardware: Hardware) -> dict[str, float]:
