@@ -24,7 +24,7 @@ from validation import resources, triton_kernels
 from validation.absent_device import absent, compiling, described
 from validation.occupancy import LIMITS, WARP, occupancy
 from validation.resources import Refused, Report, Resources
-from validation.runners import Implementation, Runner, runners
+from validation.runners import Implementation, Runner, runners, whole_model
 
 TENSOR = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma.sync": "mma.sync"}
 COPIES = {"tma": "cp.async.bulk.tensor", "cp.async": "cp.async.c"}
@@ -96,7 +96,8 @@ def fla_examples(arch: str, only: Sequence[str] = ()) -> Examples:
     found = {}
     for runner in runners().values():
         own = [implementation for implementation in runner.implementations if "fla" in implementation.requires]
-        if own:
+        # The kernels of a whole model are those of its operators.
+        if own and runner.family != whole_model.FAMILY:
             found[runner.name] = {implementation.name: call(runner, implementation) for implementation in own}
     return chosen(found, only)
 
