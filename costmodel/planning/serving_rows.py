@@ -5,7 +5,7 @@ a CSV file with named columns, and `costmodel.planning.silicon_rows` of aiconfig
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -134,10 +134,17 @@ def own_rows(path: Path, columns: list[str], lines: Iterable[tuple[int, Mapping[
         told.append("neither ttft_s nor tpot_s is a column")
     if told:
         raise BadInput(f"{str(path)[:200]}: line 1: {'; '.join(told)}")
+    return each_row(path, lines, _own_row)
+
+
+def each_row(
+    path: Path, lines: Iterable[tuple[int, Mapping[str, str]]], read: Callable[[int, Mapping[str, str]], ServingRow]
+) -> list[ServingRow]:
+    """What `read` makes of every line. Raises BadInput with every line that cannot be read."""
     problems, found = Problems(str(path)[:200]), []
     for line, entry in lines:
         try:
-            found.append(_own_row(line, entry))
+            found.append(read(line, entry))
         except BadInput as error:
             problems.add(f"line {line}: {error}")
     problems.raise_if_any()

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from costmodel.errors import BadInput
-from costmodel.loading import Problems
 from costmodel.parallel.layout import Disaggregated, Layout, Workers, parse_layout
 from costmodel.planning import benchmark_setups
 from costmodel.planning.engine_settings import changed, library_settings
-from costmodel.planning.serving_rows import Formats, ServingRow
+from costmodel.planning.serving_rows import Formats, ServingRow, each_row
 from costmodel.planning.traffic import Lengths
 
 MARK = "silicon_ttft_ms"
@@ -47,14 +46,7 @@ def silicon_rows(path: Path, columns: list[str], lines: Iterable[tuple[int, Entr
     missing = [name for name in NEEDED if name not in columns]
     if missing:
         raise BadInput(f"{str(path)[:200]}: line 1: missing column {', '.join(map(repr, missing))}")
-    problems, found = Problems(str(path)[:200]), []
-    for line, entry in lines:
-        try:
-            found.append(_row(line, entry))
-        except BadInput as error:
-            problems.add(f"line {line}: {error}")
-    problems.raise_if_any()
-    return found
+    return each_row(path, lines, _row)
 
 
 def _row(line: int, entry: Entry) -> ServingRow:
