@@ -83,7 +83,7 @@ Flags = tuple[dict[str, Any], dict[str, Any], list[str]]
 def _vllm(worker: Worker) -> Flags:
     layout = worker.layout
     options: dict[str, Any] = {"--tensor-parallel-size": layout.tp * layout.cp}
-    remarks = []
+    remarks: list[str] = []
     if layout.pp > 1:
         options["--pipeline-parallel-size"] = layout.pp
     if layout.dp > 1:
@@ -105,14 +105,7 @@ def _vllm(worker: Worker) -> Flags:
     options["--gpu-memory-utilization"] = worker.utilisation
     if worker.page_tokens not in PAGES.values():
         options["--block-size"] = worker.page_tokens
-    if worker.kv == "fp8":
-        options["--kv-cache-dtype"] = "fp8"
-    elif worker.kv is not None:
-        remarks.append(f"vLLM's --kv-cache-dtype has no {worker.kv}; the plan assumes it")
-    if worker.weights == "fp8":
-        options["--quantization"] = "fp8"
-    elif worker.weights is not None:
-        remarks.append(f"needs a checkpoint in {worker.weights}")
+    _add_formats(worker, options, remarks, "vLLM", "fp8")
     if worker.prefix_cache:
         options["--enable-prefix-caching"] = None
     if worker.draft_tokens:
@@ -124,13 +117,28 @@ def _vllm(worker: Worker) -> Flags:
     return options, {}, remarks
 
 
+def _add_formats(worker: Worker, options: dict[str, Any], remarks: list[str], engine: str, fp8: str) -> None:
+    """Flags of the cache's and the weights' formats, or remarks on those that an engine converts nothing to.
+
+    fp8: what the engine calls an 8-bit cache.
+    """
+    if worker.kv == "fp8":
+        options["--kv-cache-dtype"] = fp8
+    elif worker.kv is not None:
+        remarks.append(f"{engine}'s --kv-cache-dtype has no {worker.kv}; the plan assumes it")
+    if worker.weights == "fp8":
+        options["--quantization"] = "fp8"
+    elif worker.weights is not None:
+        remarks.append(f"needs a checkpoint in {worker.weights}")
+
+
 def _sglang(worker: Worker) -> Flags:
     layout = worker.layout
     if layout.cp > 1:
         raise Unsupported("SGLang documents no option that splits the tokens of a sequence over devices")
     stage = layout.tp * layout.dp
     options: dict[str, Any] = {"--tp-size": stage}
-    remarks = []
+    remarks: list[str] = []
     if layout.pp > 1:
         options["--pp-size"] = layout.pp
     if layout.dp > 1:
@@ -151,14 +159,7 @@ def _sglang(worker: Worker) -> Flags:
     )
     if worker.page_tokens not in PAGES.values():
         options["--page-size"] = worker.page_tokens
-    if worker.kv == "fp8":
-        options["--kv-cache-dtype"] = "fp8_e4m3"
-    elif worker.kv is not None:
-        remarks.append(f"SGLang's --kv-cache-dtype has no {worker.kv}; the plan assumes it")
-    if worker.weights == "fp8":
-        options["--quantization"] = "fp8"
-    elif worker.weights is not None:
-        remarks.append(f"needs a checkpoint in {worker.weights}")
+    _add_formats(worker, options, remarks, "SGLang", "fp8_e4m3")
     if not worker.prefix_cache:
         options["--disable-radix-cache"] = None
     if worker.draft_tokens:
@@ -181,7 +182,7 @@ def _tensorrt(worker: Worker) -> Flags:
         raise Unsupported("TensorRT-LLM's attention data parallelism has one device a rank, not groups of tp")
     options: dict[str, Any] = {"--backend": "pytorch", "--tp_size": layout.tp * layout.dp}
     fields: dict[str, Any] = {}
-    remarks = []
+    remarks: list[str] = []
     if layout.pp > 1:
         options["--pp_size"] = layout.pp
     if layout.ep > 1:
