@@ -1,0 +1,1 @@
+"""The commands, one module each: `run` is the command, its docstring the help. Modules load when they are asked for."""

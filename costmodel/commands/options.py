@@ -1,0 +1,202 @@
+"""What several commands ask for, once: options with their help, and how their texts become plain values."""
+
+import importlib.util
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import typer
+
+DEFAULT_CONTEXTS = "4k..128k"
+
+Architectures = Annotated[
+    list[str],
+    typer.Option(
+        "--arch",
+        "-a",
+        metavar="NAME,…",
+        help="Architectures: names, unique prefixes, or paths of YAML files or config.json.",
+    ),
+]
+Devices = Annotated[
+    list[str],
+    typer.Option(
+        "--hw", metavar="NAME,…", help="Devices: names, unique prefixes, or paths of YAML files; cpu is this machine."
+    ),
+]
+Contexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--context",
+        "-c",
+        metavar="COUNTS",
+        help=f"Tokens in the sequence after the step. [default: {DEFAULT_CONTEXTS}]",
+    ),
+]
+Phases = Annotated[
+    list[str] | None,
+    typer.Option("--phase", "-p", metavar="PHASE,…", help="prefill, decode, train, or all. [default: decode]"),
+]
+Batch = Annotated[str, typer.Option("--batch", "-b", metavar="COUNT", help="Sequences that are processed together.")]
+NewTokens = Annotated[
+    str | None,
+    typer.Option(
+        "--new-tokens", metavar="COUNT", help="Tokens of the step, the last of the context (decode: 1, prefill: all)."
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="DTYPE", help="Number format of the weights: bf16, fp8, int4, mxfp4, nvfp4, …"),
+]
+Kv = Annotated[str | None, typer.Option("--kv", metavar="DTYPE", help="Number format of cached keys and values.")]
+Activations = Annotated[
+    str | None, typer.Option("--activations", metavar="DTYPE", help="What the matrix engines multiply.")
+]
+Library = Annotated[
+    str | None, typer.Option("--library", metavar="NAME", help="Calibration to use, such as vllm; prior for none.")
+]
+Libraries = Annotated[
+    list[str] | None, typer.Option("--library", metavar="NAME,…", help="Only these serving libraries.")
+]
+Caches = Annotated[
+    str,
+    typer.Option("--caches", metavar="STATE", help="served: operands come from HBM; benchmarked: what fits is in L2."),
+]
+Table = Annotated[
+    str | None,
+    typer.Option("--table", metavar="DIR", help="Measured tables that correct the times where they were measured."),
+]
+Layouts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layout",
+        metavar="LAYOUT",
+        help="Parallel layout: tp8, tp4pp2, dp8ep8, tp2cp4, prefill:2xtp4,decode:3xtp8. Repeatable. [default: one GPU]",
+    ),
+]
+Overlap = Annotated[
+    float, typer.Option("--overlap", metavar="SHARE", help="Part of the communication's time that computation hides.")
+]
+Imbalance = Annotated[
+    float, typer.Option("--imbalance", metavar="FACTOR", help="Load of the fullest device of experts over the mean.")
+]
+Microbatches = Annotated[
+    str | None,
+    typer.Option("--microbatches", metavar="COUNT", help="Parts in which a batch passes the pipeline. [default: pp]"),
+]
+SequenceParallel = Annotated[
+    bool,
+    typer.Option("--sequence-parallel", help="Devices of a tensor-parallel group share the tokens between blocks."),
+]
+Microbatch = Annotated[
+    str, typer.Option("--microbatch", metavar="COUNT", help="Training: sequences of a rank that run together.")
+]
+Recompute = Annotated[
+    str, typer.Option("--recompute", metavar="WHAT", help="Training: none, selective (attention) or full (layers).")
+]
+Zero = Annotated[
+    int,
+    typer.Option("--zero", metavar="STAGE", help="Training: 0 to 3, what data-parallel ranks share out; 3 as FSDP."),
+]
+Interleave = Annotated[
+    str, typer.Option("--interleave", metavar="COUNT", help="Training: pipeline stages on one device.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change an entry: mixers.attn.kv_heads=4, hw.memory.hbm.bandwidth=2x. Repeatable.",
+    ),
+]
+
+
+def _load_mechanisms(paths: list[str] | None) -> list[str] | None:
+    from pathlib import Path
+
+    if paths:
+        from costmodel.extensions import load_mechanism
+
+        for path in paths:
+            load_mechanism(Path(path))
+    return paths
+
+
+Mechanisms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mechanism",
+        metavar="FILE.py",
+        callback=_load_mechanisms,
+        help="A mechanism of your own, run as Python code; architectures name it as kind. Repeatable.",
+    ),
+]
+Breakdown = Annotated[bool, typer.Option("--breakdown", help="Show every kernel of the step.")]
+Plot = Annotated[
+    str | None, typer.Option("--plot", metavar="FILE", help="Draw time over context into a .png or .svg file.")
+]
+Format = Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="table, json, csv or markdown.")]
+
+
+def words(texts: Iterable[str], option: str) -> list[str]:
+    """The parts of texts that list several with commas."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    if not all(parts):
+        from costmodel.errors import BadInput
+
+        raise BadInput(f"{option}: an empty name; write names separated by commas")
+    return list(dict.fromkeys(parts))
+
+
+def counted(text: str | None, field: str) -> int | None:
+    """What 128k or 131072 says; none stays none."""
+    from costmodel.units import parse_count
+
+    return None if text is None else parse_count(text, field)
+
+
+def question(
+    arch: list[str],
+    hw: list[str],
+    context: list[str] | None,
+    phase: list[str] | None,
+    batch: str,
+    new_tokens: str | None,
+    settings: list[str] | None,
+    **formats: str | None,
+) -> dict[str, Any]:
+    """The question that the options ask, as plain values."""
+    from costmodel.units import parse_counts
+
+    return {
+        "arch": words(arch, "--arch"),
+        "hw": words(hw, "--hw"),
+        "context": list(
+            dict.fromkeys(count for text in context or (DEFAULT_CONTEXTS,) for count in parse_counts(text))
+        ),
+        "phase": words(phase or ("decode",), "--phase"),
+        "batch": counted(batch, "batch"),
+        "new_tokens": counted(new_tokens, "new tokens"),
+        **formats,
+        "set": list(settings or ()),
+    }
+
+
+def without(option: str, others: dict[str, Any]) -> None:
+    """Refuse options that an option excludes and that were given all the same."""
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        from costmodel.errors import BadInput
+
+        raise BadInput(f"{option} and {', '.join(given)} exclude each other")
+
+
+def on_this_machine(name: str) -> Callable[[str, dict[str, Any]], None]:
+    """A function of the room that runs kernels, which needs torch and scipy."""
+    missing = [module for module in ("torch", "scipy") if importlib.util.find_spec(module) is None]
+    if missing:
+        from costmodel.errors import BadInput
+
+        raise BadInput(f"measuring needs {' and '.join(missing)}: pip install costmodel[gpu,fit]")
+    import validation.report
+
+    return getattr(validation.report, name)
