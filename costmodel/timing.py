@@ -133,14 +133,28 @@ def errors(times: Sequence[KernelTime], hardware: Hardware) -> dict[tuple[Any, .
         # A part of the step that cannot move the interval by a tenth of a percent is not differentiated.
         if _all_below(share, 1e-3):
             continue
+        kernels = _equal_once(group)
         for index, column in enumerate(fit.columns):
             moved = fit.shifted(column, 1.0), fit.shifted(column, -1.0)
             change: Quantity = 0.0
             for values, sign in zip(moved, (0.5, -0.5), strict=True):
-                for entry in group:
-                    kernel = entry.kernel
-                    change = change + sign * kernel.form.terms(kernel, hardware, values).total() * kernel.exposed
+                for kernel, exposed in kernels:
+                    change = change + sign * kernel.form.terms(kernel, hardware, values).total() * exposed
             found[(*key, index)] = change / total
+    return found
+
+
+def _equal_once(times: Sequence[KernelTime]) -> list[tuple[Kernel, Quantity]]:
+    """Kernels with the launches that the step waits for, those of the same work as one: layers repeat each other."""
+    found: list[tuple[Kernel, Quantity]] = []
+    for entry in times:
+        kernel, exposed = entry.kernel._replace(name="", group="", count=1, hidden=0.0), entry.kernel.exposed
+        # Work over many contexts at once has no single answer to being equal.
+        same = [at for at, (other, _) in enumerate(found) if isinstance(entry.time_s, float) and other == kernel]
+        if same:
+            found[same[0]] = kernel, found[same[0]][1] + exposed
+        else:
+            found.append((kernel, exposed))
     return found
 
 
