@@ -74,6 +74,7 @@ ENTRY = (
     "flagged",
     "held_out",
     "host_s",
+    "occupancy",
 )
 SEPARATOR = "\n---\n"
 
@@ -91,6 +92,7 @@ class Fit(NamedTuple):
     of every parameter; for priors each direction is one parameter. flops, hbm_bytes, lengths: smallest and largest of
     the measured kernels (`Kernel.length`; None in files that do not say), None for priors. host_s: seconds of host time
     that an eager benchmark of the kernel could not hide, 0 where launches were captured; no part of the device time.
+    occupancy: thread blocks of the measured kernel that share a unit, as its compiler says; 0: what the grid says.
     """
 
     key: tuple[str, str, str]
@@ -105,6 +107,7 @@ class Fit(NamedTuple):
     points: int = 0
     kernel: str = ""
     host_s: float = 0.0
+    occupancy: int = 0
 
     def octaves_outside(self, kernel: Kernel) -> Any:
         """How far the kernel's FLOPs, bytes or length, whichever is farthest, lie from the measured ones, in powers of
@@ -320,6 +323,7 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None, m
         spread = 0.0
     points = problems.whole_number(entry.get("points") or 0, f"{where}.points", least=0)
     host_s = problems.number(entry.get("host_s") or 0.0, f"{where}.host_s")
+    occupancy = problems.whole_number(entry.get("occupancy") or 0, f"{where}.occupancy", least=0)
     problems.raise_if_any()
     assert factor is not None
     widen = 1.0 if slower is None or missed is not None else TRANSFER_SPREAD
@@ -341,6 +345,7 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None, m
         points=points,
         kernel=str(entry.get("kernel") or ""),
         host_s=host_s,
+        occupancy=occupancy,
     )
 
 

@@ -88,6 +88,7 @@ def expected(
     times = []
     for index, kernel in enumerate(kernels):
         fit = calibration.fit(kernel)
+        kernel = kernel.sharing(fit.occupancy)
         terms = kernel.form.terms(kernel, hardware, fit.values)
         correction = corrections[index] if corrections else None
         factor = math.exp(correction.residual) if correction else 1.0
@@ -99,7 +100,9 @@ def total_seconds(kernels: Sequence[Kernel], hardware: Hardware, calibration: Ca
     """Expected seconds of the step alone, for sweeps: no interval, no bounds."""
     total: Quantity = 0.0
     for kernel in kernels:
-        total = total + kernel.form.terms(kernel, hardware, calibration.fit(kernel).values).total() * kernel.exposed
+        fit = calibration.fit(kernel)
+        terms = kernel.form.terms(kernel.sharing(fit.occupancy), hardware, fit.values)
+        total = total + terms.total() * kernel.exposed
     return total
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from costmodel.errors import BadInput
 from validation import compile_check
-from validation.absent_device import compiling, described
+from validation.absent_device import compiling
 from validation.occupancy import LIMITS, occupancy
 from validation.resources import (
     FILES,
@@ -19,12 +19,11 @@ from validation.resources import (
     occupancy_of,
     parsed,
     read,
-    resident,
     resources,
     shipped,
     write,
 )
-from validation.runners import runner
+from validation.runners import own_triton
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
@@ -101,19 +100,17 @@ def test_the_cost_model_reads_occupancy_without_triton() -> None:
     assert result.stdout.split() == [str(expected), "False", "False"]
 
 
-def test_the_grid_of_a_kernel_takes_the_compiled_occupancy() -> None:
-    priced = runner("moba-prefill").kernels(runner("moba-prefill").points(described("sm_90"), "quick")[0].shape)
-    compiled = resources("block_sparse", "sm_90", "moba").occupancy
-    assert priced[0].grid is not None
-    assert priced[0].grid.occupancy != compiled
-    told = resident(priced, "block_sparse", (9, 0), "moba")
-    assert told[0].grid == priced[0].grid._replace(occupancy=compiled)
-    assert told[0].ideal == priced[0].ideal
+def test_a_device_that_was_not_compiled_for_has_no_compiled_occupancy() -> None:
+    assert occupancy_of("mla_decode", (12, 0)) == 0
+    assert occupancy_of("mla_decode", None) == 0
 
 
-def test_a_device_that_was_not_compiled_for_counts_one_block_per_unit() -> None:
-    assert occupancy_of("mla_decode", (12, 0)) == 1
-    assert occupancy_of("mla_decode", None) == 1
+@pytest.mark.parametrize("name", sorted(own_triton.IMPLEMENTATIONS))
+def test_an_own_kernel_names_a_report_that_there_is(name: str) -> None:
+    (implementation,) = own_triton.IMPLEMENTATIONS[name]
+    if implementation.compiled is not None:
+        operator, example = implementation.compiled
+        assert resources(operator, "sm_90", example).occupancy > 0
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

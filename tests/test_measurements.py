@@ -10,13 +10,18 @@ from pathlib import Path
 import numpy
 import pytest
 
+from costmodel.calibration import PRIOR, read_calibration
 from costmodel.errors import BadInput
+from costmodel.fitting.calibrate import Source, calibrate
+from costmodel.fitting.calibration_file import Header
 from costmodel.hardware import load_hardware
+from costmodel.timing import expected
 
 torch = pytest.importorskip("torch")
 
 from validation import report  # noqa: E402
 from validation import runners as folder_of_runners  # noqa: E402
+from validation.absent_device import described  # noqa: E402
 from validation.calibrate import collectives_beside, parse_part, place_of  # noqa: E402
 from validation.device import facts  # noqa: E402
 from validation.measurements import (  # noqa: E402
@@ -28,6 +33,7 @@ from validation.measurements import (  # noqa: E402
     series_of,
     to_csv,
 )
+from validation.resources import resources  # noqa: E402
 from validation.runners import runner, runners  # noqa: E402
 from validation.sweep import Job, jobs, sweep, too_large  # noqa: E402
 
@@ -356,3 +362,25 @@ def test_options_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
     unknown = command(tmp_path, "calibrate", "--device", "cpu", "--families", "gem", code=2)
     assert "did you mean 'gemm'" in unknown.stderr
     assert "torch sees" in command(tmp_path, "calibrate", "--device", "cuda:7", code=2).stderr
+
+
+def test_a_calibration_by_an_own_kernel_prices_with_the_occupancy_it_was_compiled_with(tmp_path: Path) -> None:
+    hardware, moba = load_hardware("h100-sxm"), runner("moba-prefill")
+    shapes = [point.shape for point in moba.points(described("sm_90"), "full")]
+    compiled = resources("block_sparse", "sm_90", "moba").occupancy
+    rows = []
+    for shape in shapes:
+        (kernel,) = moba.kernels(shape)
+        assert kernel.grid is not None
+        assert kernel.grid.occupancy != compiled
+        seconds = expected([kernel.sharing(compiled)], hardware, PRIOR)[0].time_s
+        named = replace(ROW, runner="moba-prefill", implementation="triton-block-sparse", mode="cold")
+        rows.append(replace(named, shape=dict(shape), seconds=seconds))
+    series = [group.series for group in series_of(rows, hardware, "own", 1.0)]
+    header = Header("h100-sxm/own", "h100-sxm", "own", "", "made up", "")
+    path = tmp_path / "own.yaml"
+    path.write_text(calibrate(Source(hardware, "own", tuple(series)), header).text)
+    found = expected([kernel], hardware, read_calibration(path))[0]
+    assert found.fit.occupancy == compiled
+    assert found.kernel.grid == kernel.sharing(compiled).grid
+    assert found.time_s == pytest.approx(rows[-1].seconds, rel=0.02)

@@ -23,6 +23,8 @@ from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.processor import PROCESSOR, for_device
 from costmodel.loading import read_text, write_atomically
+from validation.measured_profile import GENERATIONS
+from validation.resources import occupancy_of
 from validation.runners import ROLES, Runner, Shape, runners
 from validation.stopwatch import MODES
 
@@ -315,8 +317,17 @@ def _series(
         flags=numpy.array([DRIFTED if key in flagged else "" for key in first], dtype=str),
         tokens=shapes["context"].to_numpy(dtype=numpy.float64),
         build=partial(_built, runner, warm, words, hardware),
+        occupancy=occupancy(runner, rows[0].implementation, hardware),
         aside=numpy.array([row.role != "fit" for row in first.values()], dtype=bool),
     )
+
+
+def occupancy(runner: Runner, implementation: str, hardware: Hardware) -> int:
+    """Thread blocks that share a unit as the implementation was compiled for the device; 0 where no report says."""
+    compiled = next((one.compiled for one in runner.implementations if one.name == implementation), None)
+    generation = hardware.vendor, hardware.generation
+    capability = next((key[1] for key, name in GENERATIONS.items() if (key[0], name) == generation), None)
+    return occupancy_of(compiled[0], capability, compiled[1]) if compiled else 0
 
 
 def seconds_of(row: Measurement, hardware: Hardware) -> float | None:

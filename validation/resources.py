@@ -3,13 +3,12 @@
 `python -m validation.compile_check --write` renews the own kernels' file, with `--fla` that of fla-core's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from costmodel.errors import BadInput, unknown
-from costmodel.kernels.base import Kernel
 from costmodel.loading import read_mapping, write_atomically
 
 FOLDER = Path(__file__).parent / "triton_kernels"
@@ -117,28 +116,14 @@ def resources(operator: str, arch: str, example: str = "", kind: str = "own") ->
     return matching[0]
 
 
-def resident(
-    kernels: Sequence[Kernel], operator: str, capability: tuple[int, int] | None, example: str = ""
-) -> tuple[Kernel, ...]:
-    """The kernels of a cost with as many thread blocks per unit in their grids as the compiled own kernel has.
-
-    Parameters that were fitted with one occupancy belong to it: whoever fits with this must price with this.
-    """
-    blocks = occupancy_of(operator, capability, example)
-    return tuple(
-        kernel if kernel.grid is None else kernel._replace(grid=kernel.grid._replace(occupancy=blocks))
-        for kernel in kernels
-    )
-
-
 def occupancy_of(operator: str, capability: tuple[int, int] | None, example: str = "") -> int:
-    """Thread blocks of an own kernel that share an SM of a device with this compute capability; 1 where not known.
+    """Thread blocks of an own kernel that share an SM of a device with this compute capability; 0 where not known.
 
     It is what `Grid.occupancy` of the kernel's cost means.
 
     >>> occupancy_of("empty", (9, 0)), occupancy_of("empty", None)
-    (16, 1)
+    (16, 0)
     """
     arch = f"sm_{capability[0]}{capability[1]}" if capability else ""
     rows = [row for row in shipped().compiled if row.operator == operator and row.arch == arch]
-    return resources(operator, arch, example).occupancy if rows else 1
+    return resources(operator, arch, example).occupancy if rows else 0

@@ -146,7 +146,8 @@ def time_order(kernels_at: Callable[[int], Sequence[Kernel]], hardware: Hardware
 
 
 def _seconds(kernel: Kernel, hardware: Hardware, calibration: Calibration) -> dict[str, float]:
-    terms: Terms = kernel.form.terms(kernel, hardware, calibration.fit(kernel).values)
+    fit = calibration.fit(kernel)
+    terms: Terms = kernel.form.terms(kernel.sharing(fit.occupancy), hardware, fit.values)
     return {name: float(getattr(terms, name) * kernel.count) for name in (*OVERLAPPING, "launch")}
 
 

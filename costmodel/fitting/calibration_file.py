@@ -73,6 +73,8 @@ def entry_mapping(entry: Entry, held_out: Mapping[str, Any] | None = None) -> di
         mapping["lengths"] = [rounded(value) for value in fit.lengths]
     if fit.host_s:
         mapping["host_s"] = rounded(fit.host_s)
+    if fit.occupancy:
+        mapping["occupancy"] = fit.occupancy
     if entry.flagged:
         mapping["flagged"] = dict(sorted(entry.flagged.items()))
     if held_out:

@@ -250,6 +250,7 @@ def described(
             points=count,
             kernel=pools[0].series.source,
             host_s=host_s,
+            occupancy=pools[0].series.occupancy if one.key[0] == pools[0].series.family else 0,
         )
         entries.append(Entry(found, names, covariance, flagged))
     # What the data decided was not free: the residuals of new points are larger than those of the fitted ones.

@@ -37,7 +37,8 @@ class Series(NamedTuple):
     the host's time shows where the device is faster. Columns named head_dim and group (query heads per key head), where
     there are any, serve the splits that leave one of their values out. aside: which points were measured to judge by
     and are never fitted; None puts aside what a hash of the shape says. rank: of several kernels for the same work, 0
-    is what runs by default; where all are 0, the one with the most points.
+    is what runs by default; where all are 0, the one with the most points. occupancy: thread blocks of the compiled
+    kernel that share a unit, 0 where the grids that are priced say so.
     """
 
     system: str
@@ -57,6 +58,7 @@ class Series(NamedTuple):
     eager: bool = False
     aside: NDArray[numpy.bool_] | None = None
     rank: int = 0
+    occupancy: int = 0
 
     @property
     def module(self) -> str:
@@ -85,7 +87,11 @@ class Series(NamedTuple):
 
     def parts(self, rows: Indices) -> Sequence[Part]:
         """The kernels of some points; the rows of a part count within `rows`."""
-        return self.build(self.shapes.iloc[rows].reset_index(drop=True))
+        parts = self.build(self.shapes.iloc[rows].reset_index(drop=True))
+        return [part._replace(kernels=tuple(map(self._compiled, part.kernels))) for part in parts]
+
+    def _compiled(self, kernel: Kernel) -> Kernel:
+        return kernel.sharing(self.occupancy) if kernel.family == self.family else kernel
 
 
 def whole(shapes: pandas.DataFrame, kernels: Sequence[Kernel]) -> list[Part]:

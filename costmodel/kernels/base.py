@@ -186,6 +186,12 @@ class Kernel(NamedTuple):
         """Launches of which the step waits: those that nothing hides."""
         return self.count * (1.0 - self.hidden) if self.hidden else self.count
 
+    def sharing(self, occupancy: int) -> "Kernel":
+        """The same kernel with so many thread blocks in a unit at a time; as its grid says for 0."""
+        if self.grid is None or not occupancy:
+            return self
+        return self._replace(grid=self.grid._replace(occupancy=occupancy))
+
     def times(self, count: Quantity) -> "Kernel":
         """The same kernel launched `count` times as often."""
         return self._replace(count=self.count * count)

@@ -64,6 +64,8 @@ class Implementation(NamedTuple):
     reason why it does not run a shape on a device. prepare: what must not be timed (block masks, packed weights);
     its result is added to the inputs. graph: whether the call is timed inside a CUDA graph, or launched by the host;
     None: as its length suggests. marked: the same call, telling its parts' names, where it has parts to be timed apart.
+    compiled: operator and example of the compile report (`validation.resources`) that says how many of its thread
+    blocks share a unit, where the time form counts them.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Implementation(NamedTuple):
     prepare: Callable[[Shape, Inputs], Inputs] = nothing_to_prepare
     graph: bool | None = None
     marked: Callable[[Shape, Inputs, Mark], object] | None = None
+    compiled: tuple[str, str] | None = None
 
 
 class Planned(NamedTuple):

@@ -16,14 +16,14 @@ PROGRAMS_WITHOUT_DEVICE = 132
 
 
 def slots(device: "torch.device", kernel: str, example: str = "") -> int:
-    """Thread blocks of a kernel that a device holds at once."""
+    """Thread blocks of a kernel that a device holds at once; one in each unit where no report says."""
     import torch
 
     if device.type != "cuda":
         return PROGRAMS_WITHOUT_DEVICE
     properties = torch.cuda.get_device_properties(device)
     units = int(properties.multi_processor_count)
-    return units * occupancy_of(kernel, (properties.major, properties.minor), example)
+    return units * (occupancy_of(kernel, (properties.major, properties.minor), example) or 1)
 
 
 def sixteen_bits(shape: Shape, facts: "DeviceFacts") -> str:
@@ -202,9 +202,14 @@ def own(
     run: Callable[[Shape, Inputs], Outputs],
     prepare: Callable[[Shape, Inputs], Inputs],
     supports: Callable[[Shape, "DeviceFacts"], str],
+    compiled: tuple[str, str] | None = None,
 ) -> tuple[Implementation, ...]:
     """An implementation by a kernel of the project."""
-    return (Implementation(name, ("cuda",), run, requires=("triton",), prepare=prepare, supports=supports),)
+    return (
+        Implementation(
+            name, ("cuda",), run, requires=("triton",), prepare=prepare, supports=supports, compiled=compiled
+        ),
+    )
 
 
 def anything(shape: Shape, facts: "DeviceFacts") -> str:
@@ -216,9 +221,9 @@ IMPLEMENTATIONS = {
     "mla-decode": own("triton-split-kv", mla_decode, splits_of_cache, powers_of_two),
     "indexer": own("triton-logits", indexer, ends_of_queries, scored),
     "sparse-attention": own("triton-gather", sparse_mla, narrow_indices, powers_of_two),
-    "moba-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits),
-    "msa-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits),
-    "mamba1-prefill": own("triton-scan", selective_scan, tokens_inside, anything),
-    "mamba1-decode": own("triton-update", mamba1_update, one_token, anything),
-    "mamba2-decode": own("triton-update", mamba2_update, rows_of_states, anything),
+    "moba-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits, ("block_sparse", "moba")),
+    "msa-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits, ("block_sparse", "msa")),
+    "mamba1-prefill": own("triton-scan", selective_scan, tokens_inside, anything, ("selective_scan", "N = 16")),
+    "mamba1-decode": own("triton-update", mamba1_update, one_token, anything, ("mamba1_update", "N = 16")),
+    "mamba2-decode": own("triton-update", mamba2_update, rows_of_states, anything, ("mamba2_update", "64 x 128")),
 }
