@@ -26,7 +26,7 @@ from costmodel.kernels.gemm import FORM as GEMM
 from costmodel.kernels.gemm import Gemm, gemm
 from costmodel.timing import Z80
 from costmodel.transfers import ANY_FAMILY, transfer_spreads
-from validation.transfers import FEWEST, Gaps, known, missing_spread, spreads_of, text_of
+from validation.transfers import FEWEST, Gaps, known, missing_spread, nearest_first, spreads_of, text_of
 
 MEASURED = {
     "a100-sxm": {"h100-sxm": {"gemm": 0.3}, "l40s": {"gemm": 0.9}},
@@ -159,3 +159,8 @@ def test_a_calibration_without_lengths_is_read_as_before() -> None:
     assert fit.lengths is None
     kernel = attention("a", Attention(B=1, S=1024, P=0, H=1, Hkv=1, dk=64, dv=64))
     assert fit.basis(kernel) == "fitted"
+
+
+def test_the_devices_that_a_file_of_transfers_names_come_nearest_first() -> None:
+    spreads = {"b200-sxm": {"l40s": {"gemm": 0.3}, "a100-sxm": {"gemm": 0.2}, "h100-sxm": {"gemm": 0.1}}}
+    assert list(nearest_first(spreads)["b200-sxm"])[0] == "h100-sxm"

@@ -24,10 +24,10 @@ from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import LARGEST_SPREAD, own_kernels, priced, thinned
 from costmodel.fitting.series import Floats, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
-from costmodel.hardware import Hardware
+from costmodel.hardware import Hardware, load_hardware
 from costmodel.loading import write_atomically
 from costmodel.timing import Z80
-from costmodel.transfers import transfers_path
+from costmodel.transfers import Spreads, transfers_path
 
 MOST = 100
 """Points of one series that are predicted."""
@@ -104,7 +104,7 @@ def missing_spread(gaps: Floats, expected: Floats, weights: Floats) -> float:
     return high
 
 
-def measured(directory: Path, processes: int) -> dict[str, dict[str, dict[str, float]]]:
+def measured(directory: Path, processes: int) -> Spreads:
     """Device predicted → device whose calibration was used, nearest first → family → spread."""
     jobs: dict[tuple[str, str], list[TableFile]] = {}
     for file in tables_of(directory, [], []):
@@ -115,10 +115,10 @@ def measured(directory: Path, processes: int) -> dict[str, dict[str, dict[str, f
         for index, many in enumerate(pool.map(gaps_of, jobs.values()), 1):
             print(f"{index} of {len(jobs)}", file=sys.stderr)
             found += many
-    return spreads_of(found)
+    return nearest_first(spreads_of(found))
 
 
-def spreads_of(found: Iterable[Gaps]) -> dict[str, dict[str, dict[str, float]]]:
+def spreads_of(found: Iterable[Gaps]) -> Spreads:
     """Device predicted → device whose calibration was used → family → spread, of families with FEWEST points."""
     groups: dict[tuple[str, str, str], list[Gaps]] = {}
     for one in found:
@@ -132,7 +132,16 @@ def spreads_of(found: Iterable[Gaps]) -> dict[str, dict[str, dict[str, float]]]:
     return spreads
 
 
-def text_of(spreads: dict[str, dict[str, dict[str, float]]]) -> str:
+def nearest_first(spreads: Spreads) -> Spreads:
+    """The devices whose calibrations were used, in the order in which a device would take them."""
+    order = {target: [relative.name for relative in relatives(load_hardware(target))] for target in spreads}
+    return {
+        target: dict(sorted(sources.items(), key=lambda item: order[target].index(item[0])))
+        for target, sources in spreads.items()
+    }
+
+
+def text_of(spreads: Spreads) -> str:
     """The file: one line for each pair of devices."""
     header = (
         "# Spread of ln(measured/predicted) where a calibration of one device predicts another: device predicted,\n"

@@ -286,7 +286,9 @@ def run_job(job: Job) -> list[Outcome]:
     series = needed(series, job.families, LEFT_OUT.get(job.split.kind))
     library = job.files[0].library
     shipped = None if job.refit or job.split.kind == "unseen-gpu" else own_calibration(hardware, library)
-    relative = relatives_calibration(hardware, library)
+    # Collectives of NCCL stand in the calibrations of all libraries.
+    found = relatives_calibration(hardware, library)
+    relative = found if found.id else relatives_calibration(hardware, None)
     start = relative if job.split.kind in ("unseen-gpu", "all") else PRIOR
     outcomes: list[Outcome] = []
     for fold in folds(job.split, series, hardware, start):

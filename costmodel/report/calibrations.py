@@ -40,6 +40,10 @@ FITTED = (
 )
 
 
+CSV_LIBRARY = "csv"
+"""What a calibration from a CSV file is called: `own` is what `calibrate --device` measured."""
+
+
 def calibrate_and_print(form: str, inputs: Inputs) -> None:
     """`calibrate`: fit, write, and say what was fitted and what was refused."""
     from costmodel.fitting.calibrate import Source, calibrate, save, silicon_sources
@@ -56,7 +60,7 @@ def calibrate_and_print(form: str, inputs: Inputs) -> None:
         device = load_hardware(inputs["hw"])
         if len(inputs["library"]) > 1:
             raise BadInput("--library: a CSV file holds the measurements of one library; give one name")
-        sources = [csv_source(Path(inputs["from_csv"]), device, (inputs["library"] or ["own"])[0])]
+        sources = [csv_source(Path(inputs["from_csv"]), device, (inputs["library"] or [CSV_LIBRARY])[0])]
     else:
         sources = silicon_sources(Path(inputs["from_silicon"]), _system(inputs["hw"]), inputs["library"])
     place = f"--out {inputs['out']}" if inputs["out"] else "the user's calibrations"
