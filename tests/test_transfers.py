@@ -163,4 +163,4 @@ def test_a_calibration_without_lengths_is_read_as_before() -> None:
 
 def test_the_devices_that_a_file_of_transfers_names_come_nearest_first() -> None:
     spreads = {"b200-sxm": {"l40s": {"gemm": 0.3}, "a100-sxm": {"gemm": 0.2}, "h100-sxm": {"gemm": 0.1}}}
-    assert list(nearest_first(spreads)["b200-sxm"])[0] == "h100-sxm"
+    assert next(iter(nearest_first(spreads)["b200-sxm"])) == "h100-sxm"
