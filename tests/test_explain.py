@@ -8,8 +8,10 @@ import sympy
 
 from costmodel import ffns, mixers
 from costmodel.analysis import formulas
-from costmodel.analysis.explain import Explanation, explanation, find_module, lone_block, typical_block
+from costmodel.analysis.explain import explanation
+from costmodel.analysis.explanation import Explanation
 from costmodel.analysis.leading import growth, leading, leading_of
+from costmodel.analysis.lone_blocks import find_module, lone_block, typical_block
 from costmodel.analysis.printing import numbers, text
 from costmodel.analysis.symbolic import (
     Named,

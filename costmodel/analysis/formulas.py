@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from costmodel import ffns, mixers
-from costmodel.analysis.explain import MOST_PARTS, QUANTITIES, Explanation, Formula, Total, explanation, typical_block
+from costmodel.analysis.explain import explanation
+from costmodel.analysis.explanation import MOST_PARTS, QUANTITIES, Explanation, Formula, Total
+from costmodel.analysis.lone_blocks import typical_block
 from costmodel.analysis.printing import text
 from costmodel.analysis.symbolic import definitions, factored, labels
 from costmodel.dims import fields_by_name, is_required

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from costmodel import mixers
-from costmodel.analysis.explain import find_module, lone_block, typical_block
 from costmodel.analysis.full_attention import (
     Counterpart,
     counterpart_of_layer,
@@ -13,6 +12,7 @@ from costmodel.analysis.full_attention import (
     one_layer,
     with_full_attention,
 )
+from costmodel.analysis.lone_blocks import find_module, lone_block, typical_block
 from costmodel.analysis.printing import order_text
 from costmodel.architecture import Architecture
 from costmodel.errors import BadInput, unknown

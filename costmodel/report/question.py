@@ -7,7 +7,8 @@ from typing import Any
 
 from costmodel.analysis.claims import judge, load_claims
 from costmodel.analysis.compare import compare
-from costmodel.analysis.explain import Explanation, explanation
+from costmodel.analysis.explain import explanation
+from costmodel.analysis.explanation import Explanation
 from costmodel.analysis.printing import order_text, text
 from costmodel.analysis.reality import reality
 from costmodel.analysis.subjects import model_subject

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from costmodel.analysis.explain import Explanation, explanation, lone_block
+from costmodel.analysis.explain import explanation
+from costmodel.analysis.explanation import Explanation
+from costmodel.analysis.lone_blocks import lone_block
 from costmodel.analysis.printing import text
 from costmodel.analysis.symbolic import Size, definitions, labels, symbolic_dims
 from costmodel.architecture import Architecture, Block
