@@ -13,7 +13,7 @@ from costmodel.fitting.series import Series
 from costmodel.fitting.silicon import Table
 from costmodel.fitting.silicon.gemm import TABLES
 from costmodel.hardware import Hardware, load_hardware
-from costmodel.kernels.base import Kernel
+from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.gemm import RANKED, SGLANG, VLLM, Gemm, gemm, published_tile
 from costmodel.layers.projection import Projection, projection
 from costmodel.step import Precision, Step
@@ -67,13 +67,49 @@ def test_a_format_that_is_not_known_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "label", "sets"), [("vllm", "bfloat16", 6), ("vllm", "nvfp4", 1), ("sglang", "fp8", 6)]
+    ("library", "label", "sets", "inputs"),
+    [("vllm", "bfloat16", 6, 1), ("vllm", "nvfp4", 1, 1), ("sglang", "fp8", 6, 6)],
 )
-def test_a_replay_rotates_over_as_many_sets_of_weights_as_the_library(library: str, label: str, sets: int) -> None:
+def test_a_replay_rotates_over_as_many_sets_of_operands_as_the_library(
+    library: str, label: str, sets: int, inputs: int
+) -> None:
     (one,) = read("gemm", ROW, [{"gemm_dtype": label}], library=library)
     kernel = only_kernel(one)
+    work = kernel.executed
     assert kernel.circulating is not None
-    assert kernel.circulating == kernel.executed.hbm_bytes + (sets - 1) * kernel.work.weights
+    rotated = (sets - 1) * work.weights + (inputs - 1) * (work.read - work.weights)
+    assert kernel.circulating == work.hbm_bytes + rotated
+
+
+def test_activations_that_every_product_of_a_replay_reads_stay_in_l2_while_the_weights_leave_it() -> None:
+    """Six sets of 8 MB do not stay in 50 MB of L2; what one product moves, 13 MB, does, unless it rotates too."""
+    kernel = gemm("product", Gemm(m=512, n=2048, k=2048))
+    served, one, six = (
+        float(each.form.terms(each, H100, each.form.priors()).memory)
+        for each in (kernel, *replayed([kernel], 6), *replayed([kernel], 6, 6))
+    )
+    assert one < 0.8 * six
+    assert six == pytest.approx(served, rel=0.01)
+
+
+def test_quantisation_of_activations_that_stay_in_l2_is_faster() -> None:
+    fp8 = gemm("product", Gemm(m=1024, n=1024, k=4096, activations="fp8", weights="fp8"))
+    one, six = (
+        float(each.form.terms(each, H100, each.form.priors()).launch)
+        for each in (*replayed([fp8], 6), *replayed([fp8], 6, 6))
+    )
+    assert one < 0.8 * six
+
+
+def test_activations_that_l2_does_not_hold_are_read_again_for_every_column_of_tiles() -> None:
+    """L40S holds 96 MB: 64 MB of activations are read once, 512 MB once more by a share of the columns of tiles."""
+    l40s = load_hardware("l40s")
+
+    def again(m: int) -> float:
+        shape = Gemm(m=m, n=4096, k=8192, activations="fp8", weights="fp8", source="fp8")
+        return seconds(shape, l40s, reread=0.5) / seconds(shape, l40s, reread=0.001)
+
+    assert again(4096) < 1.2 < 1.5 < again(65536)
 
 
 def test_kernels_that_a_library_chooses_between_by_shape_are_one_series() -> None:

@@ -24,7 +24,7 @@ from costmodel.calibration import PRIOR, Calibration, Fit, from_fits, read_entry
 from costmodel.errors import BadInput
 from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import MOST_FITTED, Choose, fit_kernel, in_order, priced
+from costmodel.fitting.library import Choose, fit_kernel, in_order, most_fitted, priced
 from costmodel.fitting.planner import Planned, plan_library, planned_choice
 from costmodel.fitting.scoring import statistics
 from costmodel.fitting.series import Indices, Series
@@ -152,7 +152,7 @@ def _row(own: Sequence[Series], hardware: Hardware, choose: Choose, calibration:
         "version": first.version,
         "instance": first.instance,
         "module": first.module or None,
-        "points": min(fitted, MOST_FITTED * len(own)),
+        "points": min(fitted, most_fitted(first.family) * len(own)),
         "held_out": 0,
         "median_ape": None,
         "mean_ape": None,

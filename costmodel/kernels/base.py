@@ -141,7 +141,8 @@ class Kernel(NamedTuple):
     gradient marks the kernels of the backward pass. module is the mixer or FFN, with the phase, that the kernel
     works for, such as "mla-prefill" ("" outside them). circulating: bytes that pass between two uses of the same
     buffers when a benchmark replays the kernel, so that what fits stays in L2; None as served, when every buffer is
-    cold. hidden: share of its time that passes behind other kernels, as of communication that overlaps computation.
+    cold. returning: the same for all but weights, where only weights rotate over several sets (None: as circulating).
+    hidden: share of its time that passes behind other kernels, as of communication that overlaps computation.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Kernel(NamedTuple):
     gradient: bool = False
     module: str = ""
     circulating: Quantity | None = None
+    returning: Quantity | None = None
     hidden: float = 0.0
 
     @property
@@ -233,16 +235,21 @@ L2_OVER_HBM = 2.2
 """What a replay finds of L2's capacity, and L2's bandwidth over HBM's, in families that do not fit them."""
 
 
-def replayed(kernels: Sequence[Kernel], copies: Quantity = 1) -> tuple[Kernel, ...]:
+def replayed(kernels: Sequence[Kernel], copies: Quantity = 1, inputs: Quantity = 1) -> tuple[Kernel, ...]:
     """The kernels as a benchmark runs them: over the same buffers again and again.
 
-    copies: how many sets of weights the benchmark rotates over; everything else has one set.
+    copies, inputs: how many sets of weights and of inputs the benchmark rotates over; outputs have one set.
     """
+    once: Quantity = 0
     total: Quantity = 0
     for kernel in kernels:
         work = kernel.executed
-        total = total + (work.hbm_bytes + (copies - 1) * work.weights) * kernel.count
-    return tuple(kernel._replace(circulating=total) for kernel in kernels)
+        once = once + work.hbm_bytes * kernel.count
+        more = (copies - 1) * work.weights + (inputs - 1) * (work.read - work.weights)
+        total = total + (work.hbm_bytes + more) * kernel.count
+    rotating = not (type(inputs) is int and inputs == 1)
+    returning = None if rotating or (type(copies) is int and copies == 1) else once
+    return tuple(kernel._replace(circulating=total, returning=returning) for kernel in kernels)
 
 
 def no_backward(kernel: Kernel) -> tuple[Kernel, ...]:

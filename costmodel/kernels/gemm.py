@@ -10,7 +10,7 @@ thread block per row as in csrc/quantization/w8a8/fp8/common.cu.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, root, where
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, power, root, where
 from costmodel.dtypes import compute_dtype, element_bytes, product_name
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
@@ -20,12 +20,18 @@ TILE = 128
 """Rows and columns of the full output tile."""
 FEW_ROWS = 32
 """A tile of so many rows feeds on its columns alone."""
+RAMP = 30.0
+"""Side of a tile at which half the FLOP/s are reached."""
+SHARED = 0.5
+"""Further blocks on an SM for each time that a tile is narrower than a full one."""
 MOST_SPLITS = 32
 """Parts into which k is cut at most."""
 QUANTISED = 2048
 """Elements that a block of the quantisation takes in one step: 256 threads of 16 bytes."""
 RANKED, VLLM, SGLANG = 1, 2, 3
 """Values of `dispatch`."""
+NO_SPLIT_S = 1e-4
+"""Cost of a reduction from which a fit of a library that cuts no k starts."""
 THROTTLING_S = 3e-4
 """Seconds of work at the full peak around which the power limit takes the clock down to its sustained value."""
 
@@ -68,7 +74,7 @@ class Tile(NamedTuple):
     cluster_columns: Quantity = 1
 
 
-TILES = (Tile(16, 64), Tile(64, 64), Tile(64, 128), Tile(128, 128), Tile(128, 256))
+TILES = (Tile(16, 64), Tile(64, 64), Tile(64, 128), Tile(128, 128))
 """The tiles between which a library chooses that tries them out or ranks them by a model."""
 
 
@@ -207,10 +213,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
             busy = minimum(busy, other)
     return Terms(
         tensor=busy * computes,
-        memory=memory_seconds(kernel, hardware, theta, kernel.ideal.hbm_bytes)
-        + _refetched_seconds(shape, hardware, theta),
+        memory=_memory_seconds(kernel, hardware, theta) + _reread_seconds(shape, hardware, theta),
         chain=busy * (1.0 - computes),
-        launch=theta["launch_s"] + _quantise_seconds(shape, hardware, theta),
+        launch=theta["launch_s"] + _quantise_seconds(kernel, hardware, theta),
         overlap=theta["overlap"],
     )
 
@@ -226,12 +231,10 @@ def _tiles_seconds(
     m, n, k = shape.m, shape.n, shape.k
     rows, columns = tile.rows, tile.columns
     area = rows * columns
-    # The values for a tile of few rows, of 64, of 128, or of more than 128 × 128.
-    beyond_full = where(area >= 2 * TILE * TILE, theta["large_step"], 1.0)
     few, narrow = rows <= FEW_ROWS, rows <= TILE // 2
-    step = where(few, theta["few_step"], where(narrow, theta["half_step"], beyond_full))
-    block = where(few, theta["few_block"], where(narrow, theta["half_block"], 1.0))
-    flops = 2 * area * (1.0 + theta["tile_ramp"] / root(area, 2)) * pace.flop_s * step
+    step = where(few, theta["few_step"], where(narrow, theta["half_step"], 1.0))
+    block = where(few, 1.0, where(narrow, theta["half_block"], 1.0))
+    flops = 2 * area * (1.0 + RAMP / root(area, 2)) * pace.flop_s * step
     feed = (pace.row_bytes * minimum(m, rows) + pace.column_bytes * minimum(n, columns)) * pace.byte_s * step
     fixed = theta["block_s"] * (1.0 - theta["area_share"] + theta["area_share"] * area / TILE**2) * block
     down, across = ceil_div(m, rows), ceil_div(n, columns)
@@ -241,7 +244,7 @@ def _tiles_seconds(
     if not (type(tile.cluster_columns) is int and tile.cluster_columns == 1):
         across = ceil_div(across, tile.cluster_columns) * tile.cluster_columns
     tiles = down * across * shape.batch
-    resident = maximum(1.0 + theta["resident"] * (2 * TILE / (rows + columns) - 1.0), 1.0)
+    resident = maximum(1.0 + SHARED * (2 * TILE / (rows + columns) - 1.0), 1.0)
     alone = waves(tiles, units, theta["wave_weight"])
     shared = waves(tiles, units * resident, theta["wave_weight"])
     apart = theta["apart"] * fixed * alone
@@ -256,31 +259,51 @@ def _tiles_seconds(
     return minimum(whole, cut + padding / parts + theta["split_s"]), computes
 
 
-def _refetched_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
-    """Operands read from HBM once more for each round of tiles, where not even the smaller one stays in L2.
+def _returning(kernel: Kernel) -> Kernel:
+    """The kernel to those of its operands that are used again before all sets of weights are."""
+    if kernel.circulating is None or kernel.returning is None:
+        return kernel
+    return kernel._replace(circulating=kernel.returning)
 
-    A round of tiles in a square reads √units of them along either side.
+
+def _memory_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    """HBM bytes of the matrix, and of activations and outputs."""
+    total, matrix = kernel.ideal.hbm_bytes, kernel.ideal.weights
+    if kernel.returning is None:
+        return memory_seconds(kernel, hardware, theta, total)
+    others = memory_seconds(_returning(kernel), hardware, theta, total - matrix)
+    return memory_seconds(kernel, hardware, theta, matrix) + others
+
+
+def _reread_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    """Operands that L2 does not hold, read again by tiles that come later: activations for every column of tiles, the
+    matrix for every row of tiles, a share of them that depends on the order in which a kernel goes through its tiles.
     """
     capacity = hardware.memory.l2.capacity
     if capacity is None:
         return 0.0
     m, n, k = shape.m, shape.n, shape.k
-    e_rows, e_columns = element_bytes(shape.activations), element_bytes(shape.weights)
-    fill = minimum(m * e_rows, n * e_columns) * k / (0.5 * capacity)
-    lost = fill * fill / (1.0 + fill * fill)
-    again = m * n * k * (e_rows + e_columns) * shape.batch / (TILE * hardware.compute.units**0.5)
-    return theta["refetch"] * lost * again / hardware.memory.hbm.bandwidth
+    kept = theta["l2_share"] * capacity
+    again: Quantity = 0.0
+    for held, passes in (
+        (m * k * element_bytes(shape.activations), n / TILE),
+        (n * k * element_bytes(shape.weights), m / TILE),
+    ):
+        fill = power(held / kept, 4)
+        again = again + fill / (1.0 + fill) * held * maximum(passes - 1.0, 0.0)
+    return theta["reread"] * again * shape.batch / hardware.memory.hbm.bandwidth
 
 
-def _quantise_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
     """Reading wide activations, finding the scales, writing narrow ones: launches, bytes, and blocks of one row."""
+    shape: Gemm = kernel.shape
     if not quantises(shape):
         return 0.0
     elements = shape.m * shape.k * shape.batch
     traffic = elements * (element_bytes(shape.source) + element_bytes(shape.activations))
     return (
         theta["quantise_s"]
-        + traffic / (hardware.memory.hbm.bandwidth * theta["quantise_bandwidth"])
+        + memory_seconds(_returning(kernel), hardware, theta, traffic) / theta["quantise_bandwidth"]
         + theta["row_s"] * maximum(shape.m * shape.batch / hardware.compute.units, 1.0)
         + theta["element_s"] * ceil_div(shape.k, QUANTISED) * QUANTISED
     )
@@ -323,25 +346,21 @@ PARAMETERS = (
     Parameter("overlap", 2.4, 0.3, 1.0, 8.0, "1", "exponent by which tiles and HBM overlap"),
     Parameter("l2_share", 0.6, 0.3, 0.1, 1.5, "1", "share of L2 that a replay finds its operands in"),
     Parameter("l2_over_hbm", 3.0, 0.3, 1.0, 12.0, "1", "bandwidth of L2 over that of HBM"),
-    Parameter("l2_sharpness", 4.0, 0.3, 1.0, 16.0, "1", "exponent by which replayed operands fall out of L2"),
+    Parameter("l2_sharpness", 10.0, 0.5, 1.0, 40.0, "1", "exponent by which replayed operands fall out of L2"),
     Parameter("quantise_s", 2.0e-6, 0.5, 0.1e-6, 2e-5, "s", "launches of the quantisation of narrow activations"),
-    Parameter("quantise_bandwidth", 0.5, 0.5, 0.03, 6.0, "1", "bandwidth of the quantisation over that of HBM"),
+    Parameter("quantise_bandwidth", 0.5, 0.5, 0.03, 6.0, "1", "bandwidth of the quantisation over that of products"),
     Parameter("row_s", 3e-7, 0.8, 1e-9, 5e-6, "s", "a block of the quantisation, which scales one row"),
     Parameter("element_s", 1e-10, 1.0, 1e-12, 5e-9, "s", "an element in the chain of such a block"),
     Parameter("dispatch", 1.0, 0.0, 1.0, 3.0, "1", "tile: 1 the fastest, 2 by vLLM's table, 3 by SGLang's"),
     Parameter("area_share", 0.5, 0.5, 0.01, 1.0, "1", "share of block_s that grows with the tile's area"),
     Parameter("apart", 0.4, 0.8, 0.01, 1.0, "1", "share of block_s that hides behind no other tile's products"),
-    Parameter("resident", 0.5, 0.7, 0.01, 4.0, "1", "more blocks on an SM the smaller they are; 1: as tiles shrink"),
-    Parameter("tile_ramp", 30.0, 0.7, 0.1, 300.0, "1", "side of a tile at which half the FLOP/s are reached"),
     Parameter(
         "few_step", 1.0, 0.4, 0.2, 8.0, "1", "time per step of k of a tile of up to 32 rows, over what size implies"
     ),
     Parameter("half_step", 1.0, 0.4, 0.2, 8.0, "1", "the same for a tile of 64 rows"),
-    Parameter("large_step", 1.0, 0.3, 0.3, 3.0, "1", "the same for a tile of more than 128 × 128"),
-    Parameter("few_block", 1.0, 0.5, 0.1, 10.0, "1", "block_s of a tile of up to 32 rows, over what its size implies"),
-    Parameter("half_block", 1.0, 0.5, 0.1, 10.0, "1", "the same for a tile of 64 rows"),
+    Parameter("half_block", 1.0, 0.5, 0.1, 10.0, "1", "block_s of a tile of 64 rows, over what its size implies"),
     Parameter("padding", 0.1, 1.0, 0.001, 5.0, "1", "extra time of a row of a tile beyond the matrix, over one of it"),
-    Parameter("refetch", 0.2, 0.8, 0.01, 3.0, "1", "operand bytes read again from HBM over those of square rounds"),
+    Parameter("reread", 0.05, 1.0, 0.001, 1.0, "1", "share of the tiles that read from HBM what L2 does not hold"),
 )
 
 FORM = Form(
@@ -352,8 +371,8 @@ FORM = Form(
     backward=backward,
     sources=("NVIDIA, Matrix Multiplication Background User's Guide", "CUTLASS, Efficient GEMM in CUDA"),
     model_spread=0.18,
-    elsewhere=("small_tile", "odd_rows"),  # of calibrations fitted before tiles were ranked
-    starts=tuple({"dispatch": float(choice)} for choice in (RANKED, VLLM, SGLANG)),
+    elsewhere=("few_block", "large_step", "refetch", "resident", "tile_ramp"),  # of calibrations fitted earlier
+    starts=({"split_s": NO_SPLIT_S}, {"dispatch": float(VLLM)}, {"dispatch": float(SGLANG)}),
 )
 
 

@@ -1,8 +1,8 @@
 """Products: `gemm` (m × k) · (n × k)ᵀ with operands of 16, 8 and 4 bits, and `mla_bmm`, one product per head.
 
 Input and output are bf16, so that rows with narrow activations hold their quantisation too. Benchmarks of `gemm` rotate
-over several copies of the weights; activations are one buffer. A library that multiplies by several kernels, each for
-some shapes, is one series, as a user of it sees it.
+over several copies of the weights, and SGLang's over as many of the activations; outputs are one buffer. A library that
+multiplies by several kernels, each for some shapes, is one series, as a user of it sees it.
 
 `mla_bmm` is what MLA absorbs in decode: queries to latents ([T, 128] · [128, 512] per head) and latents to values
 ([T, 512] · [512, 128]).
@@ -82,7 +82,8 @@ def read_gemm(table: Table) -> Iterator[Series]:
             shape = Gemm(m=s["m"], n=s["n"], k=s["k"], activations=activations, weights=weights)
             product = gemm("gemm", shape)
             matrix = s["n"] * s["k"] * element_bytes(weights)
-            return whole(shapes, replayed([product], copies(table.library, format, matrix, l2)))
+            sets = copies(table.library, format, matrix, l2)
+            return whole(shapes, replayed([product], sets, sets if table.library == "sglang" else 1))
 
         yield from series(
             table,
