@@ -10,9 +10,20 @@ graphics processing units", ACM JEA 17, 2012 (radix selection).
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, maximum
+from costmodel.algebra import Quantity, maximum, minimum, nominal, power
 from costmodel.hardware import Hardware
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
+from costmodel.kernels.base import (
+    L2_SHARPNESS,
+    Form,
+    Grid,
+    Kernel,
+    Parameter,
+    Terms,
+    Work,
+    memory_seconds,
+    no_backward,
+    waves,
+)
 
 PASSES = 2
 """Times that a row is read: the histogram, and the collection."""
@@ -22,7 +33,10 @@ STEP = 4096
 
 
 RESIDENT = 2
-"""Rows that one compute unit holds at a time: thread blocks of 1024 threads."""
+"""Rows that one compute unit holds at a time at most: thread blocks of 1024 threads."""
+
+KEPT, FEW_KEPT = 16384, 8192
+"""Candidates at the threshold that a thread block keeps in shared memory; the second where k < 2048."""
 
 
 class Selection(NamedTuple):
@@ -56,25 +70,41 @@ def work(x: Selection) -> tuple[Work, Work]:
 
 
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
-    """launch + pnorm(chain of a row, logits through a unit, HBM bytes).
+    """launch + pnorm(chain of a row, rows through a unit, HBM bytes).
 
-    A row alone is bound by its latency (block_s for shared memory, step_s for its logits), the rows that share a unit
-    by what it streams (stream_s). A row that is not open only writes its indices: idle_s.
+    A row alone is bound by its latency (block_s for shared memory, step_s for its logits), as many at a time as a unit
+    holds (`resident`); the rows that share a unit also by what it streams (stream_s). A row that is not open only
+    writes its indices: idle_s. Equal scores are refined one by one, as many as shared memory keeps: tie_s.
     """
     grid, x = kernel.grid, kernel.shape
     assert grid is not None
-    units, weight = hardware.compute.units, theta["wave_weight"]
+    units, resident, weight = hardware.compute.units, theta["resident"], theta["wave_weight"]
     rows, logits = x.rows if x.open_rows is None else x.open_rows, x.logits if x.open_logits is None else x.open_logits
     some = rows / maximum(rows, 1)
-    closed = (x.rows - rows) / (RESIDENT * units) * theta["idle_s"]
-    rounds = waves(grid.blocks, RESIDENT * units, weight)
+    refined: Quantity = 0.0
+    if x.ties:
+        kept = KEPT if nominal(x.k, 2048) >= 2048 else FEW_KEPT
+        refined = minimum(logits / maximum(rows, 1), kept) / STEP * theta["tie_s"]
+    closed = (x.rows - rows) / units * theta["idle_s"]
+    stream = waves(rows, units, weight) * (grid.chain_steps * theta["stream_s"] + refined / resident)
+    latency = theta["block_s"] + grid.chain_steps * theta["step_s"] + refined
+    traffic = passes(x, rows, logits, hardware, theta) * logits * x.logit_bytes + kernel.executed.written
     return Terms(
-        vector=some * waves(grid.blocks, units, weight) * grid.chain_steps * theta["stream_s"],
-        memory=memory_seconds(kernel, hardware, theta, PASSES * logits * x.logit_bytes + kernel.executed.written),
-        chain=some * rounds * (theta["block_s"] + grid.chain_steps * theta["step_s"]) + closed,
+        vector=some * stream + closed,
+        memory=memory_seconds(kernel, hardware, theta, traffic),
+        chain=some * waves(rows, resident * units, weight) * latency,
         launch=theta["launch_s"],
         overlap=theta["overlap"],
     )
+
+
+def passes(x: Selection, rows: Quantity, logits: Quantity, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    """Passes that read HBM: a later one finds its row in L2 as long as all rows in flight fit there."""
+    if not hardware.memory.l2.capacity:
+        return PASSES
+    in_flight = minimum(rows, theta["resident"] * hardware.compute.units) * logits / maximum(rows, 1) * x.logit_bytes
+    fill = power(in_flight / (theta["flight_share"] * hardware.memory.l2.capacity), L2_SHARPNESS)
+    return 1.0 + (PASSES - 1) * fill / (1.0 + fill)
 
 
 FORM = Form(
@@ -86,6 +116,11 @@ FORM = Form(
         Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "4096 logits of one pass in one thread block"),
         Parameter("stream_s", 0.3e-6, 0.4, 0.01e-6, 5e-6, "s", "4096 logits of one pass through one unit"),
         Parameter("idle_s", 1.0e-6, 0.5, 0.02e-6, 2e-5, "s", "a row that has no more candidates than it may take"),
+        Parameter("resident", 1.5, 0.3, 1.0, 2.0, "1", "rows that a unit holds at a time"),
+        Parameter("tie_s", 3.0e-6, 0.7, 0.02e-6, 5e-5, "s", "4096 equal scores at the threshold, in one thread block"),
+        Parameter(
+            "flight_share", 0.5, 0.4, 0.1, 2.0, "1", "share of L2 in which a second pass finds the rows in flight"
+        ),
         Parameter("memory_efficiency", 0.8, 0.15, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
         Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
         Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
