@@ -11,7 +11,7 @@ Source: DeepSeek-V4 technical report, section 2.3; deepseek-ai/FlashMLA, sparse 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, named
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, named, where
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import attention
@@ -117,12 +117,18 @@ LEAST = 5
 """Tiles that a thread block takes at least before a query's rows are split: FlashMLA's scheduler weighs a split so."""
 
 
+MANY = 11673
+"""Query tokens of a prefill above which SGLang runs another kernel (`_LARGE_INDEXER_QUERY_THRESHOLD`)."""
+
+
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + requests + prologues + splits + pnorm(FLOPs, bytes, and each tile's latency, over waves of blocks).
 
     A thread block fills its unit, so loading Q and storing O overlap with nothing. Where blocks leave units idle, the
     rows of a query are split over up to `splits` of them, and the partial outputs combined. vLLM gathers the rows of a
-    few requests at a time and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s.
+    few requests at a time and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill
+    runs the decode kernel over the cache for few queries; for many it widens all rows that they see to bf16 once
+    (`gather`), and its prefill kernel takes `many` of the time for a tile.
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
@@ -134,12 +140,19 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     for dtype, flops in kernel.executed.tensor.items():
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
     launch = theta["launch_s"] * kernel.launches + rounds * theta["block_s"] + (splits - 1.0) * theta["split_s"]
+    slower: Quantity = 1.0
+    if not x.decoding:
+        many = x.B * x.S > MANY
+        slower = where(many, theta["many"], 1.0)
+        rows = x.B * (minimum(x.length, x.w + x.S - 1) + floor_div(x.length, x.r)) * (x.row_bytes + 2 * x.d)
+        launch = launch + theta["request_s"] * (x.B - 1)
+        launch = launch + where(many, theta["gather"], 0.0) * rows / hardware.memory.hbm.bandwidth
     return Terms(
-        tensor=tensor * idle,
-        vector=kernel.executed.vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle,
+        tensor=tensor * idle * slower,
+        vector=kernel.executed.vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle * slower,
         memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes),
-        chain=rounds * tiles / splits * theta["step_s"],
-        launch=launch if x.decoding else launch + theta["request_s"] * (x.B - 1),
+        chain=rounds * tiles / splits * theta["step_s"] * slower,
+        launch=launch,
         overlap=theta["overlap"],
     )
 
@@ -147,6 +160,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 PARAMETERS = (
     Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of a kernel"),
     Parameter("request_s", 0.5e-6, 1.5, 1e-9, 2e-5, "s", "each further request of a prefill, where an engine loops"),
+    Parameter("many", 1.0, 0.2, 0.2, 2.0, "1", "time of a tile in a prefill of many queries over that of few"),
+    Parameter("gather", 1.0, 1.0, 0.01, 20.0, "1", "traffic of widening the rows of many queries, over one pass"),
     Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
     Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),
     Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
