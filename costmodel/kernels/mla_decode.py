@@ -9,10 +9,19 @@ vllm/v1/attention/ops/triton_decode_attention.py (16 heads per thread block befo
 
 from collections.abc import Mapping
 
-from costmodel.algebra import ceil_div, maximum, minimum, where
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, power, where
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention, visible_keys
-from costmodel.kernels.base import Form, Kernel, Parameter, Terms, memory_seconds, no_backward, waves
+from costmodel.kernels.base import (
+    L2_SHARPNESS,
+    Form,
+    Kernel,
+    Parameter,
+    Terms,
+    memory_seconds,
+    no_backward,
+    waves,
+)
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.processor import PROCESSOR
 
@@ -55,16 +64,35 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     ends = rounds * theta["block_s"]
     rows_bytes = a.B * a.S * a.H * (a.dk + a.dv) * 2
     in_and_out = memory_seconds(kernel, hardware, theta, rows_bytes)
-    memory = memory_seconds(kernel, hardware, theta, work.hbm_bytes - rows_bytes + partials)
+    cache = work.hbm_bytes - rows_bytes
+    memory = memory_seconds(kernel, hardware, theta, cache * fetches(a, cache, tiles, hardware, theta) + partials)
     # Kernels that put the heads into the columns of an instruction (up to 32 on Blackwell) lose speed when these fill.
     wide = where((a.H > 16) & (a.H <= 32), theta["wide_columns"], 1.0)
+    # A single head needs no matrix instruction: Triton runs it on the vector lanes, in a kernel of its own.
+    wide = wide * where(a.H * a.S <= 1, theta["lone_head"], 1.0)
     memory = memory * wide
     chain = rounds * blocks / splits * theta["step_s"] * wide + (1.0 - theta["exposed"]) * ends
     combine = several * theta["combine_s"] + (splits - 1.0) * theta["split_s"]
     launch = theta["launch_s"] + combine + theta["exposed"] * ends + in_and_out
     if a.kv == "fp8":
         launch = launch + theta["conversion"] * 3 * a.B * keys * a.dk / hardware.memory.hbm.bandwidth
-    return Terms(tensor=tensor, memory=memory, chain=chain, launch=launch, overlap=theta["overlap"])
+    l2 = tiles / a.B * cache / (hardware.memory.hbm.bandwidth * theta["l2_over_hbm"])
+    return Terms(tensor=tensor, memory=memory, l2=l2, chain=chain, launch=launch, overlap=theta["overlap"])
+
+
+def fetches(a: Attention, cache: Quantity, tiles: Quantity, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    """Times that the cache comes from HBM.
+
+    The tiles of heads of a sequence read the same cache. Where the batch counts faster than the tiles in the grid, as
+    in Triton's kernel, those of a sequence run in one wave only while all blocks fit in one; in a later wave the cache
+    has left L2, unless all of it fits there.
+    """
+    apart = minimum(maximum(tiles / hardware.compute.units, 1.0), tiles / a.B)
+    capacity = hardware.memory.l2.capacity
+    if capacity:
+        fill = power(cache / (theta["l2_share"] * capacity), L2_SHARPNESS)
+        apart = 1.0 + (apart - 1.0) * fill / (1.0 + fill)
+    return 1.0 + theta["refetch"] * (apart - 1.0)
 
 
 PARAMETERS = (
@@ -74,6 +102,7 @@ PARAMETERS = (
     Parameter("exposed", 0.5, 0.4, 0.02, 1.0, "1", "share of block_s during which nothing of the cache streams"),
     Parameter("split_s", 0.04e-6, 0.7, 0.001e-6, 1e-6, "s", "one more split to combine"),
     Parameter("wide_columns", 1.0, 0.2, 0.8, 3.0, "1", "time of a key block for 17 to 32 heads over that for fewer"),
+    Parameter("lone_head", 1.0, 0.2, 0.8, 3.0, "1", "time of a key block for a single head over that for more"),
     Parameter("step_s", 1.5e-6, 0.6, 0.05e-6, 2e-5, "s", "64 keys in the chain of one thread block"),
     Parameter("occupancy", 1.1, 0.3, 1.0, 8.0, "1", "thread blocks that share a unit"),
     Parameter("most_splits", 32.0, 1.0, 1.0, 256.0, "1", "splits of one sequence at most"),
@@ -85,6 +114,7 @@ PARAMETERS = (
     Parameter("memory_efficiency", 0.90, 0.06, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_share", 0.72, 0.3, 0.1, 1.5, "1", "share of L2 that keeps replayed buffers"),
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("refetch", 0.1, 1.5, 0.001, 1.0, "1", "share of a later wave's cache reads that L2 does not answer"),
     Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
     Parameter(
         "conversion", 0.03, 1.0, 0.01, 8.0, "1", "traffic of widening an 8-bit cache, over one pass at full bandwidth"
@@ -100,6 +130,7 @@ MLA_DECODE = Form(
     backward=no_backward,
     sources=("deepseek-ai/FlashMLA, README and docs/20250422-new-kernel-deep-dive.md",),
     model_spread=0.3,
+    starts=({"small_tiles": 1.0, "refetch": 1.0, "step_s": 3e-6},),
 )
 FORMS = (MLA_DECODE,)
 

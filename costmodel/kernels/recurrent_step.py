@@ -26,7 +26,8 @@ class Recurrence(NamedTuple):
     """B sequences, S tokens one after another, H heads with a state of dk × dv.
 
     operations: FLOPs per state element and token (decay 1, read by a key 2, rank-1 write 2, read by the query
-    2); state: bytes per state element.
+    2); state: bytes per state element. in_place: the state is written where it was read, as in serving; else a
+    library keeps what it wrote beside what it read.
     """
 
     mechanism: str
@@ -37,6 +38,7 @@ class Recurrence(NamedTuple):
     dv: Quantity
     operations: int
     state: float = 4
+    in_place: bool = True
 
     @property
     def length(self) -> Quantity:
@@ -65,6 +67,10 @@ def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> T
     t = launch_s + pnorm(vector, special, memory, waves · (block_s + S · step_s)).
     """
     work, special_peak = kernel.executed, hardware.special_peak
+    r: Recurrence = kernel.shape
+    if kernel.circulating is not None and r.in_place:
+        # What is written where it was read takes room in L2 once.
+        kernel = kernel._replace(circulating=kernel.circulating - r.B * r.H * r.dk * r.dv * r.state)
     return unit_terms(kernel, hardware, theta)._replace(
         vector=work.vector / (hardware.compute.vector * theta["vector_efficiency"]),
         special=work.special / (special_peak * theta["special_efficiency"]) if special_peak else 0.0,

@@ -68,7 +68,9 @@ def read_in_half(step: Kernel) -> Kernel:
     less = r.B * r.H * r.dk * r.dv * 2
     ideal, executed = step.ideal, step.executed
     return step._replace(
-        ideal=ideal._replace(read=ideal.read - less), executed=executed._replace(read=executed.read - less)
+        ideal=ideal._replace(read=ideal.read - less),
+        executed=executed._replace(read=executed.read - less),
+        shape=r._replace(in_place=False),
     )
 
 
@@ -113,6 +115,9 @@ def read(table: Table, mixer: Any, dims: Dims, shape: Sequence[str], heads: Sequ
                 run = [read_in_half(kernel) for kernel in run]
             if names == WHOLE_STEP:
                 run = [as_one(run)]
+            if decoding and new > 1 and table.library == "sglang" and run[0].family == "recurrent-step":
+                # The states after each draft token go to buffers of their own.
+                run = [kernel._replace(shape=kernel.shape._replace(in_place=False)) for kernel in run]
             if source in ONE_LAUNCH:
                 run = [kernel._replace(instance="") for kernel in run]
             return replayed(run)
