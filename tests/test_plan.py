@@ -20,7 +20,7 @@ from costmodel.parallel.layout import Layout, parse_layout
 from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.assess import assess, difference, spread
 from costmodel.planning.candidates import evaluate, rank
-from costmodel.planning.confirm import replayed
+from costmodel.planning.confirm import replayed, workers
 from costmodel.planning.curves import engine_curves, kinds_of, likeness
 from costmodel.planning.deployment import engine
 from costmodel.planning.launch import Worker, documented, launches
@@ -282,6 +282,22 @@ def test_flags_mean_the_layout() -> None:
     assert "--tp_size 8 --ep_size 8" in by_engine["tensorrt-llm"]
     refused = {launch.engine: launch.remarks for launch in launches(worker("dp4tp2ep8")) if not launch.command}
     assert list(refused) == ["tensorrt-llm"]
+
+
+def test_engines_that_only_decode_take_no_chunks_of_prompts() -> None:
+    _, known, found = planned(ttft_s=None, tpot_s=None, pools=["disaggregated"], draft_tokens=[2])
+    best = assess(known, found.best[0])
+    prefill, decode = workers(known, best)
+    assert prefill.budget == best.plan.budget
+    assert decode.budget == 3 * decode.sequences * decode.layout.pp
+    by_engine = {launch.engine: launch.command for launch in launches(decode)}
+    assert f"--max-num-batched-tokens {decode.budget} " in by_engine["vllm"]
+    assert f"--max_num_tokens {decode.budget} " in by_engine["tensorrt-llm"]
+    assert "--chunked-prefill-size" not in by_engine["sglang"]
+    assert (
+        f"--chunked-prefill-size {prefill.budget}"
+        in {each.engine: each for each in launches(prefill)}["sglang"].command
+    )
 
 
 COMMAND = ["plan", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--gpus", "1..2", "--input", "1k", "--output", "64"]

@@ -133,6 +133,33 @@ def test_the_keys_of_an_answer_are_documented(plan: Path) -> None:
         assert {re.sub(r"_ratio_(low|high)$", "_ratio", key) for key in keys} <= told
 
 
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pools") / "plan.json"
+    more = ["--rate", "6/s", "--pools", "disaggregated", "--no-confirm", "--kv", "own", "--out", str(path)]
+    result = CliRunner().invoke(app, [*PLAN, *more])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def test_another_pool_that_limits_is_told_where_ratios_stop_cancelling(pools: Path) -> None:
+    long, short = "input=8k,output=64", "input=256,output=2k"
+    found = answer(pools, "--change", long, "--change", short)["rows"]
+    assert [row["bottleneck"] for row in found[1:]] == ["prefill", "decode"]
+    moved = [row["bottleneck"] != found[0]["bottleneck"] for row in found]
+    assert [row["bottleneck_moved"] for row in found] == moved
+    assert sum(moved) == 1
+    shown = CliRunner().invoke(app, ["whatif", str(pools), "--change", long, "--change", short])
+    (change,) = (row["change"] for row in found if row["bottleneck_moved"])
+    assert f"note: {change}: the pool that limits is" in shown.stderr
+    assert ", moved" in shown.stdout
+
+
+def test_a_plan_of_one_kind_of_engine_has_no_pool_that_limits(plan: Path) -> None:
+    row = answer(plan, "--change", "kv=fp8")["rows"][1]
+    assert (row["bottleneck"], row["bottleneck_moved"]) == (None, False)
+
+
 def test_an_answer_is_written_whole_or_not_at_all(plan: Path, tmp_path: Path) -> None:
     path = tmp_path / "answer.json"
     result = CliRunner().invoke(app, ["whatif", str(plan), "--change", "kv=fp8", "--out", str(path)])

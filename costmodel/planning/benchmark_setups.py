@@ -23,6 +23,20 @@ def settings(library: str, arch: str, hw: str, weights: str, gpus: int, clients:
     return _tensorrt(arch, weights, gpus, clients, lengths)
 
 
+def generated(library: str, input: int) -> Any:
+    """What NVIDIA's generator of deployments tells an engine that prefills and decodes, for prompts of so many tokens.
+
+    A chunk is a prompt and 1,500 tokens; TensorRT-LLM's and vLLM's also have room for the 512 sequences that they may
+    run. SGLang's --max-prefill-tokens bounds the prompts that start together and cuts none.
+    Source: ai-dynamo/aiconfigurator, generator/rule_plugin/{trtllm,sglang,vllm}.rule and
+    generator/config/backend_templates/trtllm/extra_engine_args.1.0.0rc3.yaml.j2 (free_gpu_memory_fraction).
+    """
+    if library == "sglang":
+        return {"max_batched_tokens": input + 1500, "whole_prompts": True}
+    tokens = -(-(512 + input + 1500) // 32) * 32
+    return {"max_sequences": 512, "max_batched_tokens": tokens, **({"utilisation": 0.8} if library == "trtllm" else {})}
+
+
 def _vllm(hw: str, clients: int) -> dict[str, Any]:
     """max-num-batched-tokens 8192; max-num-seqs 512 on B200 and the clients' number on H100."""
     return {"max_sequences": clients if hw == "h100-sxm" else 512, "max_batched_tokens": 8192}

@@ -60,13 +60,19 @@ def workers(loaded: Loaded, found: Assessment) -> list[Worker]:
     if isinstance(layout, Disaggregated):
         parts = [("prefill", *layout.prefill), ("decode", *layout.decode)]
     model = loaded.model
+
+    def budget(role: Role, part: Layout) -> int:
+        """Tokens of an iteration; of an engine that only decodes, those of its sequences."""
+        new = places(loaded, found, role) * part.pp * (plan.draft_tokens + 1)
+        return new if role.name == "decode" else plan.budget
+
     return [
         Worker(
             role=name,
             replicas=replicas,
             layout=part,
             sequences=places(loaded, found, role),
-            budget=plan.budget,
+            budget=budget(role, part),
             longest=asked.work.longest,
             page_tokens=asked.engines[plan.hw].page_tokens,
             mixed=asked.engines[plan.hw].mixed,

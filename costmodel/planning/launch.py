@@ -18,7 +18,7 @@ PAGES = {"vllm": 16, "sglang": 1, "tensorrt-llm": 32}
 
 class Worker(NamedTuple):
     """What an engine is started with. role: both, prefill or decode; sequences: under way in each of its dp · pp
-    engines; weights, kv: None keeps the checkpoint's formats."""
+    engines; budget: tokens of an iteration; weights, kv: None keeps the checkpoint's formats."""
 
     role: str
     replicas: int
@@ -149,7 +149,8 @@ def _sglang(worker: Worker) -> Flags:
             options["--moe-a2a-backend"] = "deepep"
     # Of all ranks and stages together.
     options["--max-running-requests"] = worker.sequences * layout.dp * layout.pp
-    options["--chunked-prefill-size"] = worker.budget * layout.dp
+    if worker.role != "decode":
+        options["--chunked-prefill-size"] = worker.budget * layout.dp
     if worker.role == "both" and worker.mixed:
         options["--enable-mixed-chunk"] = None
     options["--context-length"] = worker.longest

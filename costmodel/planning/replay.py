@@ -26,7 +26,8 @@ class Deployment(NamedTuple):
 
     replicas of `engine`; or, with `prefill` given, that many engines that prefill and `replicas` of `engine` that
     decode, with caches sent at link_bandwidth bytes per second (one transfer at a time from each) after link_s seconds.
-    front_end_s: how much later a client sees its first token. devices: accelerators of all engines together.
+    front_end_s: on the way between a client and the engine's queue, both ways together; it passes between an answer's
+    last token and the engine's sight of the client's next request, too. devices: accelerators of all engines together.
     """
 
     engine: Engine
@@ -131,10 +132,12 @@ class _Run:
         sent = request.arrival_s if self.clients is None else now
         sequence = Sequence(request, self.sent, sent)
         self.sent += 1
-        if self.clients is not None:
+        # Tokens reach the client later too. On its clock, set back by that, the whole way lies before the queue.
+        arrives = sent + self.deployment.front_end_s
+        if self.clients is not None and arrives == now:
             self._arrive(sequence)
         else:
-            self._push(sent, self._arrive, sequence)
+            self._push(arrives, self._arrive, sequence)
 
     def _arrive(self, sequence: Sequence) -> None:
         if self.clients is None:
@@ -209,15 +212,14 @@ class _Run:
             self.completed(sequence, self.now)
 
     def first_token(self, sequence: Sequence, now: float) -> None:
-        sequence.first_s = now + self.deployment.front_end_s
-        self.measures.first_token(sequence, sequence.first_s)
+        sequence.first_s = now
+        self.measures.first_token(sequence, now)
 
     def completed(self, sequence: Sequence, now: float) -> None:
-        last = max(now, sequence.first_s)
-        self.measures.completed(sequence, last)
+        self.measures.completed(sequence, now)
         if self.timeline is not None:
             counts = (sequence.request.input, sequence.request.output)
-            self.timeline.request(sequence.index, sequence.sent_s, sequence.first_s, last, counts)
+            self.timeline.request(sequence.index, sequence.sent_s, sequence.first_s, now, counts)
         if self.clients is not None:
             self._next(now)
         if self.progress is not None and self.measures.answered % 256 == 0:

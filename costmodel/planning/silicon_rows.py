@@ -64,6 +64,8 @@ def _row(line: int, entry: Entry) -> ServingRow:
     given = {}
     if public and isinstance(layout, Layout):
         given = benchmark_setups.settings(library, arch, hw, weights, layout.gpus, clients, lengths)
+    elif not public:
+        given = benchmark_setups.generated(library, lengths[0])
     unscored = "" if layout is not None else "disaggregated, without worker counts"
     flagged = ""
     if benchmark_setups.speculative(library, arch, version, measured[1] if measured else ""):

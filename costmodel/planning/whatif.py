@@ -62,12 +62,16 @@ class Case(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A case beside the plan: its row, and ratios to the plan with their 80 % intervals; why it cannot be, if so."""
+    """A case beside the plan: its row, and ratios to the plan with their 80 % intervals; why it cannot be, if so.
+
+    bottleneck: the pool that answers the fewest requests. Errors of one pool do not cancel against those of another.
+    """
 
     change: str
     row: Mapping[str, Any] | None
     ratios: Mapping[str, tuple[float, float, float]]
     problem: str = ""
+    bottleneck: str | None = None
 
 
 def case_of(inputs: Mapping[str, Any], row: Mapping[str, Any]) -> Case:
@@ -177,7 +181,15 @@ def compared(plan: Assessment, own: Loaded, change: str, inputs: Mapping[str, An
         found = assess(case.loaded, case.plan)
     except Impossible as error:
         return Compared(change, None, {}, str(error))
-    return Compared(change, plan_row(case.loaded, found), ratios(plan, own.question, found, case.loaded.question))
+    of_plan = ratios(plan, own.question, found, case.loaded.question)
+    return Compared(change, plan_row(case.loaded, found), of_plan, bottleneck=bottleneck(found))
+
+
+def bottleneck(found: Assessment) -> str | None:
+    """The pool that answers the fewest requests per second; None where one kind of engine prefills and decodes."""
+    if len(found.roles) == 1:
+        return None
+    return min(zip(found.state.capacities, found.roles, strict=True), key=lambda pool: pool[0])[1].name
 
 
 def ratios(

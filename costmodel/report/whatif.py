@@ -13,7 +13,7 @@ from costmodel.planning.plan_file import read_plan
 from costmodel.planning.plan_row import plan_row
 from costmodel.planning.question import load
 from costmodel.planning.search import search
-from costmodel.planning.whatif import Compared, case_of, changed, compared, sensitivity
+from costmodel.planning.whatif import Compared, bottleneck, case_of, changed, compared, sensitivity
 from costmodel.report.columns import Column, shows, value_text
 from costmodel.report.output import as_json, emit, note, print_csv, print_table
 from costmodel.report.progress import Progress
@@ -31,12 +31,21 @@ def whatif_and_print(
     row = _row(whole["rows"], hw, path)
     own = case_of({**inputs, "price": [text for text in inputs["price"] if text.startswith(f"{row['hw']}=")]}, row)
     plan = assess(own.loaded, own.plan)
-    rows: list[dict[str, Any]] = [{"change": PLAN, **plan_row(own.loaded, plan), "problem": ""}]
+    narrowest = bottleneck(plan)
+    rows: list[dict[str, Any]] = [
+        {
+            "change": PLAN,
+            **plan_row(own.loaded, plan),
+            "problem": "",
+            "bottleneck": narrowest,
+            "bottleneck_moved": False,
+        }
+    ]
     progress = Progress(len(changes))
     for change in changes:
         new, moved, text = changed(inputs, row, change)
         new["price"] = [text for text in new["price"] if "=" not in text or text.startswith(f"{moved['hw']}=")]
-        rows.append(_flat(compared(plan, own.loaded, text, new, moved)))
+        rows.append(_flat(compared(plan, own.loaded, text, new, moved), narrowest))
         if replan:
             rows.append(_replanned(text, new, moved))
         progress.step()
@@ -54,13 +63,16 @@ def whatif_and_print(
         print_csv(rows)
         return
     title = f"{row['arch']} as {row['layout']} on {row['gpus']} {row['hw']}, and changes; ratios with 80 % intervals"
-    print_table(form, title, rows, COLUMNS, keys=1)
+    print_table(form, title, rows, COLUMNS + (POOLS if narrowest else ()), keys=1)
     emit("")
     remark = "ratios to the plan; what moves the price of an output token the most comes first"
     print_table(form, "assumptions", table, SENSITIVITY, remark, keys=1)
     for line in rows:
         if line["problem"]:
             note(f"note: {line['change']}: {line['problem']}")
+        if line.get("bottleneck_moved"):
+            told = f"the pool that limits is {line['bottleneck']} instead of {narrowest}"
+            note(f"note: {line['change']}: {told}; of requests/s and prices, errors of kernels do not cancel")
 
 
 def _row(rows: Sequence[Mapping[str, Any]], hw: str | None, path: str) -> Mapping[str, Any]:
@@ -72,8 +84,10 @@ def _row(rows: Sequence[Mapping[str, Any]], hw: str | None, path: str) -> Mappin
     raise unknown(f"device of {path[:80]}", hw, [row["hw"] for row in rows])
 
 
-def _flat(found: Compared) -> dict[str, Any]:
+def _flat(found: Compared, narrowest: str | None) -> dict[str, Any]:
     row: dict[str, Any] = {"change": found.change, **(found.row or {}), "problem": found.problem}
+    moved = None not in (found.bottleneck, narrowest) and found.bottleneck != narrowest
+    row |= {"bottleneck": found.bottleneck, "bottleneck_moved": moved}
     for name, (ratio, low, high) in found.ratios.items():
         stem = name.removesuffix("_s")
         row |= {f"{stem}_ratio": ratio, f"{stem}_ratio_low": low, f"{stem}_ratio_high": high}
@@ -127,6 +141,14 @@ COLUMNS = (
     Column("J per\noutput token", lambda row: value_text("", row.get("joules_per_output_token"))),
     shows("limited_by", "limited by", right=False),
 )
+POOLS = (
+    Column(
+        "limiting\npool",
+        lambda row: f"{row.get('bottleneck') or '–'}{', moved' if row.get('bottleneck_moved') else ''}",
+        right=False,
+    ),
+)
+"""Of plans with engines that only prefill or only decode."""
 
 
 def _both(title: str, stem: str) -> Column:
