@@ -28,14 +28,15 @@ def test_jet_nemotrons_speed_up_is_that_of_its_cache(context: int, published: fl
     assert 0.7 * published < found["ratio"] < found["batch_ratio"]
 
 
-def test_mamba3s_baseline_runs_out_of_memory_and_grows_quadratically() -> None:
+def test_mamba3s_baseline_computes_what_lost_its_pages_over_and_over() -> None:
     short, long = mamba3_baseline(4096), mamba3_baseline(16_384)
     assert long["caches_bytes"] == 128 * 2**30  # 128 sequences · 32k tokens · 32 KiB
     assert long["caches_bytes"] > long["room_bytes"] > short["caches_bytes"]
-    assert long["preemptions"] > 0 == short["preemptions"]
-    assert long["seconds"] > long["unlimited_s"]
-    # 16 times the bytes in 16.7 times the seconds, ours in fewer: the published run reads at 52 % of the bandwidth.
+    assert long["preemptions"] > 1000 > short["preemptions"] == 0
+    assert long["recomputed"] > 10 > short["recomputed"] == 0
+    assert long["seconds"] > 1.2 * long["cached_s"] > 1.2 * long["unlimited_s"]
+    # 16 times the bytes in 16.7 times the seconds: a fifth of them goes into prompts that were there already.
     assert MAMBA3_PUBLISHED[16_384] / MAMBA3_PUBLISHED[4096] == pytest.approx(16.7, rel=0.01)
-    assert 10 < long["seconds"] / short["seconds"] < 17
     assert long["published_bytes_per_s"] == pytest.approx(0.52 * 3.35e12, rel=0.02)
-    assert long["seconds"] == pytest.approx(MAMBA3_PUBLISHED[16_384], rel=0.4)
+    assert short["seconds"] == pytest.approx(MAMBA3_PUBLISHED[4096], rel=0.2)
+    assert long["seconds"] == pytest.approx(MAMBA3_PUBLISHED[16_384], rel=0.2)

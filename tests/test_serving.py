@@ -31,7 +31,7 @@ def fixed(tokens: int) -> Lengths:
 
 
 def test_one_client_meets_the_predictions_of_single_steps(llama: Engine) -> None:
-    found = closed_loop(Deployment(llama, front_end_s=0.004), 1, fixed(2048), fixed(512))
+    found = closed_loop(Deployment(llama, front_end_s=0.004), 1, fixed(2048), fixed(512), per_client=400)
     prefill = predict("llama-3.1-8b", "h100-sxm", 2048, phase="prefill").time_s
     decode = predict("llama-3.1-8b", "h100-sxm", 2048 + 256).time_s
     assert found.ttft.mean == pytest.approx(0.004 + prefill, rel=0.01)

@@ -17,6 +17,7 @@ from costmodel.parallel.layout import Layout
 from costmodel.planning.benchmark_setups import speculative
 from costmodel.planning.engine_constants import CONSTANTS, LIBRARY_PRIORS, engine_constants, prior_constants
 from costmodel.planning.engine_settings import library_settings
+from costmodel.planning.serving_fit import fit_responses
 from costmodel.planning.serving_predictions import bounds, read_rows, replayed
 from costmodel.planning.serving_rows import ServingRow
 from costmodel.planning.step_times import HostTime
@@ -179,6 +180,41 @@ def test_a_disturbed_run_does_not_rule_the_fit() -> None:
     assert numpy.isfinite(fit_constants(unmeasured, known).constants("vllm", "h100-sxm")).all()
 
 
+def answers(library: str, model: str, ttft_s: float, hardware: str = "h100-sxm") -> list[Response]:
+    """Runs whose TTFT is what a front end adds to 20 ms."""
+    slope = numpy.zeros((2, len(CONSTANTS)))
+    slope[0, [constant.name for constant in CONSTANTS].index("front_end_s")] = 1.0
+    slope[1, 0] = 1.0
+    base = numpy.array([0.05, 0.01])
+    return [Response(library, hardware, model, base, slope, (ttft_s, 0.01))] * 20
+
+
+def test_front_ends_leave_their_prior_only_where_unseen_models_are_met_better() -> None:
+    agreed = fit_responses([one for name in "abc" for one in answers("vllm", name, 0.1)])
+    assert agreed.without["a"].constants("vllm")[5] > 0.06
+    # One model waits for seconds, which says nothing of the others.
+    apart = fit_responses(
+        [*answers("vllm", "a", 5.0), *(one for name in "bcde" for one in answers("vllm", name, 0.05))]
+    )
+    for name in "bcde":
+        assert apart.without[name].constants("vllm")[5] == pytest.approx(0.03, abs=0.005)
+
+
+def test_a_front_end_is_the_same_before_every_device() -> None:
+    runs = [*answers("vllm", "a", 0.1), *answers("vllm", "a", 0.06, "b200-sxm")]
+    found = fit_constants(runs, bounds())
+    here, there = (found.constants("vllm", hw) for hw in ("h100-sxm", "b200-sxm"))
+    assert here[5] == there[5] > 0.03
+
+
+def test_the_spread_weighs_models_not_runs() -> None:
+    few = [*answers("vllm", "a", 0.05), *answers("vllm", "b", 0.05), *answers("vllm", "c", 0.2)]
+    many = [*few, *answers("vllm", "a", 0.05), *answers("vllm", "b", 0.05)]
+    one, other = (fit_responses(runs).spreads[""]["ttft"] for runs in (few, many))
+    assert one == pytest.approx(other, rel=0.1)
+    assert one > 0.5
+
+
 SILICON = {
     "id": "x",
     "silicon_data_source": "source_file=2026-04-06.csv; silicon_concurrency=64; measured=2026-02-06T00:00:00.000Z",
@@ -227,9 +263,11 @@ def test_lengths_formats_and_settings_follow_the_publisher(tmp_path: Path) -> No
     own |= {"system": "h100_sxm", "gemm_quant_mode": "", "precision": "", "backend": "trtllm", "osl": "128"}
     nvidia, public = silicon(tmp_path, own, {})
     assert (public.inputs.kind, public.inputs.a, public.inputs.b, public.per_client) == ("uniform", 819, 1024, 10)
-    assert (nvidia.inputs.kind, nvidia.outputs.a, nvidia.per_client) == ("fixed", 128, 20)
+    assert (nvidia.inputs.kind, nvidia.outputs.a, nvidia.per_client) == ("fixed", 128, 10)
     assert public.settings.poll_iterations == 30
-    assert nvidia.settings == library_settings("trtllm")
+    # The generator of its deployments gives a chunk room for 512 sequences, a prompt and 1,500 tokens, in whole pages.
+    told = {"max_sequences": 512, "max_batched_tokens": 3040, "utilisation": 0.8}
+    assert nvidia.settings == library_settings("trtllm")._replace(**told)
     assert nvidia.settings.whole_prompts
     assert (public.formats.kv, nvidia.formats.kv) == ("fp8", None)
 

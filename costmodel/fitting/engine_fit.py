@@ -3,7 +3,8 @@
 Around a starting point, TTFT and TPOT of a run are nearly linear in the seconds that the host adds. A replay at that
 point and one for each direction give a `Response`; the fit then needs no further replay. Constants of a library on a
 device are a shared value plus a deviation of the library, one of the device, and one of both, each of which is drawn
-to zero, so that a library or device with few runs borrows from the others.
+to zero, so that a library or device with few runs borrows from the others. What no accelerator takes part in has no
+deviation of a device.
 
 Minimised is Σ ρ(ln(t̂/t)/σ) + Σ (deviation/s)², with the pseudo-Huber loss ρ of `least_squares`: a run that was
 disturbed counts by its absolute error.
@@ -46,7 +47,8 @@ class Response(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Priors, usual deviations and bounds of the constants; start: where slopes were taken."""
+    """Priors, usual deviations and bounds of the constants; start: where slopes were taken; of_device: 1 for those that
+    may differ between devices, else 0."""
 
     names: tuple[str, ...]
     prior: Callable[[str], Floats]
@@ -54,6 +56,7 @@ class Bounds(NamedTuple):
     low: Floats
     high: Floats
     start: Callable[[str], Floats]
+    of_device: Floats
 
 
 class Fitted(NamedTuple):
@@ -65,18 +68,19 @@ class Fitted(NamedTuple):
     def constants(self, library: str, hardware: str = "") -> Floats:
         """The constants of a library on a device."""
         found = self.bounds.prior(library).copy()
-        for key, scale in _keys(library, hardware):
+        for key, scale in _keys(library, hardware, self.bounds.of_device):
             if key in self.values:
                 found += scale * self.values[key] * self.bounds.deviation
         return numpy.clip(found, self.bounds.low, self.bounds.high)
 
 
-def _keys(library: str, hardware: str) -> list[tuple[tuple[str, ...], float]]:
+def _keys(library: str, hardware: str, of_device: Floats) -> list[tuple[tuple[str, ...], Floats]]:
+    everything = numpy.ones_like(of_device)
     return [
-        (("shared",), SHARED),
-        (("library", library), LIBRARY),
-        (("device", hardware), DEVICE),
-        (("both", library, hardware), BOTH),
+        (("shared",), SHARED * everything),
+        (("library", library), LIBRARY * everything),
+        (("device", hardware), DEVICE * of_device),
+        (("both", library, hardware), BOTH * of_device),
     ]
 
 
@@ -97,7 +101,7 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
     from scipy.optimize import least_squares
 
     pairs = [(one.library, one.hardware) for one in responses]
-    keys = sorted({key for pair in pairs for key, _ in _keys(*pair)})
+    keys = sorted({key for pair in pairs for key, _ in _keys(*pair, bounds.of_device)})
     place = {key: index for index, key in enumerate(keys)}
     counts: dict[tuple[str, str, str], int] = {}
     for one in responses:
@@ -106,9 +110,9 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
     weight = numpy.array(
         [min(1.0, MOST_RUNS / counts[one.library, one.hardware, one.model]) ** 0.5 for one in responses]
     )
-    mix = numpy.zeros((len(responses), len(keys)))
+    mix = numpy.zeros((len(responses), len(keys), len(bounds.names)))
     for row, pair in enumerate(pairs):
-        for key, scale in _keys(*pair):
+        for key, scale in _keys(*pair, bounds.of_device):
             mix[row, place[key]] = scale
     base = numpy.array([one.base for one in responses])
     slope = numpy.array([one.slope for one in responses])
@@ -123,7 +127,7 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
 
     def parts(flat: Floats) -> tuple[Floats, Floats]:
         """Each run's ln(predicted/measured) in units of what is usual, and its change with each constant."""
-        wanted = prior + (mix @ flat.reshape(len(keys), size)) * bounds.deviation
+        wanted = prior + numpy.einsum("rqk,qk->rk", mix, flat.reshape(len(keys), size)) * bounds.deviation
         constants = numpy.clip(wanted, bounds.low, bounds.high)
         seconds = base + numpy.einsum("rmk,rk->rm", slope, constants - start)
         held = numpy.maximum(seconds, least)
@@ -142,7 +146,7 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
         found = _robust(gaps)
         # d/dg of ±√(2(√(1 + g²) − 1)) = g/(√(1 + g²)·|ρ|), which is 1 at 0.
         tangent = numpy.where(numpy.abs(gaps) < 1e-6, 1.0, gaps / (root * numpy.where(found == 0, 1.0, found)))
-        by_key = numpy.einsum("rmk,rq,k->rmqk", change * tangent[:, :, None], mix, bounds.deviation)
+        by_key = numpy.einsum("rmk,rqk,k->rmqk", change * tangent[:, :, None], mix, bounds.deviation)
         return numpy.concatenate([by_key.reshape(-1, len(keys) * size), numpy.eye(len(keys) * size)])
 
     found = least_squares(residuals, numpy.zeros(len(keys) * size), jac=jacobian, max_nfev=100)

@@ -1,7 +1,8 @@
-"""How the servers of SemiAnalysis InferenceX were started: options that its exported rows do not name.
+"""How the servers of benchmarks were started: options that exported rows do not name.
 
-The repository publishes the script of every run. Restated here is what decides latencies: limits of sequences and
-tokens, cache formats, memory, how often a scheduler looks for requests, and which runs used speculative decoding.
+SemiAnalysis InferenceX publishes the script of every run, NVIDIA the generator of its own deployments. Restated here is
+what decides latencies: limits of sequences and tokens, cache formats, memory, how often a scheduler looks for requests,
+and which runs used speculative decoding.
 
 Source: SemiAnalysisAI/InferenceX, benchmarks/*.sh (70b_*, gptoss_*, dsr1_* for H100 and B200) and perf-changelog.yaml
 (pull requests 392, 594, 620, 626, 632 and 642 on multi-token prediction and its images).
@@ -9,6 +10,11 @@ Source: SemiAnalysisAI/InferenceX, benchmarks/*.sh (70b_*, gptoss_*, dsr1_* for 
 
 import re
 from typing import Any
+
+PER_CLIENT = 10
+"""Requests that each client sends, after 2 to warm up. Source: SemiAnalysisAI/InferenceX, benchmarks/benchmark_lib.sh;
+ai-dynamo/aiconfigurator, eval/benchmarks/genai_perf_runner.py. Its templates for AIPerf have 20 and 50; of the two
+models that NVIDIA measured itself, the runs of each are met better with 10."""
 
 CONCURRENT = 16
 """Clients from which SGLang's scheduler looks for requests every 30 iterations instead of every 10."""
@@ -38,8 +44,8 @@ def generated(library: str, input: int) -> Any:
 
 
 def _vllm(hw: str, clients: int) -> dict[str, Any]:
-    """max-num-batched-tokens 8192; max-num-seqs 512 on B200 and the clients' number on H100."""
-    return {"max_sequences": clients if hw == "h100-sxm" else 512, "max_batched_tokens": 8192}
+    """max-num-batched-tokens 8192, no-enable-prefix-caching; max-num-seqs 512 on B200, the clients' number on H100."""
+    return {"max_sequences": clients if hw == "h100-sxm" else 512, "max_batched_tokens": 8192, "chunk_pages": True}
 
 
 def _sglang(weights: str, gpus: int, clients: int) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class Settings(NamedTuple):
     gather_iterations: int = 0
     gather_tokens: int = 0
     ahead: bool = False
+    chunk_pages: bool = False
 
     def checked(self) -> "Settings":
         """These settings. Raises BadInput for those that no engine could have."""
@@ -234,6 +235,7 @@ def engine(served: Served, layout: Layout, settings: Settings = DEFAULTS, pricin
         gather_iterations=settings.gather_iterations,
         gather_tokens=settings.gather_tokens,
         ahead=settings.ahead,
+        chunk_pages=settings.chunk_pages,
     )
 
 

@@ -28,6 +28,8 @@ class Engine(NamedTuple):
 
     ahead: an iteration is scheduled while the one before it runs, so that a request which comes meanwhile joins the one
     after that.
+
+    chunk_pages: pages of a prompt are taken chunk by chunk, and no prefix cache finds what was given back.
     """
 
     times: StepTimes
@@ -45,6 +47,7 @@ class Engine(NamedTuple):
     gather_iterations: int = 0
     gather_tokens: int = 0
     ahead: bool = False
+    chunk_pages: bool = False
 
     @property
     def pace(self) -> float:
@@ -67,7 +70,8 @@ class Engine(NamedTuple):
 
 
 class Sequence:
-    """A request on its way. target: tokens to prefill, done: those prefilled, left: tokens that it has yet to get."""
+    """A request on its way. target: tokens to prefill, done: those prefilled, held: those that have pages, left: tokens
+    that it has yet to get."""
 
     __slots__ = (
         "cached",
@@ -75,6 +79,7 @@ class Sequence:
         "done",
         "finish",
         "first_s",
+        "held",
         "index",
         "last_s",
         "left",
@@ -90,7 +95,7 @@ class Sequence:
     def __init__(self, request: Request, index: int, sent_s: float) -> None:
         self.request, self.index, self.sent_s = request, index, sent_s
         self.target, self.left = request.input, request.output
-        self.done = self.cached = self.order = self.slot = self.dial = self.start = 0
+        self.done = self.cached = self.held = self.order = self.slot = self.dial = self.start = 0
         self.finish = -1
         self.reserved = 0.0
         self.first_s = self.last_s = -1.0

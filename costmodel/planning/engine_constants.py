@@ -33,7 +33,8 @@ from costmodel.planning.step_times import HostTime
 
 
 class Constant(NamedTuple):
-    """One constant: its prior value and how far from it is usual (one standard deviation), its bounds, its meaning."""
+    """One constant: its prior value and how far from it is usual (one standard deviation), its bounds, its meaning,
+    and whether it may differ between devices."""
 
     name: str
     prior: float
@@ -41,6 +42,7 @@ class Constant(NamedTuple):
     low: float
     high: float
     meaning: str
+    of_device: bool = True
 
 
 CONSTANTS = (
@@ -50,7 +52,7 @@ CONSTANTS = (
     Constant("product_s", -2e-6, 1e-6, -1e-5, 1e-5, "a product with quantised activations, beside its measurement"),
     Constant("sequence_s", 5e-6, 5e-6, 0.0, 2e-4, "a sequence that gets a token: detokenizing, streaming"),
     Constant(
-        "front_end_s", 3e-2, 2e-2, 0.0, 0.5, "how much later a client has its first token: HTTP, tokenizer, stream"
+        "front_end_s", 3e-2, 2e-2, 0.0, 0.5, "on the way from client to queue and back: HTTP, tokenizer, stream", False
     ),
 )
 """The constants of an engine, seconds each. Priors are what launching a kernel (5 µs), a trip between processes (0.1 to

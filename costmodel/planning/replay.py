@@ -26,8 +26,9 @@ class Deployment(NamedTuple):
 
     replicas of `engine`; or, with `prefill` given, that many engines that prefill and `replicas` of `engine` that
     decode, with caches sent at link_bandwidth bytes per second (one transfer at a time from each) after link_s seconds.
-    front_end_s: on the way between a client and the engine's queue, both ways together; it passes between an answer's
-    last token and the engine's sight of the client's next request, too. devices: accelerators of all engines together.
+    front_end_s: on the way between a client and the engine's queue, both ways together, on average; each request draws
+    its own (exponential). It passes between an answer's last token and the engine's sight of the client's next request,
+    too. devices: accelerators of all engines together.
     """
 
     engine: Engine
@@ -64,7 +65,7 @@ def replay(
     for name, count in zip(("replicas", "prefill replicas", "clients"), counts, strict=True):
         if count is not None and not 1 <= count <= 100_000:
             raise BadInput(f"{name} {count} is outside 1 to 100000")
-    run = _Run(deployment, iter(requests), clients, Measures(level, warmup), timeline, random.Random(seed), progress)
+    run = _Run(deployment, iter(requests), clients, Measures(level, warmup), timeline, seed, progress)
     return run.finish()
 
 
@@ -76,7 +77,7 @@ class _Run:
         clients: int | None,
         measures: Measures,
         timeline: Timeline | None,
-        generator: random.Random,
+        seed: int,
         progress: Callable[[int], None] | None,
     ) -> None:
         self.deployment, self.requests, self.clients = deployment, requests, clients
@@ -86,6 +87,9 @@ class _Run:
         self.touched: dict[Replica, None] = {}
         self.links: dict[Replica, float] = {}
         self.turns: dict[str, int] = {"front": 0, "decode": 0}
+        self.ways = random.Random(seed)
+
+        generator = random.Random(seed)
 
         def engines(engine: Engine, count: int, role: str) -> list[Replica]:
             return [Replica(engine, self, measures.itl, generator, role) for _ in range(count)]
@@ -129,23 +133,28 @@ class _Run:
         request = next(self.requests, None)
         if request is None:
             return
-        sent = request.arrival_s if self.clients is None else now
-        sequence = Sequence(request, self.sent, sent)
+        sequence = Sequence(request, self.sent, now if self.clients is not None else request.arrival_s)
         self.sent += 1
-        # Tokens reach the client later too. On its clock, set back by that, the whole way lies before the queue.
-        arrives = sent + self.deployment.front_end_s
-        if self.clients is not None and arrives == now:
-            self._arrive(sequence)
+        if self.clients is not None:
+            self._send(sequence)
         else:
-            self._push(arrives, self._arrive, sequence)
+            self._push(sequence.sent_s, self._send, sequence)
 
-    def _arrive(self, sequence: Sequence) -> None:
+    def _send(self, sequence: Sequence) -> None:
         if self.clients is None:
             self._next(self.now)
             in_flight = sum(replica.load for replica in self.replicas)
             line = sum(replica.line for replica in self.replicas)
             self.measures.arrived(sequence, line, in_flight)
             self.measures.gave_up = line > MOST_WAITING
+        # Tokens reach the client later too. On its clock, set back by that, the whole way lies before the queue.
+        if self.deployment.front_end_s:
+            way = self.deployment.front_end_s * self.ways.expovariate(1.0)
+            self._push(self.now + way, self._arrive, sequence)
+        else:
+            self._arrive(sequence)
+
+    def _arrive(self, sequence: Sequence) -> None:
         self._submit(self._route(self.front, "front"), sequence)
 
     def _route(self, replicas: list[Replica], side: str) -> Replica:

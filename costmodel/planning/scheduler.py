@@ -3,8 +3,12 @@
 An iteration first advances every decoding sequence, then fills the budget with chunks of prompts that are under way,
 then with those of waiting requests, first come first served, as long as a place and pages for the prompt are free.
 When the pages of the next iteration are missing, the sequence admitted last gives all of its own back and computes its
-tokens again later. Source: vllm-project/vllm, vllm/v1/core/sched/scheduler.py (there, pages of a prompt are taken chunk
-by chunk). Engines that do not mix run the prompts alone, while decoding sequences wait.
+tokens again later. Engines that do not mix run the prompts alone, while decoding sequences wait.
+
+Where pages of a prompt are taken chunk by chunk, a request starts when its first chunk has pages, and so does one that
+has just lost its own: where memory is short it comes and goes, and computes its tokens over and over. An iteration that
+took pages away starts none. Source: vllm-project/vllm, vllm/v1/core/sched/scheduler.py. With its prefix cache, which
+finds what was just given back, vLLM computes as little again as an engine that waits for pages of the whole prompt.
 
 While no prompt is under way, nothing changes from iteration to iteration but the context: so many iterations as have
 no event between them (a completion, a missing page, the next node of the time table) pass at once, in closed form.
@@ -47,6 +51,8 @@ class Replica:
         self.looked = 0
         """Iteration at which it did."""
         self.gathering_since: int | None = None
+        self.took_away = False
+        """Whether this iteration's pages were another sequence's."""
         self.prefilling: list[Sequence] = []
         self.active: dict[int, Sequence] = {}
         self.finishes: list[tuple[int, int, Sequence]] = []
@@ -99,21 +105,27 @@ class Replica:
         return request.input if self.role == "prefill" else request.input + request.output
 
     def _fits(self, sequence: Sequence) -> bool:
-        """Whether there is a place, and pages for the sequence's next token beside those that the others need."""
+        """Whether there is a place, and pages for the sequence's next token beside those that the others need.
+
+        Where pages are taken chunk by chunk: pages for its first chunk.
+        """
         if len(self.active) >= self.engine.max_sequences:
             return False
         tokens = min(sequence.target + self.engine.times.new_tokens, self._longest(sequence))
+        if self.engine.chunk_pages:
+            tokens = min(tokens, sequence.cached + self._budget())
         used = self.pages.used + self.pages.needed(1)
         return used + self.pages.pages(tokens) + sequence.reserved <= self.pages.capacity
 
     def begin_span(self, now: float) -> float | None:
         """Decide what runs next. When it ends, None when there is nothing to do."""
+        self.took_away = False
         while self.decoding and not self.pages.possible(1):
             self._preempt(now)
         if self.looks:
             self._look()
         if self.prefilling or (self.waiting and not self._gathers()):
-            self.chunks = self._schedule()
+            self.chunks = self._schedule(now)
         if not self.chunks and not self.decoding:
             return None
         times, n = self.engine.times, self.decoding
@@ -134,7 +146,7 @@ class Replica:
         iterations = self.finishes[0][0] - self.iteration
         if j + 2 < len(nodes):
             iterations = min(iterations, int((nodes[j + 1] - context) / self.pace) + 1)
-        if self.seen:
+        if self.seen or (self.engine.chunk_pages and self.took_away):
             iterations = 1
         elif self.unseen:
             iterations = min(iterations, self._until_look(1))
@@ -197,24 +209,32 @@ class Replica:
                 self.iterations, self.seconds = count, self._passed(count)
         return self.begin + self.seconds
 
-    def _schedule(self) -> list[tuple[Sequence, int]]:
+    def _budget(self) -> int:
+        """Tokens of prompts that an iteration has room for."""
+        decoded = self.decoding * self.engine.times.new_tokens if self.engine.mixed else 0
+        return self.engine.max_batched_tokens - decoded
+
+    def _schedule(self, now: float) -> list[tuple[Sequence, int]]:
         """The chunks of prompts of the next iteration."""
         engine = self.engine
-        budget = engine.max_batched_tokens
-        if engine.mixed:
-            budget -= self.decoding * engine.times.new_tokens
+        budget = self._budget()
         chunks = []
-        for sequence in self.prefilling:
-            if budget <= 0:
-                break
+        for sequence in list(self.prefilling):
             size = min(budget, sequence.target - sequence.done)
+            if size <= 0 or not self._extend(sequence, size, now):
+                break
             chunks.append((sequence, size))
             budget -= size
+        if engine.chunk_pages and self.took_away:
+            return chunks
         while self.waiting and budget > 0 and self._fits(self.waiting[0]):
             if engine.whole_prompts and chunks and budget < self.waiting[0].target - self.waiting[0].cached:
                 break
             sequence = self.waiting.popleft()
-            self.pages.used += self.pages.pages(sequence.target) + sequence.reserved
+            sequence.held = sequence.target
+            if engine.chunk_pages and sequence.done < sequence.target:
+                sequence.held = min(sequence.target, sequence.cached + budget)
+            self.pages.used += self.pages.pages(sequence.held) + sequence.reserved
             self.admitted += 1
             sequence.order = self.admitted
             self.active[sequence.order] = sequence
@@ -228,6 +248,21 @@ class Replica:
             chunks.append((sequence, size))
             budget -= size
         return chunks
+
+    def _extend(self, sequence: Sequence, size: int, now: float) -> bool:
+        """Take pages for the next chunk of a prompt, if need be from those admitted last. Whether it has them."""
+        wanted = sequence.done + size
+        if wanted <= sequence.held:
+            return True
+        more = self.pages.pages(wanted) - self.pages.pages(sequence.held)
+        while self.pages.used + self.pages.needed(1) + more > self.pages.capacity:
+            last = self.active[next(reversed(self.active))]
+            self._preempt(now)
+            if last is sequence:
+                return False
+        self.pages.used += more
+        sequence.held = wanted
+        return True
 
     def end_span(self, now: float) -> None:
         """What was decided has happened: tokens go to clients, places and pages become free."""
@@ -325,13 +360,14 @@ class Replica:
 
     def release(self, sequence: Sequence) -> None:
         """The pages of a prompt are free again, and its place."""
-        self.pages.used -= self.pages.pages(sequence.target) + sequence.reserved
+        self.pages.used -= self.pages.pages(sequence.held) + sequence.reserved
         del self.active[sequence.order]
 
     def _preempt(self, now: float) -> None:
         """The sequence admitted last starts over, with its tokens so far as the prompt."""
         sequence = self.active[next(reversed(self.active))]
         self.preemptions += 1
+        self.took_away = True
         if sequence.finish < 0:
             self.recomputed += sequence.done - sequence.cached
             self.release(sequence)

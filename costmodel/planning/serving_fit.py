@@ -2,11 +2,11 @@
 
 Besides the fit to all runs there is one without each model, which is what `validate --serving` scores that model with.
 How far predictions are off is measured in the same way, one level down: of all fits without two models, the errors on
-the second one say what to expect of the first.
+the second one say what to expect of the first. So is how far front ends may leave their prior: as far as fits without
+one more model meet its times to the first token best.
 """
 
 import datetime
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ from costmodel.timing import Z80
 
 FEWEST_RUNS = 2
 MOST_RUNS, MOST_CLIENTS = 30, 128
-FEWEST_ERRORS = 40
-"""Errors of a library on unseen models from which it has a spread of its own."""
+SHARES = (1.0, 0.5, 0.25, 0.0)
+"""Of the usual deviation of `front_end_s` from its prior, that fits may use."""
 
 Spread = dict[str, float]
 
@@ -31,19 +31,18 @@ Spread = dict[str, float]
 class Error(NamedTuple):
     """ln(predicted/measured) of a run's latencies, NaN where one was not measured."""
 
-    library: str
     ttft: float
     tpot: float
 
 
 class ServingFit(NamedTuple):
-    """The fit to all runs, those without each model, and how far each is off on unseen models, by library."""
+    """The fit to all runs, those without each model, and how far each is off on unseen models."""
 
     responses: tuple[Response, ...]
     refused: tuple[tuple[ServingRow, str], ...]
     whole: Fitted
     without: Mapping[str, Fitted]
-    spreads: Mapping[str, Mapping[str, Spread]]
+    spreads: Mapping[str, Spread]
 
 
 def fit_rows(
@@ -82,22 +81,58 @@ def chosen(rows: Sequence[ServingRow]) -> list[ServingRow]:
 
 def fit_responses(found: Sequence[Response], refused: Iterable[tuple[ServingRow, str]] = ()) -> ServingFit:
     """The fits, from what replays said of each run."""
-    models = sorted({one.model for one in found})
-    fits: dict[frozenset[str], Fitted] = {frozenset(): fit_constants(found, bounds())}
-    for left_out in [(model,) for model in models] + list(itertools.combinations(models, 2)):
-        rest = [one for one in found if one.model not in left_out]
-        if len(rest) >= FEWEST_RUNS:
-            fits[frozenset(left_out)] = fit_constants(rest, bounds())
+    fits = _Fits(found)
+    models = fits.models
 
     def unseen(model: str, without: frozenset[str]) -> list[Error]:
-        return _errors(fits[without], found, model) if without in fits else []
+        return _errors(fits.best(without), found, model) if fits.enough(without) else []
 
-    spreads = {"": _spreads(error for model in models for error in unseen(model, frozenset({model})))}
+    spreads = {"": _spreads(unseen(model, frozenset({model})) for model in models)}
     for model in models:
         others = [other for other in models if other != model]
-        spreads[model] = _spreads(error for other in others for error in unseen(other, frozenset({model, other})))
-    without = {model: fits[frozenset({model})] for model in models if frozenset({model}) in fits}
-    return ServingFit(tuple(found), tuple(refused), fits[frozenset()], without, spreads)
+        spreads[model] = _spreads(unseen(other, frozenset({model, other})) for other in others)
+    without = {model: fits.best(frozenset({model})) for model in models if fits.enough(frozenset({model}))}
+    return ServingFit(tuple(found), tuple(refused), fits.best(frozenset()), without, spreads)
+
+
+class _Fits:
+    """Fits without some models and with front ends kept to a share of their usual deviation, made when asked for."""
+
+    def __init__(self, found: Sequence[Response]) -> None:
+        self.found, self.models = found, sorted({one.model for one in found})
+        self.known: dict[tuple[frozenset[str], float], Fitted] = {}
+
+    def rest(self, without: frozenset[str]) -> list[Response]:
+        """The runs of other models."""
+        return [one for one in self.found if one.model not in without]
+
+    def enough(self, without: frozenset[str]) -> bool:
+        """Whether there is something to fit."""
+        return len(self.rest(without)) >= FEWEST_RUNS
+
+    def best(self, without: frozenset[str]) -> Fitted:
+        """The fit with the share that meets models best which it has not seen, of those it may see."""
+        return self.at(without, min(SHARES, key=lambda share: self._off(without, share)))
+
+    def at(self, without: frozenset[str], share: float) -> Fitted:
+        """The fit with this share."""
+        key = without, share
+        if key not in self.known:
+            kept = bounds()
+            narrowed = numpy.array([share if name == "front_end_s" else 1.0 for name in NAMES])
+            self.known[key] = fit_constants(self.rest(without), kept._replace(deviation=kept.deviation * narrowed))
+        return self.known[key]
+
+    def _off(self, without: frozenset[str], share: float) -> float:
+        """Mean |ln(predicted/measured)| of TTFT on models left out once more; 0 where none can be."""
+        gaps = [
+            abs(error.ttft)
+            for model in self.models
+            if model not in without and self.enough(without | {model})
+            for error in _errors(self.at(without | {model}, share), self.found, model)
+            if not math.isnan(error.ttft)
+        ]
+        return sum(gaps) / len(gaps) if gaps else 0.0
 
 
 def _errors(fit: Fitted, found: Sequence[Response], model: str) -> list[Error]:
@@ -106,22 +141,21 @@ def _errors(fit: Fitted, found: Sequence[Response], model: str) -> list[Error]:
         if one.model == model:
             seconds = predicted(one, fit.constants(one.library, one.hardware), fit.bounds.start(one.library))
             gaps = numpy.log(seconds) - numpy.log(numpy.array(one.measured))
-            rows.append(Error(one.library, float(gaps[0]), float(gaps[1])))
+            rows.append(Error(float(gaps[0]), float(gaps[1])))
     return rows
 
 
-def _spreads(errors: Iterable[Error]) -> dict[str, Spread]:
-    """Standard deviations whose 80 % interval holds 80 % of the errors: of all, and of libraries with enough."""
-    rows = list(errors)
-    groups = {"": rows} | {name: [row for row in rows if row.library == name] for name in {row.library for row in rows}}
-    found: dict[str, Spread] = {}
-    for name, group in groups.items():
-        if name and len(group) < FEWEST_ERRORS:
-            continue
-        for metric, gaps in (("ttft", [row.ttft for row in group]), ("tpot", [row.tpot for row in group])):
-            known = [abs(gap) for gap in gaps if not math.isnan(gap)]
-            if known:
-                found.setdefault(name, {})[metric] = float(numpy.quantile(known, 0.8)) / Z80
+def _spreads(errors: Iterable[Sequence[Error]]) -> Spread:
+    """Standard deviations whose 80 % interval holds 80 % of the errors, given by model: each weighs the same, as the
+    next one will be another draw of a model, however many runs the known ones have."""
+    groups = [rows for rows in errors if rows]
+    found: Spread = {}
+    for index, metric in ((0, "ttft"), (1, "tpot")):
+        known = [[abs(row[index]) for row in rows if not math.isnan(row[index])] for rows in groups]
+        gaps = sorted((gap, 1.0 / len(rows)) for rows in known for gap in rows)
+        if gaps:
+            shares = numpy.cumsum([weight for _, weight in gaps])
+            found[metric] = gaps[int(numpy.searchsorted(shares, 0.8 * shares[-1]))][0] / Z80
     return found
 
 
@@ -132,11 +166,8 @@ def constants_document(fit: ServingFit, library: str, told: Mapping[str, str]) -
     for one in of_library:
         counts[one.model] = counts.get(one.model, 0) + 1
     head = {"schema": 1, "id": f"engines/{library}", "library": library, "date": datetime.date.today().isoformat()}
-    whole = _constants(fit.whole, fit.spreads[""], library, of_library)
-    without = {
-        model: _constants(found, fit.spreads[model], library, [one for one in of_library if one.model != model])
-        for model, found in fit.without.items()
-    }
+    whole = _constants(fit.whole, fit.spreads[""], library)
+    without = {model: _constants(found, fit.spreads[model], library) for model, found in fit.without.items()}
     return {
         **head,
         **{name: text for name, text in told.items() if text},
@@ -147,9 +178,8 @@ def constants_document(fit: ServingFit, library: str, told: Mapping[str, str]) -
     }
 
 
-def _constants(fit: Fitted, spreads: Mapping[str, Spread], library: str, runs: Iterable[Response]) -> dict[str, Any]:
+def _constants(fit: Fitted, spread: Spread, library: str) -> dict[str, Any]:
     devices = sorted(key[1] for key in fit.values if key[0] == "device")
-    spread = spreads.get(library, spreads.get(""))
     return {
         "constants": _named(fit, library, ""),
         "devices": {device: _named(fit, library, device) for device in devices},

@@ -25,8 +25,8 @@ from costmodel.prediction import loaded, make_precision
 from costmodel.timing import roofline, total_seconds
 
 NAMES = tuple(constant.name for constant in CONSTANTS)
-FINE, LONG = 3e-6, 2e-4
-"""Steps of a finite difference: of seconds per sequence, and per iteration."""
+FINE, LONG, FRONT = 3e-6, 2e-4, 2e-2
+"""Steps of a finite difference: of seconds per sequence, per iteration, and on the way of a request."""
 
 
 def read_rows(path: Path) -> list[ServingRow]:
@@ -50,6 +50,7 @@ def bounds() -> Bounds:
         numpy.array([constant.low for constant in CONSTANTS]),
         numpy.array([constant.high for constant in CONSTANTS]),
         prior,
+        numpy.array([float(constant.of_device) for constant in CONSTANTS]),
     )
 
 
@@ -111,8 +112,8 @@ def response(row: ServingRow) -> Response:
     base = numpy.array(replayed(row, host_time(start)))
     of_host = (numpy.array(replayed(row, _more(start, "step_s", LONG))) - base) / LONG
     of_sequence = (numpy.array(replayed(row, _more(start, "sequence_s", FINE))) - base) / FINE
-    # The front end adds to the first token alone, so that the others follow it sooner.
-    slopes = {"sequence_s": of_sequence, "front_end_s": numpy.array([1.0, -1.0 / max(row.outputs.mean - 1.0, 1.0)])}
+    of_front = (numpy.array(replayed(row, _more(start, "front_end_s", FRONT))) - base) / FRONT
+    slopes = {"sequence_s": of_sequence, "front_end_s": of_front}
     for name in NAMES:
         if name not in slopes:
             slopes[name] = of_host * per_iteration(_served(row), row.layout, name)

@@ -6,10 +6,10 @@
   checkpoint whose attention stays in 16 bit; of others, all products.
 - Disaggregated rows without worker counts cannot be predicted. Rows that the publisher ran with speculative decoding,
   which no column says, are flagged.
-- InferenceX draws lengths uniformly from [0.8·len, len] and sends 10 requests per client; NVIDIA's own runs have
-  nominal lengths and 20 per client. Both start all clients at once.
+- InferenceX draws lengths uniformly from [0.8·len, len]; NVIDIA's own runs have nominal lengths. Both start all clients
+  at once, and send 10 requests per client.
 
-Source: ai-dynamo/aiconfigurator, systems/silicon_sample.csv; SemiAnalysisAI/InferenceX; NVIDIA AIPerf.
+Source: ai-dynamo/aiconfigurator, systems/silicon_sample.csv; SemiAnalysisAI/InferenceX, benchmarks/benchmark_lib.sh.
 """
 
 import math
@@ -82,7 +82,7 @@ def _row(line: int, entry: Entry) -> ServingRow:
         clients=clients,
         inputs=_lengths(lengths[0], public),
         outputs=_lengths(lengths[1], public),
-        per_client=10 if public else 20,
+        per_client=benchmark_setups.PER_CLIENT,
         settings=changed(library_settings(library), given),
         ttft_s=_milliseconds(entry, MARK),
         tpot_s=_milliseconds(entry, "silicon_tpot_ms"),

@@ -46,8 +46,8 @@ class HostTime(NamedTuple):
     step_s, layer_s, moe_layer_s: to every iteration, for every layer of it, and more for a layer of experts.
     product_s: to every product with quantised activations; below 0 where serving fuses a quantisation that the
     kernels' measurements ran on its own. sequence_s: for every sequence that gets a token (sampling, detokenizing,
-    streaming). front_end_s: how much later a client sees its first token (HTTP, tokenizer, processes, the first piece
-    of a stream); nothing else waits for it.
+    streaming). front_end_s: on the way between a client and the queue, there and back (HTTP, tokenizer, processes,
+    stream); the engine's iterations do not wait for it, but each client's next request does.
     """
 
     step_s: float = 0.0
