@@ -35,7 +35,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from costmodel.algebra import Quantity, log2, maximum
 from costmodel.hardware import Hardware, load_hardware
@@ -43,6 +43,9 @@ from costmodel.kernels.base import Form, Kernel
 from costmodel.kernels.processor import PROCESSOR, for_device
 from costmodel.loading import Problems, available, data_folder, parse_mapping, read_text, user_folder
 from costmodel.transfers import ANY_FAMILY, transfer_spreads
+
+if TYPE_CHECKING:
+    from costmodel.fallback import Elsewhere
 
 BASES = ("table", "fitted", "extrapolated", "transferred", "prior")
 """From strongest to weakest."""
@@ -79,6 +82,8 @@ ENTRY = (
 SEPARATOR = "\n---\n"
 
 
+TENSOR = "tensor_efficiency"
+"""The parameter that is a share of a matrix engine's peak."""
 REPEATABLE = 0.01
 """Spread of repeated measurements: doubted all the same where a covariance alone explains what a fit missed."""
 LEAST_MOVED = 1e-3
@@ -93,6 +98,7 @@ class Fit(NamedTuple):
     the measured kernels (`Kernel.length`; None in files that do not say), None for priors. host_s: seconds of host time
     that an eager benchmark of the kernel could not hide, 0 where launches were captured; no part of the device time.
     occupancy: thread blocks of the measured kernel that share a unit, as its compiler says; 0: what the grid says.
+    origin: where the parameters come from that the calibration in use does not hold; "" for its own.
     """
 
     key: tuple[str, str, str]
@@ -108,6 +114,7 @@ class Fit(NamedTuple):
     kernel: str = ""
     host_s: float = 0.0
     occupancy: int = 0
+    origin: str = ""
 
     def octaves_outside(self, kernel: Kernel) -> Any:
         """How far the kernel's FLOPs, bytes or length, whichever is farthest, lie from the measured ones, in powers of
@@ -177,7 +184,9 @@ class Calibration(NamedTuple):
     entries: the documents of each family, as text until they are asked for; read_ keeps what was read. slower: clock
     of the measured device over that of this one, by which a relative's seconds are stretched (None: the device's own).
     source: the library's name of the kernel to prefer where there are several ("" takes the library's default).
+    busier: what a unit's matrix engine does per clock, of this device over the measured one.
     missed: for a relative of another generation, by family, what its parameters were found to miss of ln(time).
+    beyond: where the parameters of kernels are looked for that none of the entries is for.
     """
 
     id: str | None = None
@@ -185,41 +194,71 @@ class Calibration(NamedTuple):
     hardware: str = ""
     entries: Mapping[str, tuple[Document, ...]] = MappingProxyType({})
     slower: float | None = None
+    busier: float = 1.0
     place: str = ""
     source: str = ""
     missed: Mapping[str, float] = MappingProxyType({})
+    beyond: "Elsewhere | None" = None
     read_: dict[Document, Fit] = {}  # noqa: RUF012  # the prior has no entries and never fills it
 
     def fits(self, form: Form) -> tuple[Fit, ...]:
         """Every fit of a family, in the order of the file. Raises BadInput for the first entry with a problem."""
-        return tuple(self._read(document, form) for document in self.entries.get(form.family, ()))
+        return tuple(self.read(document, form) for document in self.entries.get(form.family, ()))
 
-    def _read(self, document: Document, form: Form) -> Fit:
+    def read(self, document: Document, form: Form) -> Fit:
+        """The fit of one entry."""
         if document not in self.read_:
             known = for_device(form, self.hardware)
             missed = self.missed.get(form.family, self.missed.get(ANY_FAMILY))
-            self.read_[document] = read_entry(self.place, document.text, known, self.slower, missed)
+            self.read_[document] = read_entry(self.place, document.text, known, self.slower, missed, self.busier)
         return self.read_[document]
 
     def fit(self, kernel: Kernel) -> Fit:
+        """The fit of a kernel: of this calibration, else what others say of it, else the prior."""
+        found = self.own_fit(kernel, strict=self.beyond is not None)
+        if found is None and self.beyond is not None:
+            found = self.beyond.fit(kernel)
+        return prior_fit(kernel.form) if found is None else found
+
+    def own_fit(self, kernel: Kernel, strict: bool = False) -> Fit | None:
         """The fit of a kernel's instance inside its module, else anywhere, else of a less special instance (the name
-        without what follows its last hyphen), at last of its family, or of one that is like it; else the prior."""
+        without what follows its last hyphen), at last of its family, or of one that is like it; None where no entry
+        is for it. strict: of families whose instances begin with a mechanism, what another one's kernels share is for
+        none but its own."""
         documents = self.entries.get(kernel.family, ())
         instance = kernel.instance
         while documents:
             for key in ((kernel.family, instance, kernel.module), (kernel.family, instance, "")):
                 found = [document for document in documents if document.key == key]
+                if strict and kernel.form.by_mechanism and not (instance or key[2]):
+                    found = [each for each in found if self.mechanism_of(each) == _mechanism(kernel.instance)]
                 if found:
                     preferred = next((each for each in found if each.kernel == self.source), found[0])
-                    fit = self._read(preferred, kernel.form)
+                    fit = self.read(preferred, kernel.form)
                     return fit.for_another() if self.hardware == PROCESSOR and kernel.instance and not instance else fit
             if not instance:
                 break
             instance = instance.rpartition("-")[0]
         like = kernel.form.like
         if like is not None and like.family in self.entries:
-            return self.fit(kernel._replace(form=like)).for_another()
-        return prior_fit(kernel.form)
+            found_like = self.own_fit(kernel._replace(form=like), strict)
+            return None if found_like is None else found_like.for_another()
+        return None
+
+    def mechanism_of(self, document: Document) -> str:
+        """The mechanism that an entry's kernel runs: of its module, else by what was measured of the same kernel; ""
+        where nothing tells."""
+        family, instance, module = document.key
+        if module:
+            return module.rpartition("-")[0]
+        same = [each for each in self.entries[family] if each.kernel == document.kernel]
+        names = {_mechanism(name) for name in (instance, *(each.key[1] for each in same)) if name}
+        return names.pop() if len(names) == 1 else ""
+
+
+def _mechanism(instance: str) -> str:
+    """The mechanism at the beginning of an instance's name."""
+    return instance.partition("-")[0]
 
 
 PRIOR = Calibration()
@@ -236,14 +275,12 @@ def from_fits(fits: Iterable[Fit], id: str | None = None, library: str = "", har
     return Calibration(id, library, hardware, entries=entries, read_=read)
 
 
-def read_calibration(
-    path: Path, slower: float | None = None, missed: Mapping[str, float] = MappingProxyType({})
-) -> Calibration:
+def read_calibration(path: Path) -> Calibration:
     """A calibration file: its header, and its entries as text. Raises BadInput with every problem found."""
-    return parse_calibration(read_text(path), path, slower)._replace(missed=missed)
+    return parse_calibration(read_text(path), path)
 
 
-def parse_calibration(text: str, path: Path, slower: float | None = None) -> Calibration:
+def parse_calibration(text: str, path: Path) -> Calibration:
     """The calibration that a file's text holds."""
     header, *texts = text.split(SEPARATOR)
     raw = parse_mapping(header, path)
@@ -261,7 +298,6 @@ def parse_calibration(text: str, path: Path, slower: float | None = None) -> Cal
         library=str(raw.get("library") or path.stem),
         hardware=str(raw.get("hardware")),
         entries={family: tuple(found) for family, found in entries.items()},
-        slower=slower,
         place=str(path),
         read_={},
     )
@@ -287,13 +323,16 @@ def check_calibration(calibration: Calibration, forms: Mapping[str, Form]) -> No
         calibration.fits(forms[family])
 
 
-def read_entry(place: str, text: str, form: Form, slower: float | None = None, missed: float | None = None) -> Fit:
-    """One document of a calibration (slower, missed: see `Calibration`). Raises BadInput with every problem found."""
+def read_entry(
+    place: str, text: str, form: Form, slower: float | None = None, missed: float | None = None, busier: float = 1.0
+) -> Fit:
+    """One document of a calibration (slower, missed, busier: see `Calibration`). Raises BadInput with every problem."""
     entry = parse_mapping(text, Path(place))
     problems = Problems(place)
     where = "/".join([form.family, *(str(entry[key]) for key in ("instance", "module") if entry.get(key))])
     problems.unknown_keys(entry, ENTRY, where)
     declared = {parameter.name: parameter for parameter in form.parameters}
+    clocked = TENSOR if form.clocked and busier != 1.0 else None
     given = problems.mapping(entry.get("parameters"), f"{where}.parameters")
     problems.unknown_keys(given, [*declared, *form.elsewhere], f"{where}.parameters")
     values = {name: parameter.prior for name, parameter in declared.items()}
@@ -304,7 +343,8 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None, m
                 problems.add(f"{where}.parameters.{name}: {str(value)[:40]} is outside {low:g} to {high:g}")
                 continue
             stretch = slower if slower and declared[name].unit == "s" else 1.0
-            values[name] = min(max(float(value) * stretch, low), high)
+            moved = share_of_peak(float(value), busier) if name == clocked else float(value) * stretch
+            values[name] = min(max(moved, low), high)
     factor = _cholesky(_triangle(entry.get("covariance")), len(given))
     if factor is None:
         problems.add(f"{where}.covariance: not the lower triangle of a positive {len(given)} × {len(given)} matrix")
@@ -328,11 +368,16 @@ def read_entry(place: str, text: str, form: Form, slower: float | None = None, m
     assert factor is not None
     widen = 1.0 if slower is None or missed is not None else TRANSFER_SPREAD
     names = list(given)
+    steps = {name: widen * (busier * values[name] / float(given[name]) if name == clocked else 1.0) for name in names}
     return Fit(
         key=(form.family, str(entry.get("instance") or ""), str(entry.get("module") or "")),
         values=values,
         columns=tuple(
-            {names[row]: factor[row][column] * widen for row in range(column, len(names)) if names[row] in declared}
+            {
+                names[row]: factor[row][column] * steps[names[row]]
+                for row in range(column, len(names))
+                if names[row] in declared
+            }
             for column in range(len(names))
             if max(abs(factor[row][column]) for row in range(column, len(names))) >= LEAST_MOVED
         ),
@@ -390,7 +435,14 @@ def find_calibration(hardware: Hardware, library: str | None) -> Calibration:
         from costmodel.errors import unknown
 
         raise unknown(f"library for {hardware.name}", library, [*libraries(hardware.name), "prior"])
-    return found
+    return found if found.id is None else with_others(found, hardware)
+
+
+def with_others(calibration: Calibration, hardware: Hardware) -> Calibration:
+    """The calibration of a device, with all others beyond it."""
+    from costmodel.fallback import Elsewhere
+
+    return calibration._replace(beyond=Elsewhere(hardware, calibration.library, calibration.place))
 
 
 def own_calibration(hardware: Hardware, library: str | None) -> Calibration | None:
@@ -404,9 +456,34 @@ def relatives_calibration(hardware: Hardware, library: str | None) -> Calibratio
     for device in relatives(hardware):
         chosen = chosen_file(calibration_files(device.name), library)
         if chosen is not None:
-            missed = {} if device.generation == hardware.generation else transfer_spreads(hardware.name)
-            return read_calibration(chosen, device.compute.clock / hardware.compute.clock, missed)
+            return transferred_from(chosen, device, hardware)
     return PRIOR
+
+
+def transferred_from(path: Path, device: Hardware, hardware: Hardware) -> Calibration:
+    """A relative's calibration, in the clock of this device."""
+    missed = {} if device.generation == hardware.generation else transfer_spreads(hardware.name)
+    slower = device.compute.clock / hardware.compute.clock
+    busier = per_clock(hardware) / per_clock(device)
+    return read_calibration(path)._replace(slower=slower, busier=busier, missed=missed)
+
+
+def per_clock(hardware: Hardware) -> float:
+    """FLOPs of one unit's matrix engine (without one, its lanes) in a clock."""
+    compute = hardware.compute
+    return compute.tensor.get("bf16", compute.vector) / (compute.units * compute.clock)
+
+
+def share_of_peak(measured: float, busier: float) -> float:
+    """The share of a matrix engine's peak that a kernel reaches where the engine does `busier` times as much per clock.
+
+    What a kernel does between its products (addresses, barriers, copies) takes clocks of its own: they are 1/share − 1
+    of the products' time, and the faster the engine, the more.
+
+    >>> round(share_of_peak(0.2, 0.25), 3), round(share_of_peak(0.2, 2.0), 3)
+    (0.5, 0.111)
+    """
+    return 1.0 / (1.0 + (1.0 / measured - 1.0) * busier)
 
 
 def libraries(hardware: str) -> list[str]:

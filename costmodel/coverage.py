@@ -87,6 +87,15 @@ def unmeasured(kernels: Iterable[Kernel], calibration: Calibration = PRIOR) -> t
     return tuple(found)
 
 
+def borrowed(kernels: Iterable[Kernel], calibration: Calibration) -> tuple[str, ...]:
+    """Families of kernels that a calibration does not hold, each with where the parameters come from instead."""
+    found: dict[str, None] = {}
+    for kernel in kernels:
+        if kernel.count and (origin := calibration.fit(kernel).origin):
+            found[f"{kernel.family} from {origin}"] = None
+    return tuple(found)
+
+
 def unmeasured_in(architecture: Any, calibration: Calibration = PRIOR) -> tuple[str, ...]:
     """The blocks of an architecture that no measurement covers, in prefill or decode."""
     from costmodel.step import Precision, Step

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration, find_calibration
-from costmodel.coverage import unmeasured
+from costmodel.coverage import borrowed, unmeasured
 from costmodel.dtypes import CHOICES, KV_CHOICES, WEIGHT_ONLY, element_bytes
 from costmodel.energy import energy_joules
 from costmodel.errors import BadInput, Impossible, unknown
@@ -32,7 +32,10 @@ CACHES = ("served", "benchmarked")
 
 
 class KernelRow(NamedTuple):
-    """One kernel of a breakdown: all its launches in the step together."""
+    """One kernel of a breakdown: all its launches in the step together.
+
+    origin: where its parameters come from that the calibration does not hold; "" for the calibration's own.
+    """
 
     kernel: str
     group: str
@@ -46,6 +49,7 @@ class KernelRow(NamedTuple):
     executed_flops: float
     hbm_bytes: float
     implementation: str
+    origin: str = ""
 
 
 class StepPrediction(NamedTuple):
@@ -60,6 +64,7 @@ class StepPrediction(NamedTuple):
     the time between the starts of two steps that follow one another, less than time_s in a full pipeline. mfu, of
     training under a layout: three times the forward pass's FLOPs (exact pairs) over time and the devices' peak.
     unmeasured: mechanisms among whose kernels is one of a kind that no measurement covers yet.
+    borrowed: families of kernels that the calibration does not hold, with where their parameters come from.
     max_sequences: of serving under a layout, sequences of this context whose caches fit on all devices beside weights,
     results and what an engine keeps for graphs, workspaces and fragmentation.
     """
@@ -100,6 +105,7 @@ class StepPrediction(NamedTuple):
     replicated_cache_bytes: float = 0.0
     mfu: float | None = None
     unmeasured: tuple[str, ...] = ()
+    borrowed: tuple[str, ...] = ()
     max_sequences: int | None = None
     breakdown: tuple[KernelRow, ...] = ()
 
@@ -293,6 +299,7 @@ def summary(
         calibration=calibration.id,
         interval_s=time.time_s,
         unmeasured=unmeasured(kernels, calibration),
+        borrowed=borrowed(kernels, calibration),
     )
 
 
@@ -312,6 +319,7 @@ def breakdown_of(time: StepTime) -> tuple[KernelRow, ...]:
             executed_flops=float(entry.kernel.executed.flops * entry.kernel.count),
             hbm_bytes=float(entry.kernel.ideal.hbm_bytes * entry.kernel.count),
             implementation=entry.kernel.implementation,
+            origin=entry.fit.origin,
         )
         for entry in time.kernels
         if entry.kernel.count  # a kernel that this step does not need, such as the prefix of an empty cache

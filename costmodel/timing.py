@@ -119,18 +119,18 @@ def errors(times: Sequence[KernelTime], hardware: Hardware) -> dict[tuple[Any, .
     share one move together, and in their ratio it cancels as far as they feel it alike.
     """
     total = sum(entry.time_s for entry in times)
-    by_fit: dict[tuple[str, str, str], list[KernelTime]] = {}
+    by_fit: dict[tuple[str, ...], list[KernelTime]] = {}
     found: dict[tuple[Any, ...], Quantity] = {}
     for entry in times:
         key = entry.fit.key
         if entry.correction is None:
-            by_fit.setdefault(key, []).append(entry)
+            by_fit.setdefault((*key, entry.fit.origin), []).append(entry)
             error = entry.time_s * entry.fit.spread_for(entry.kernel)
         else:
             error = entry.time_s * entry.correction.spread
-        source = ("form", key[2] or key[0])
-        found[source] = found.get(source, 0.0) + error / total
-    for key, group in by_fit.items():
+        form = ("form", key[2] or key[0])
+        found[form] = found.get(form, 0.0) + error / total
+    for source, group in by_fit.items():
         fit = group[0].fit
         share = sum(entry.time_s for entry in group) / total
         # A part of the step that cannot move the interval by a tenth of a percent is not differentiated.
@@ -143,7 +143,7 @@ def errors(times: Sequence[KernelTime], hardware: Hardware) -> dict[tuple[Any, .
             for values, sign in zip(moved, (0.5, -0.5), strict=True):
                 for kernel, exposed in kernels:
                     change = change + sign * kernel.form.terms(kernel, hardware, values).total() * exposed
-            found[(*key, index)] = change / total
+            found[(*source, index)] = change / total
     return found
 
 

@@ -6,17 +6,24 @@ spread is kept with which the 80 % interval would have held 80 % of its measurem
 takes the root mean square of what the others show, each from its nearest relative. What is said of a device never
 stands on its own measurements.
 
-The file is written by `python -m validation.transfers` and never by hand.
+Nor does everything carry over on one device: another library's kernel of the same kind, or what the other kernels of a
+family have in common, miss a kernel that was not measured by what they miss of those that were, each left out in turn.
+
+The files are written by `python -m validation.transfers` and `python -m validation.siblings`, and never by hand.
 """
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from costmodel.errors import BadInput
 from costmodel.loading import data_folder, read_mapping
 
 FILE = "transfers.yaml"
+SIBLINGS_FILE = "siblings.yaml"
+LIBRARIES, RELATIVES, SIBLINGS = "libraries", "relatives", "siblings"
+"""Steps from a calibration that does not hold a kernel: another library, a relative, the other kernels of a family."""
 ANY_FAMILY = ""
 """The name under which stands what to expect of families of which nothing was measured: the median of the others."""
 
@@ -38,6 +45,52 @@ def transfer_spreads(device: str, path: Path | None = None) -> dict[str, float]:
     return combined(_read(place), device) if place.is_file() else {}
 
 
+def siblings_path() -> Path:
+    """Where the spreads lie that were measured on one device: between its libraries, and between a family's kernels."""
+    return data_folder("hardware_profiles") / "calibrations" / SIBLINGS_FILE
+
+
+def between_libraries(path: Path | None = None) -> dict[str, float]:
+    """Family → spread of ln(measured/predicted) to expect of another library's kernel of the same kind on a device."""
+    return _mean_squares(LIBRARIES, path or siblings_path())
+
+
+def between_siblings(path: Path | None = None) -> dict[str, float]:
+    """Family → spread of ln(measured/predicted) to expect of what the other kernels of a family have in common."""
+    return _mean_squares(SIBLINGS, path or siblings_path())
+
+
+def worse_than_prior(step: str, path: Path | None = None) -> frozenset[str]:
+    """The families of which a step was found to be no nearer than the generic prior."""
+    place = path or siblings_path()
+    worse = read_mapping(place).get("worse") if place.is_file() else None
+    families = worse.get(step) if isinstance(worse, dict) else None
+    return frozenset(map(str, families)) if isinstance(families, list) else frozenset()
+
+
+def _mean_squares(step: str, place: Path) -> dict[str, float]:
+    """The root mean square over the devices. Empty where there is no such file; raises BadInput for a wrong one."""
+    if not place.is_file():
+        return {}
+    raw = read_mapping(place)
+    found = raw.get(step)
+    if raw.get("schema") != 1 or not isinstance(found, dict):
+        raise BadInput(f"{place}: expected schema: 1 and {step}: device → family → number")
+    _check({step: found}, place)
+    squares: dict[str, list[float]] = {}
+    for families in found.values():
+        for family, spread in families.items():
+            squares.setdefault(family, []).append(spread**2)
+    return _with_any({family: math.sqrt(sum(each) / len(each)) for family, each in squares.items()})
+
+
+def _with_any(expected: dict[str, float]) -> dict[str, float]:
+    # Few predictions come here, and every other one would wait for the module to load.
+    from statistics import median
+
+    return {**expected, ANY_FAMILY: median(expected.values())} if expected else {}
+
+
 def combined(spreads: Spreads, device: str) -> dict[str, float]:
     """The root mean square over all other devices, each predicted from its nearest relative but this one.
 
@@ -57,10 +110,7 @@ def combined(spreads: Spreads, device: str) -> dict[str, float]:
         for family, spread in seen.items():
             squares.setdefault(family, []).append(spread**2)
     expected = {family: math.sqrt(sum(found) / len(found)) for family, found in squares.items()}
-    # Only a device without measurements comes here, and every other one would wait for the module to load.
-    from statistics import median
-
-    return {**expected, ANY_FAMILY: median(expected.values())} if expected else {}
+    return _with_any(expected)
 
 
 def _read(path: Path) -> Spreads:
@@ -68,9 +118,13 @@ def _read(path: Path) -> Spreads:
     spreads = raw.get("spreads")
     if raw.get("schema") != 1 or not isinstance(spreads, dict):
         raise BadInput(f"{path}: expected schema: 1 and spreads: device → relative → family → number")
+    _check(spreads, path)
+    return spreads
+
+
+def _check(spreads: Mapping[str, Any], path: Path) -> None:
     for target, sources in spreads.items():
         for source, families in sources.items() if isinstance(sources, dict) else [("", None)]:
             numbers = families.values() if isinstance(families, dict) else [None]
             if any(isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one < 10 for one in numbers):
-                raise BadInput(f"{path}: spreads.{target}.{source}: not families with spreads of logarithms")
-    return spreads
+                raise BadInput(f"{path}: {target}.{source}: not families with spreads of logarithms")

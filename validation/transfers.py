@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy
 import yaml
 
-from costmodel.calibration import Calibration, calibration_files, chosen_file, read_calibration, relatives
+from costmodel.calibration import Calibration, calibration_files, chosen_file, relatives, transferred_from
 from costmodel.errors import BadInput
 from costmodel.fitting.calibration_file import rounded
 from costmodel.fitting.least_squares import Points
@@ -59,7 +59,7 @@ def _from(relative: Hardware, hardware: Hardware, library: str, series: Sequence
     # A library that the relative has no calibration of says nothing of how that one carries over.
     if path is None or (library not in files and any(one.family != "collective" for one in series)):
         return
-    calibration = read_calibration(path, relative.compute.clock / hardware.compute.clock, {})
+    calibration = transferred_from(path, relative, hardware)._replace(missed={})
     for one in series:
         rows = thinned(one.used, MOST)
         if len(rows) and known(Points(one, rows), calibration):

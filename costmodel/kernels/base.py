@@ -124,6 +124,13 @@ class Form(NamedTuple):
     """Values besides the priors from which a fit tries, where kernels of different design share the form."""
     like: "Form | None" = None
     """A family whose kernels are the same but for a mask: its fits stand in where this one was not measured."""
+    by_mechanism: bool = False
+    """Whether instances begin with a mechanism's name: then what one mechanism's kernels share is for no other."""
+    design: Callable[[Mapping[str, float]], bool] | None = None
+    """Whether measured parameters are those of a kernel built as one of a new mechanism would be (None: all are)."""
+    clocked: bool = False
+    """Whether the clocks between products, not a share of the engine's peak, carry over to other devices: so it is of
+    kernels that a compiler schedules, not of those that hide all else behind an asynchronous engine."""
     elsewhere: tuple[str, ...] = ()
     """Parameters that only other kernels of the family have: a relative's calibration may hold them all the same."""
 

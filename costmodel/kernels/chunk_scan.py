@@ -285,6 +285,11 @@ def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> T
     )
 
 
+def is_pipeline(theta: Mapping[str, float]) -> bool:
+    """Whether launches pass their intermediates through memory, as Triton's do; those of kernels fused by hand stay."""
+    return theta["materialised"] >= 0.5
+
+
 FORM = Form(
     family="chunk-scan",
     summary="linear recurrences as products over chunks, with a serial chain of chunk states",
@@ -293,6 +298,9 @@ FORM = Form(
     backward=backward,
     sources=("arXiv:2406.06484, section 3", "fla-org/flash-linear-attention, fla/ops"),
     model_spread=0.3,
+    by_mechanism=True,
+    design=is_pipeline,
+    clocked=True,
 )
 
 

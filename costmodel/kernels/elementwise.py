@@ -28,6 +28,7 @@ FORM = Form(
     backward=backward,
     sources=("Williams, Waterman, Patterson, Roofline, CACM 52(4), 2009",),
     model_spread=0.15,
+    by_mechanism=True,  # hyper-connections have kernels of their own
 )
 
 

@@ -85,6 +85,7 @@ FORM = Form(
     backward=no_backward,
     sources=("fla-org/flash-linear-attention, fused_recurrent kernels", "state-spaces/mamba, selective_state_update"),
     model_spread=0.12,
+    by_mechanism=True,
 )
 
 

@@ -29,7 +29,7 @@ MEANING = {
     "table": "measured points with an analytic trunk",
     "fitted": "inside the measured range",
     "extrapolated": "outside the measured range",
-    "transferred": "measured on a relative of this device",
+    "transferred": "measured on a relative of this device or in another library",
     "prior": "intervals come from priors",
 }
 
@@ -58,7 +58,8 @@ def basis_of(rows: Sequence[Row]) -> str:
     bases = list(dict.fromkeys(row["basis"] for row in rows))
     calibration = rows[0]["calibration"]
     doubt = told(name for row in rows for name in row["unmeasured"])
-    more = f"; {doubt}" if doubt else ""
+    more = "".join(f"; {each}" for each in dict.fromkeys(each for row in rows for each in row.get("borrowed", ())))
+    more += f"; {doubt}" if doubt else ""
     if calibration is None:
         return f"prior: parameters and intervals are priors, not measurements{more}"
     return f"{', '.join(f'{basis}: {MEANING[basis]}' for basis in bases)}; calibration {calibration}{more}"

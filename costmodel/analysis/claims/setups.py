@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from costmodel.analysis.full_attention import one_layer, with_full_attention
 from costmodel.architecture import Architecture, Block
-from costmodel.calibration import Calibration, calibration_path, find_calibration, read_calibration
+from costmodel.calibration import Calibration, calibration_path, find_calibration, transferred_from
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.loading import Problems
@@ -152,8 +152,7 @@ def _calibration(name: str, settings: tuple[str, ...], library: str | None, cali
     device = _device(name, settings)
     if calibrated_on in ("", device.name):
         return find_calibration(device, library)
-    slower = load_hardware(calibrated_on).compute.clock / device.compute.clock
-    return read_calibration(calibration_path(calibrated_on, library or "vllm"), slower)
+    return transferred_from(calibration_path(calibrated_on, library or "vllm"), load_hardware(calibrated_on), device)
 
 
 def model_of(setup: SetUp) -> Architecture:

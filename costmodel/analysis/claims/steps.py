@@ -18,6 +18,7 @@ from costmodel.analysis.claims.values import Value, counted
 from costmodel.analysis.crossover import model_precision
 from costmodel.errors import BadInput
 from costmodel.kernels.base import Kernel
+from costmodel.kernels.chunk_scan import Pipeline
 from costmodel.kernels.gemm import without_quantisation
 from costmodel.parallel.options import Options
 from costmodel.parallel.rows import predict_layout
@@ -41,13 +42,29 @@ def named(setup: SetUp, entries: Sequence[Any], names: Callable[[Any], Collectio
 
 
 def chosen(setup: SetUp, kernels: Sequence[Kernel]) -> list[Kernel]:
-    """The kernels of one device that the set-up names, of the pass that it names."""
+    """The kernels of one device that the set-up names, of the pass that it names: a launch of a pipeline by its own
+    name."""
+    kernels = [part for kernel in kernels for part in launches(kernel, setup.kernels)]
     found: list[Kernel] = named(
         setup, kernels, lambda kernel: (kernel.name, kernel.name.removesuffix(" backward"), kernel.family, kernel.group)
     )
     if setup.part != "both":
         found = [kernel for kernel in found if kernel.gradient == (setup.part == "backward")]
     return [kernel for kernel in found if kernel.count]
+
+
+def launches(kernel: Kernel, names: Collection[str]) -> Sequence[Kernel]:
+    """The launches of a pipeline that bear one of these names; the kernel as it is where none does.
+
+    They are priced by themselves, with the parameters of the whole.
+    """
+    if not isinstance(kernel.shape, Pipeline):
+        return [kernel]
+    found = [stage for stage in kernel.shape.stages if stage.name in names]
+    return [
+        stage._replace(count=kernel.count, group=kernel.group, module=kernel.module, instance=kernel.instance)
+        for stage in found
+    ] or [kernel]
 
 
 def kernels_of(setup: SetUp) -> list[Kernel]:

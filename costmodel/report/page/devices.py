@@ -26,7 +26,8 @@ def device_entry(
     """A device: the numbers at these paths (null where unknown), and the place of its calibration among those given.
 
     stretched: where the calibration is a relative's, what its fits' seconds are in this device's clock; else null.
-    missed: by family, what that of another generation is expected to miss of ln(time).
+    missed: by family, what that of another generation is expected to miss of ln(time). beyond: for each place among the
+    kernels that the calibration has no fit for, the fit that others have, in this device's clock.
     """
     numbers = hardware_numbers(hardware)
     idle = hardware.power.idle
@@ -45,6 +46,7 @@ def device_entry(
         "library": calibration.library,
         "missed": dict(calibration.missed),
         "stretched": None if calibration.slower is None else _stretched(calibration, kernels, families),
+        **_beyond(calibration, kernels, families),
         "unverified": list(hardware.unverified),
     }
 
@@ -54,11 +56,30 @@ def _stretched(calibration: Calibration, kernels: Sequence[Kernel], families: Se
     found: dict[tuple[Any, ...], list[float]] = {}
     for kernel, family in zip(kernels, families, strict=True):
         fit = calibration.fit(kernel)
-        if fit.flops is not None:
+        if fit.flops is not None and not fit.origin:
             parameters = kernel.form.parameters
             seconds = [fit.values[parameter.name] for parameter in parameters if parameter.unit == "s"]
             found.setdefault((family, *fit.key, fit.kernel), seconds)
     return list(found.values())
+
+
+def _beyond(calibration: Calibration, kernels: Sequence[Kernel], families: Sequence[int]) -> dict[str, Any]:
+    """The fits of kernels that the calibration does not hold, and the place of each such kernel's among them."""
+    fits: dict[tuple[Any, ...], int] = {}
+    entries: list[dict[str, Any]] = []
+    by_key: dict[int, int] = {}
+    for index, (kernel, family) in enumerate(zip(kernels, families, strict=True)):
+        fit = calibration.fit(kernel)
+        if not fit.origin:
+            continue
+        identity = (family, *fit.key, fit.kernel, fit.origin)
+        if identity not in fits:
+            fits[identity] = len(entries)
+            basis = "prior" if fit.flops is None else "transferred"
+            own = {"spread": fit.model_spread, "basis": basis, "origin": fit.origin}
+            entries.append({"family": family, **fit_entry(fit, kernel.form), **own})
+        by_key[index] = fits[identity]
+    return {"beyond": entries, "beyondByKey": by_key}
 
 
 def family_entry(form: Form) -> dict[str, Any]:
@@ -87,7 +108,7 @@ def fit_entry(fit: Fit, form: Form) -> dict[str, Any]:
         "spread": fit.model_spread / (TRANSFER_SPREAD if fit.transferred else 1.0),
         "borrowed": int(fit.transferred),
         "missedAs": fit.key[0],
-        "group": "/".join(fit.key),
+        "group": "/".join((*fit.key, fit.origin)),
         "errors": fit.key[2] or fit.key[0],
         "range": None
         if fit.flops is None or fit.hbm_bytes is None
@@ -102,7 +123,7 @@ def _short(value: float) -> float:
 
 
 def calibration_entry(place: str, kernels: Sequence[Kernel], families: Sequence[int]) -> dict[str, Any]:
-    """A calibration in its own device's clock: its fits, and the place of each kernel's among them (-1: the prior).
+    """A calibration in its own device's clock: its fits, and the place of each kernel's among them (-1: it has none).
 
     families: the place of each kernel's form.
     """
@@ -111,8 +132,8 @@ def calibration_entry(place: str, kernels: Sequence[Kernel], families: Sequence[
     entries: list[dict[str, Any]] = []
     by_key = []
     for kernel, family in zip(kernels, families, strict=True):
-        fit = calibration.fit(kernel)
-        if fit.flops is None:
+        fit = calibration.own_fit(kernel, strict=True)
+        if fit is None:
             by_key.append(-1)
             continue
         identity = (family, *fit.key, fit.kernel)

@@ -11,13 +11,20 @@ function makeModel(DATA, TEMPLATES, FORMS) {
   const RANGED = [1, 2, 4];  // where in k FLOPs, bytes and length stand
   const FIRST_BOUND = DATA.outputs.length - DATA.bounds.length;
 
-  /** The parameters of a kernel key on a device: those of its calibration, in this device's clock, or the priors. */
+  /** The parameters of a kernel key on a device: those of its calibration, in this device's clock, of others, or the
+      priors. */
   function fitOf(device, key) {
     const name = `${device.name}/${key}`;
     if (known.has(name)) return known.get(name);
     const family = DATA.families[DATA.keys[key][0]];
     const calibration = device.calibration === null ? null : DATA.calibrations[device.calibration];
     const place = calibration === null ? -1 : calibration.byKey[key];
+    const beyond = device.beyondByKey[key];
+    if (place < 0 && beyond !== undefined) {
+      const fit = device.beyond[beyond];
+      known.set(name, { ...fit, family: DATA.families[fit.family] });
+      return known.get(name);
+    }
     const shared = place < 0 ? `${device.name}/prior/${DATA.keys[key][0]}` : `${device.name}/fit/${place}`;
     if (!known.has(shared)) known.set(shared, place < 0 ? prior(family) : fitted(calibration.fits[place], place, device));
     known.set(name, known.get(shared));

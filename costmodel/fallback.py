@@ -1,0 +1,115 @@
+"""Parameters of kernels that the calibration in use does not hold: where else they are looked for, nearest first.
+
+1. Another library's kernel of the same kind on this device.
+2. The relatives of the device, nearest first: the same library's kernel, then other libraries'.
+3. What the measured kernels of the family have in common (`costmodel.siblings`), on the nearest device that has any.
+
+A family takes no step that was found to be farther from measurements than the form's generic prior, which is what is
+left. Every step is named (`Fit.origin`) and widens the interval by what it was found to miss (`costmodel.transfers`).
+Files are read when a kernel first needs them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from costmodel.calibration import Calibration, Fit, calibration_files, read_calibration, relatives, transferred_from
+from costmodel.hardware import Hardware
+from costmodel.kernels.base import Form, Kernel
+from costmodel.siblings import measured_kernels, pooled, widened
+from costmodel.transfers import (
+    LIBRARIES,
+    RELATIVES,
+    SIBLINGS,
+    between_libraries,
+    between_siblings,
+    worse_than_prior,
+)
+
+
+class Source(NamedTuple):
+    """A calibration that may hold what another one lacks."""
+
+    device: Hardware
+    library: str
+    path: Path
+
+
+class Elsewhere:
+    """What other calibrations than the one in use say of a device's kernels."""
+
+    def __init__(self, hardware: Hardware, library: str, place: str) -> None:
+        """place: the file of the calibration in use."""
+        self.hardware, self.library, self.place = hardware, library, place
+        self._sources: tuple[Source, ...] | None = None
+        self._read: dict[Path, Calibration] = {}
+        self._left_out: dict[str, frozenset[str]] = {}
+        self._found: dict[tuple[str, str, str], Fit | None] = {}
+
+    def fit(self, kernel: Kernel) -> Fit | None:
+        """The parameters of a kernel that the calibration in use does not hold; None where nobody knows of any."""
+        if kernel.form.by_mechanism and not kernel.instance:
+            # Norms and the like: of passes without a name one quantisation was measured, and on two of three devices
+            # the prior is nearer to it than what another device's says.
+            return None
+        key = (kernel.family, kernel.instance, kernel.module)
+        if key not in self._found:
+            self._found[key] = self._borrowed(kernel) or self._pooled(kernel.form)
+        return self._found[key]
+
+    def _borrowed(self, kernel: Kernel) -> Fit | None:
+        for source in self._all():
+            step = LIBRARIES if source.device.name == self.hardware.name else RELATIVES
+            if str(source.path) == self.place or kernel.family in self._worse(step):
+                continue
+            calibration = self._calibration(source)
+            fit = calibration.own_fit(kernel, strict=True)
+            if fit is not None and fit.flops is not None:
+                spreads = {} if source.library == self.library else between_libraries()
+                return widened(fit, spreads, str(calibration.id))._replace(transferred=True)
+        return None
+
+    def _worse(self, step: str) -> frozenset[str]:
+        if step not in self._left_out:
+            self._left_out[step] = worse_than_prior(step)
+        return self._left_out[step]
+
+    def _pooled(self, form: Form) -> Fit | None:
+        """The empirical prior of a family of mechanisms, from the nearest device on which any of its kernels was
+        measured."""
+        if not form.by_mechanism or form.family in self._worse(SIBLINGS):
+            return None
+        by_device: dict[str, dict[str, Fit]] = {}
+        for source in self._all():
+            if by_device and source.device.name not in by_device:
+                break
+            found = measured_kernels(self._calibration(source), form)
+            if found:
+                kernels = by_device.setdefault(source.device.name, {})
+                kernels.update({name: fit for name, fit in found.items() if name not in kernels})
+        for device, kernels in by_device.items():
+            origin = f"{len(kernels)} other {form.family} kernel{'s' if len(kernels) > 1 else ''} of {device}"
+            return widened(pooled(form, list(kernels.values())), between_siblings(), origin)
+        return None
+
+    def _all(self) -> tuple[Source, ...]:
+        if self._sources is None:
+            self._sources = tuple(_sources(self.hardware, self.library))
+        return self._sources
+
+    def _calibration(self, source: Source) -> Calibration:
+        if source.path not in self._read:
+            own = source.device.name == self.hardware.name
+            self._read[source.path] = (
+                read_calibration(source.path) if own else transferred_from(source.path, source.device, self.hardware)
+            )
+        return self._read[source.path]
+
+
+def _sources(hardware: Hardware, library: str) -> Iterator[Source]:
+    """Every calibration of a device and its relatives: the nearest device first, on each the same library first."""
+    for device in (hardware, *relatives(hardware)):
+        files = calibration_files(device.name)
+        for name in dict.fromkeys((library, "vllm", *sorted(files))):
+            if name in files:
+                yield Source(device, name, files[name])
