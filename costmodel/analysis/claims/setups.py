@@ -32,7 +32,8 @@ class SetUp(NamedTuple):
     settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's.
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
     quantised: activations arrive in the format of the products, so that no quantisation is timed.
-    new_tokens: of the step, None: one in decode, the whole context in prefill. kernels: only these, by name, family or
+    new_tokens: of the step, None: one in decode, the whole context in prefill. library: whose kernels run (none: the
+    engine's). kernels: only these, by name, family or
     block; without: not these. part: forward, backward or both (of training). engine: the serving library whose host
     times are added to each step; host_s: further seconds. prompt, output: tokens of a request; method, block, steps,
     accepted, draft_tokens: as for `generate`; counted: of a generation's tokens, those that its rate counts (0: all).
@@ -181,9 +182,9 @@ def device_of(setup: SetUp) -> Hardware:
 
 
 def calibration_of(setup: SetUp) -> Calibration:
-    """The measured kernels that the set-up's device and library have."""
+    """The measured kernels that the set-up's device has of its library, else of its engine."""
     _, of_hardware = split_settings(setup.settings)
-    return _calibration(setup.hardware, of_hardware, setup.library, setup.calibrated_on)
+    return _calibration(setup.hardware, of_hardware, setup.library or setup.engine or None, setup.calibrated_on)
 
 
 def precision_of(setup: SetUp) -> Precision:
