@@ -333,7 +333,7 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
 
 PARAMETERS = (
     Parameter("launch_s", 2.2e-6, 0.4, 0.5e-6, 3e-5, "s", "time from the end of the last kernel to useful work"),
-    Parameter("block_s", 0.8e-6, 0.5, 1e-8, 1e-5, "s", "prologue and epilogue of a tile of 128 × 128"),
+    Parameter("block_s", 0.8e-6, 0.5, 1e-8, 3e-5, "s", "prologue and epilogue of a tile of 128 × 128"),
     Parameter(
         "split_s", 2.0e-6, 0.8, 0.2e-6, 1e-3, "s", "reduction of the parts of k; large where a library cuts none"
     ),
