@@ -180,6 +180,11 @@ def fit_kernel(
             moved = _moved(relative, forms[key[0]], key, shared)
             apart.append(within(block(forms[key[0]], key, moved, SIBLING_FIRMNESS), same[0].family))
         fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, balance=balance)
+        if same[0].family in MORE_FITTED and not module:
+            # Formats of a product run other kernels under one name: the generic priors are tried as well.
+            generic = [block(forms[key[0]], key) for key in keys]
+            other = fit(own, hardware, [*generic, *hosts(own)], lookup, balance=balance)
+            fitted, apart = min((fitted, apart), (other, generic), key=lambda one: one[0].objective)
         found = described(own, hardware, apart, fitted, known)
         entries += [entry._replace(measured=instance) for entry in found]
     instances = {points.series.instance for points in pools}
