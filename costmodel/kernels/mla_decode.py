@@ -130,7 +130,10 @@ MLA_DECODE = Form(
     backward=no_backward,
     sources=("deepseek-ai/FlashMLA, README and docs/20250422-new-kernel-deep-dive.md",),
     model_spread=0.3,
-    starts=({"small_tiles": 1.0, "refetch": 1.0, "step_s": 3e-6},),
+    starts=(
+        {"most_splits": 1.0, "least_splits": 1.0},  # TensorRT-LLM before Hopper never splits
+        {"small_tiles": 1.0, "refetch": 1.0, "step_s": 3e-6},  # Triton's kernels
+    ),
 )
 FORMS = (MLA_DECODE,)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, nominal
 from costmodel.einsum import size
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, no_backward, unit_terms
+from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, no_backward, unit_terms, waves
 
 if TYPE_CHECKING:
     from costmodel.hardware import Hardware
@@ -50,14 +50,15 @@ PARAMETERS = (
     Parameter("launch_s", 3.5e-6, 0.5, 0.5e-6, 3e-5, "s", "launch, scheduling and the tail of the kernel"),
     Parameter("block_s", 0.6e-6, 0.6, 0.02e-6, 1e-5, "s", "start and end of one thread block"),
     Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "one token in the chain of one thread block"),
+    Parameter("resident", 8.0, 1.0, 1.0, 32.0, "1", "thread blocks that share a unit"),
     Parameter("vector_efficiency", 0.4, 0.4, 0.02, 1.0, "1", "share of the fp32 FLOP/s reached"),
     Parameter("special_efficiency", 0.5, 0.4, 0.02, 1.0, "1", "share of the exp rate"),
     Parameter("memory_efficiency", 0.88, 0.08, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
-    Parameter("l2_share", 1.2, 0.5, 0.1, 4.0, "1", "part of L2 in which replayed states are found again"),
+    Parameter("l2_share", 0.8, 0.4, 0.1, 4.0, "1", "part of L2 in which replayed states are found again"),
     Parameter("l2_over_hbm", 2.5, 0.4, 1.0, 10.0, "1", "L2 bandwidth over HBM's"),
     Parameter("l2_sharpness", 8.0, 0.4, 2.0, 30.0, "1", "how abruptly replayed states fall out of L2"),
-    Parameter("wave_weight", 0.1, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-    Parameter("overlap", 2.0, 0.5, 1.0, 8.0, "1", "exponent of the p-norm"),
+    Parameter("wave_weight", 0.3, 0.8, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter("overlap", 3.0, 0.5, 1.0, 8.0, "1", "exponent of the p-norm"),
 )
 
 
@@ -71,7 +72,11 @@ def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> T
     if kernel.circulating is not None and r.in_place:
         # What is written where it was read takes room in L2 once.
         kernel = kernel._replace(circulating=kernel.circulating - r.B * r.H * r.dk * r.dv * r.state)
+    grid = kernel.grid
+    assert grid is not None
+    rounds = waves(grid.blocks, hardware.compute.units * theta["resident"], theta["wave_weight"])
     return unit_terms(kernel, hardware, theta)._replace(
+        chain=rounds * (theta["block_s"] + r.S * theta["step_s"]),
         vector=work.vector / (hardware.compute.vector * theta["vector_efficiency"]),
         special=work.special / (special_peak * theta["special_efficiency"]) if special_peak else 0.0,
     )
