@@ -200,6 +200,21 @@ def test_front_ends_leave_their_prior_only_where_unseen_models_are_met_better() 
         assert apart.without[name].constants("vllm")[5] == pytest.approx(0.03, abs=0.005)
 
 
+def test_libraries_differ_only_as_far_as_unseen_models_are_met_better() -> None:
+    step = [constant.name for constant in CONSTANTS].index("step_s")
+
+    def runs(library: str, model: str, tpot_s: float) -> list[Response]:
+        return [one._replace(measured=(0.05, tpot_s)) for one in answers(library, model, 0.05)]
+
+    agreed = [one for name in "abc" for one in (*runs("vllm", name, 0.0101), *runs("sglang", name, 0.0112))]
+    apart = [*runs("vllm", "a", 0.0101), *runs("vllm", "b", 0.0112), *runs("sglang", "b", 0.0101)]
+    apart += [*runs("sglang", "c", 0.0112), *runs("vllm", "c", 0.0101), *runs("sglang", "a", 0.0112)]
+    fits = fit_responses(agreed).whole, fit_responses(apart).whole
+    gaps = [fit.constants("sglang")[step] - fit.constants("vllm")[step] for fit in fits]
+    assert gaps[0] > 1e-4
+    assert fits[0].bounds.of_library > fits[1].bounds.of_library
+
+
 def test_a_front_end_is_the_same_before_every_device() -> None:
     runs = [*answers("vllm", "a", 0.1), *answers("vllm", "a", 0.06, "b200-sxm")]
     found = fit_constants(runs, bounds())

@@ -48,7 +48,7 @@ class Response(NamedTuple):
 
 class Bounds(NamedTuple):
     """Priors, usual deviations and bounds of the constants; start: where slopes were taken; of_device: 1 for those that
-    may differ between devices, else 0."""
+    may differ between devices, else 0; of_library: share of what is usual by which libraries may differ."""
 
     names: tuple[str, ...]
     prior: Callable[[str], Floats]
@@ -57,6 +57,7 @@ class Bounds(NamedTuple):
     high: Floats
     start: Callable[[str], Floats]
     of_device: Floats
+    of_library: float = 1.0
 
 
 class Fitted(NamedTuple):
@@ -68,19 +69,19 @@ class Fitted(NamedTuple):
     def constants(self, library: str, hardware: str = "") -> Floats:
         """The constants of a library on a device."""
         found = self.bounds.prior(library).copy()
-        for key, scale in _keys(library, hardware, self.bounds.of_device):
+        for key, scale in _keys(library, hardware, self.bounds):
             if key in self.values:
                 found += scale * self.values[key] * self.bounds.deviation
         return numpy.clip(found, self.bounds.low, self.bounds.high)
 
 
-def _keys(library: str, hardware: str, of_device: Floats) -> list[tuple[tuple[str, ...], Floats]]:
-    everything = numpy.ones_like(of_device)
+def _keys(library: str, hardware: str, bounds: Bounds) -> list[tuple[tuple[str, ...], Floats]]:
+    everything = numpy.ones_like(bounds.of_device)
     return [
         (("shared",), SHARED * everything),
-        (("library", library), LIBRARY * everything),
-        (("device", hardware), DEVICE * of_device),
-        (("both", library, hardware), BOTH * of_device),
+        (("library", library), LIBRARY * bounds.of_library * everything),
+        (("device", hardware), DEVICE * bounds.of_device),
+        (("both", library, hardware), BOTH * bounds.of_library * bounds.of_device),
     ]
 
 
@@ -101,7 +102,7 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
     from scipy.optimize import least_squares
 
     pairs = [(one.library, one.hardware) for one in responses]
-    keys = sorted({key for pair in pairs for key, _ in _keys(*pair, bounds.of_device)})
+    keys = sorted({key for pair in pairs for key, _ in _keys(*pair, bounds)})
     place = {key: index for index, key in enumerate(keys)}
     counts: dict[tuple[str, str, str], int] = {}
     for one in responses:
@@ -112,7 +113,7 @@ def fit_constants(responses: Sequence[Response], bounds: Bounds) -> Fitted:
     )
     mix = numpy.zeros((len(responses), len(keys), len(bounds.names)))
     for row, pair in enumerate(pairs):
-        for key, scale in _keys(*pair, bounds.of_device):
+        for key, scale in _keys(*pair, bounds):
             mix[row, place[key]] = scale
     base = numpy.array([one.base for one in responses])
     slope = numpy.array([one.slope for one in responses])

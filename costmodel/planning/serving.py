@@ -107,5 +107,5 @@ def steady_state(deployment: Deployment, clients: int, input: int, output: int) 
     waiting = max(places / n - 1.0, 0.0) * served
     # A prompt that finds an iteration under way waits for half of it.
     residual = (alone + added * min(others / max(iterations, 1.0), 1.0)) / 2
-    cycle = waiting + residual + served
+    cycle = deployment.front_end_s + waiting + residual + served
     return SteadyState(deployment.front_end_s + waiting + residual + own, tpot, clients / cycle, n)

@@ -2,8 +2,8 @@
 
 Besides the fit to all runs there is one without each model, which is what `validate --serving` scores that model with.
 How far predictions are off is measured in the same way, one level down: of all fits without two models, the errors on
-the second one say what to expect of the first. So is how far front ends may leave their prior: as far as fits without
-one more model meet its times to the first token best.
+the second one say what to expect of the first. So is how far libraries may differ, and front ends leave their prior: as
+far as fits without one more model meet it best.
 """
 
 import datetime
@@ -23,7 +23,7 @@ from costmodel.timing import Z80
 FEWEST_RUNS = 2
 MOST_RUNS, MOST_CLIENTS = 30, 128
 SHARES = (1.0, 0.5, 0.25, 0.0)
-"""Of the usual deviation of `front_end_s` from its prior, that fits may use."""
+"""Of what is usual, that fits may use: of deviations of a library, and of the front end from its prior."""
 
 Spread = dict[str, float]
 
@@ -95,12 +95,19 @@ def fit_responses(found: Sequence[Response], refused: Iterable[tuple[ServingRow,
     return ServingFit(tuple(found), tuple(refused), fits.best(frozenset()), without, spreads)
 
 
+class Kept(NamedTuple):
+    """Shares of usual deviations that a fit may use."""
+
+    library: float = 1.0
+    front_end: float = 0.0
+
+
 class _Fits:
-    """Fits without some models and with front ends kept to a share of their usual deviation, made when asked for."""
+    """Fits without some models, with deviations kept to a share of what is usual, made when asked for."""
 
     def __init__(self, found: Sequence[Response]) -> None:
         self.found, self.models = found, sorted({one.model for one in found})
-        self.known: dict[tuple[frozenset[str], float], Fitted] = {}
+        self.known: dict[tuple[frozenset[str], Kept], Fitted] = {}
 
     def rest(self, without: frozenset[str]) -> list[Response]:
         """The runs of other models."""
@@ -111,28 +118,37 @@ class _Fits:
         return len(self.rest(without)) >= FEWEST_RUNS
 
     def best(self, without: frozenset[str]) -> Fitted:
-        """The fit with the share that meets models best which it has not seen, of those it may see."""
-        return self.at(without, min(SHARES, key=lambda share: self._off(without, share)))
+        """The fit with the shares that meet models best which it has not seen, of those it may see: TPOT for
+        libraries, then TTFT for the front end."""
+        shares = [Kept(library=share) for share in SHARES]
+        kept = min(shares, key=lambda kept: self._off(without, kept)[1])
+        fronts = [kept._replace(front_end=share) for share in SHARES]
+        return self.at(without, min(fronts, key=lambda kept: self._off(without, kept)[0]))
 
-    def at(self, without: frozenset[str], share: float) -> Fitted:
-        """The fit with this share."""
-        key = without, share
+    def at(self, without: frozenset[str], kept: Kept) -> Fitted:
+        """The fit with these shares."""
+        key = without, kept
         if key not in self.known:
-            kept = bounds()
-            narrowed = numpy.array([share if name == "front_end_s" else 1.0 for name in NAMES])
-            self.known[key] = fit_constants(self.rest(without), kept._replace(deviation=kept.deviation * narrowed))
+            usual = bounds()
+            narrowed = numpy.array([kept.front_end if name == "front_end_s" else 1.0 for name in NAMES])
+            own = usual._replace(deviation=usual.deviation * narrowed, of_library=kept.library)
+            self.known[key] = fit_constants(self.rest(without), own)
         return self.known[key]
 
-    def _off(self, without: frozenset[str], share: float) -> float:
-        """Mean |ln(predicted/measured)| of TTFT on models left out once more; 0 where none can be."""
-        gaps = [
-            abs(error.ttft)
+    def _off(self, without: frozenset[str], kept: Kept) -> tuple[float, float]:
+        """Mean |ln(predicted/measured)| of TTFT and TPOT on models left out once more; 0 where none can be."""
+        unseen = [
+            error
             for model in self.models
             if model not in without and self.enough(without | {model})
-            for error in _errors(self.at(without | {model}, share), self.found, model)
-            if not math.isnan(error.ttft)
+            for error in _errors(self.at(without | {model}, kept), self.found, model)
         ]
-        return sum(gaps) / len(gaps) if gaps else 0.0
+        return _mean(error.ttft for error in unseen), _mean(error.tpot for error in unseen)
+
+
+def _mean(gaps: Iterable[float]) -> float:
+    known = [abs(gap) for gap in gaps if not math.isnan(gap)]
+    return sum(known) / max(len(known), 1)
 
 
 def _errors(fit: Fitted, found: Sequence[Response], model: str) -> list[Error]:
