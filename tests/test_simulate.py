@@ -47,7 +47,8 @@ def run(*arguments: str, code: int = 0) -> Result:
 
 
 def test_the_json_object_has_every_key_and_the_course_of_the_run() -> None:
-    found = json.loads(run(*SMALL, "--rate", "10/s", "--ttft", "100ms", "--tpot", "10ms", "--format", "json").stdout)
+    question = ("--rate", "10/s", "--front-end", "0s", "--ttft", "100ms", "--tpot", "10ms")
+    found = json.loads(run(*SMALL, *question, "--format", "json").stdout)
     assert (found["schema"], found["command"]) == (1, "simulate")
     (row,) = found["rows"]
     assert set(row) >= KEYS
