@@ -16,7 +16,8 @@ from costmodel.analysis.claims.curves import exponent, knee, slope
 from costmodel.analysis.claims.judging import CONDITIONAL, CONTRADICTED, REPRODUCED, UNSTATED, evaluate
 from costmodel.analysis.claims.quantities import QUANTITIES
 from costmodel.analysis.claims.record import changes, record_text, recorded
-from costmodel.analysis.claims.setups import SetUp, sequences
+from costmodel.analysis.claims.setups import SetUp, calibration_of, sequences
+from costmodel.analysis.claims.steps import kernels_of
 from costmodel.analysis.claims.values import Value, counted, cut, less, more
 from costmodel.calibration import find_calibration
 from costmodel.cli import app
@@ -143,6 +144,29 @@ def test_a_condition_is_run_and_not_believed(tmp_path: Path) -> None:
     assert verdict(tmp_path, claimed=1_024_000, condition=wrong) == CONTRADICTED
     assert verdict(tmp_path, condition=wrong) == REPRODUCED  # as stated, it needs no condition
     assert verdict(tmp_path, unstated=["context"]) == UNSTATED
+
+
+def test_a_set_up_may_name_one_launch_of_a_scan() -> None:
+    """What TileLang times is the last of the five launches of Mamba-2's scan, not the scan."""
+    mixer = {"kind": "mamba2", "heads": 8, "head_dim": 64, "state": 128}
+    scan = SetUp(mixer=mixer, phase="prefill", context=4096, kernels=("chunk scan",), hardware="h100-sxm")
+    [whole], [output] = kernels_of(scan), kernels_of(scan.changed({"kernels": ("output",)}))
+    assert whole.launches == 5
+    assert (output.name, output.launches) == ("output", 1)
+    assert (output.module, output.instance) == (
+        whole.module,
+        whole.instance,
+    )  # it is priced with the whole's parameters
+    assert output.ideal.flops < whole.ideal.flops
+    with pytest.raises(BadInput, match="'outputs' is none of"):
+        kernels_of(scan.changed({"kernels": ("outputs",)}))
+
+
+def test_an_engines_set_up_runs_that_engines_kernels() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h20", engine="sglang")
+    assert calibration_of(setup).library == "sglang"
+    assert calibration_of(setup.changed({"library": "vllm"})).library == "vllm"
+    assert calibration_of(setup.changed({"engine": ""})).library == "vllm"
 
 
 def test_a_fair_set_up_is_shown_beside_and_changes_no_verdict(tmp_path: Path) -> None:
