@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from costmodel.analysis.comparisons import comparison_names, load_comparison, papers_folder, read_comparison
-from costmodel.analysis.tradeoff import ranked, recall_bound, tradeoff
+from costmodel.analysis.tradeoff import answer_tokens, ranked, recall_bound, tradeoff
 from costmodel.cli import app
 from costmodel.errors import BadInput
+from costmodel.generation import generate
 from costmodel.hardware import load_hardware
 from costmodel.prediction import predict
 
@@ -156,3 +157,16 @@ def test_the_facts_of_papers_travel_in_the_wheel() -> None:
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert included["validation/papers"] == "costmodel/data/papers"
     assert papers_folder().is_dir()
+
+
+def test_beside_a_diffusion_model_whole_answers_are_priced() -> None:
+    """Its step sees everything and commits one token; a token-by-token model's step sees one token."""
+    rows = {row["model"]: row for row in tradeoff([load_hardware("h100-sxm")], [2048], comparisons=["diffusion"])}
+    assert {row["answer_tokens"] for row in rows.values()} == {256}
+    for model, arch, method in (("LLaDA-8B", "llada-8b", "full"), ("Qwen2.5-7B", "qwen2.5-7b", "autoregressive")):
+        [answer] = generate(arch, "h100-sxm", prompt=2048 - 256, new_tokens=256, methods=(method,))
+        assert rows[model]["decode_s"] == pytest.approx(answer["time_s"] / 256)
+    assert rows["LLaDA-8B"]["decode_gain"] < 1 / 3
+    others = tradeoff([load_hardware("h100-sxm")], [2048], comparisons=["nvidia-8b"])
+    assert {row["answer_tokens"] for row in others} == {None}
+    assert answer_tokens(load_comparison("diffusion"), None, 100) == 50

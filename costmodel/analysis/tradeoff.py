@@ -1,7 +1,9 @@
 """Efficiency against capability: what is predicted here, what others published, and what theory bounds.
 
-Efficiency is predicted: the time of a decode step and of a prefill, and the bytes that a sequence keeps. Capability is
-published and never predicted. Between them stands a bound: what a state of so many bytes can recall at most.
+Efficiency is predicted: the time of a decode step and of a prefill, and the bytes that a sequence keeps. Beside a model
+that denoises, whose step says nothing of a token, whole answers are priced instead: prompt and all passes, per token.
+Capability is published and never predicted. Between them stands a bound: what a state of so many bytes can recall at
+most.
 
 >>> round(recall_bound(162 * 2**20, 50288))  # Mamba2-2.7B's states, one of 50,288 words per pair
 87012478
@@ -22,6 +24,9 @@ from costmodel.prediction import make_precision, predict
 EVIDENCE = {"decode_s": "predicted", "prefill_s": "predicted", "cache_bytes": "counted", "capability": "published"}
 EVIDENCE |= {"recall_pairs": "bounded"}
 """What kind of knowledge each part of a row is."""
+
+ANSWER = 256
+"""New tokens of an answer that is priced whole; at most half of the context."""
 
 BOUND_SOURCES = ("arXiv:2402.01032, section 2 (copying)", "arXiv:2402.18668 (recall against size of the state)")
 
@@ -50,6 +55,9 @@ def tradeoff(
     activations: str | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of `tradeoff`: every model of the comparisons, on every device, at every context.
+
+    answer_tokens of a row: None where decode_s is a decode step, else the tokens of the answers whose time per token it
+    is.
 
     comparisons: names of papers, all by default. architectures: only these models and, of those in no comparison, rows
     without a capability. Raises BadInput for an unknown name.
@@ -98,6 +106,7 @@ def _row(
         "hw": device.name,
         "context": L,
         "batch": batch,
+        "answer_tokens": answer_tokens(comparison, model, L),
         "decode_s": None,
         "prefill_s": None,
         "decode_gain": None,
@@ -127,7 +136,11 @@ def _row(
                     "unit": metric.unit,
                     "second_hand": metric.second_hand,
                 }
-    return row if model is None else {**row, **_efficiency(model, device, L, batch, formats)}
+    if model is not None:
+        row |= _efficiency(model, device, L, batch, formats)
+        if row["answer_tokens"] is not None:
+            row["decode_s"] = _per_token(model, device, L, batch, formats)
+    return row
 
 
 def _efficiency(
@@ -153,6 +166,28 @@ def _efficiency(
         "basis": decode.basis,
         "unmeasured": tuple(dict.fromkeys((*prefill.unmeasured, *decode.unmeasured))),
     }
+
+
+def answer_tokens(comparison: Comparison | None, model: Architecture | None, L: int) -> int | None:
+    """Tokens of the answers that are priced, where a model denoises or is compared with one that does; else None.
+
+    >>> [answer_tokens(None, load_architecture(name), 8192) for name in ("llada-8b", "qwen3-8b")]
+    [256, None]
+    """
+    models = comparison.models.values() if comparison else (model,)
+    denoises = any(each.denoises for each in models if each is not None)
+    return min(ANSWER, max(1, L // 2)) if denoises and L > 1 else None
+
+
+def _per_token(model: Architecture, device: Hardware, L: int, batch: int, formats: dict[str, str | None]) -> float:
+    """Seconds of an answer at the end of the context over its tokens; a diffusion model commits one token per pass."""
+    from costmodel.generation import generate
+
+    new = min(ANSWER, max(1, L // 2))
+    method = "full" if model.bidirectional else "block" if model.denoises else "autoregressive"
+    options: dict[str, Any] = {"batch": batch, **formats}
+    [row] = generate(model, device, prompt=L - new, new_tokens=new, methods=(method,), **options)
+    return float(row["time_s"]) / new
 
 
 def _relative(rows: dict[str, dict[str, Any]], baseline: str) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from costmodel.analysis.comparisons import Comparison, load_comparison
-from costmodel.analysis.tradeoff import BOUND_SOURCES, ranked, tradeoff
+from costmodel.analysis.tradeoff import ANSWER, BOUND_SOURCES, ranked, tradeoff
 from costmodel.analysis.verdict import times
 from costmodel.hardware import load_hardware
 from costmodel.report.columns import Column, Row, number_text, shows
@@ -48,6 +48,12 @@ BOUND = (
 )
 
 
+ANSWERS = (
+    "Decode is the time per token of a whole answer, its prompt included: a model that denoises commits one token per "
+    f"pass over everything. Answers have {ANSWER} tokens, at most half of the context."
+)
+
+
 def tradeoff_and_print(form: str, inputs: Mapping[str, Any], rank: str | None, plot: str | None) -> None:
     """`tradeoff`: rows to stdout, the figure where one is wanted."""
     _, of_hardware = split_settings(inputs["set"])
@@ -86,6 +92,8 @@ def print_tradeoff(form: str, inputs: Mapping[str, Any], rows: Sequence[Row], ra
         if comparison is not None:
             _heading(form, _budget(comparison), 0)
         _table(form, members, _efficiency_columns(rank, members), 2)
+        if members[0]["answer_tokens"] is not None:
+            _line(form, ANSWERS)
         if comparison is not None and comparison.metrics:
             once = list(dict.fromkeys(row["model"] for row in members))
             _table(form, *score_table(comparison, once, rank), 1)

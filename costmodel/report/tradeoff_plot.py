@@ -37,8 +37,9 @@ def points(rows: Sequence[Row]) -> list[tuple[str, str, float, float]]:
 def draw_tradeoff(path: str, rows: Sequence[Row]) -> list[str]:
     """Write the figure to a .png or .svg file, whole or not at all; the comparisons that have a panel.
 
-    A point is a metric of a model: the predicted gain in the time of a decode step over the comparison's baseline, and
-    the published difference of the score. Raises BadInput where nothing can be drawn, and without matplotlib.
+    A point is a metric of a model: the predicted gain in the time of a decode step, or of a whole answer, over the
+    comparison's baseline, and the published difference of the score. Raises BadInput where nothing can be drawn, and
+    without matplotlib.
     """
     form = plot_format(path)
     try:
@@ -75,8 +76,8 @@ def _figure(shown: Sequence[tuple[str, str, Sequence[Row]]], context: int) -> An
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for panel, (name, hardware, members) in zip(panels, shown, strict=False):
         _panel(panel, name, members)
-        denoises = any(model.bidirectional for model in load_comparison(name).models.values() if model is not None)
-        step = "a step, which denoises everything," if denoises else "a decode step"
+        answer = members[0]["answer_tokens"]
+        step = "a decode step" if answer is None else f"an answer of {answer} tokens"
         panel.set_xlabel(f"predicted gain of {step} over the baseline\n{format_count(context)}, {hardware}")
     for panel in list(panels)[len(shown) :]:
         panel.set_axis_off()
