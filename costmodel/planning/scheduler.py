@@ -18,13 +18,13 @@ import heapq
 import math
 import random
 from bisect import bisect_right
-from collections import deque
 
 from costmodel.errors import Impossible
 from costmodel.planning.cache import Pages
 from costmodel.planning.engine import Engine, Sequence, Watcher
 from costmodel.planning.histogram import Course, LogHistogram
 from costmodel.planning.step_times import mean_chunk
+from costmodel.planning.waiting import Waiting
 
 COURSE = ("waiting", "running", "cache_share")
 
@@ -42,15 +42,8 @@ class Replica:
         growing = engine.cache.token_bytes > 0 and not engine.reserve_output
         self.page_bytes = engine.cache.token_bytes * engine.page_tokens if growing else 1.0
         self.pages = Pages(engine.page_tokens, engine.cache_bytes / self.page_bytes, self.pace if growing else 0.0)
-        self.waiting: deque[Sequence] = deque()
-        self.unseen: deque[Sequence] = deque()
-        """Requests that came since the engine last looked."""
-        self.seen: deque[Sequence] = deque()
-        """Requests that it saw when the next iteration was scheduled already."""
-        self.looks = engine.poll_iterations > 1 or engine.ahead
-        self.looked = 0
-        """Iteration at which it did."""
-        self.gathering_since: int | None = None
+        self.queue = Waiting(engine)
+        self.waiting = self.queue.known
         self.took_away = False
         """Whether this iteration's pages were another sequence's."""
         self.prefilling: list[Sequence] = []
@@ -74,7 +67,7 @@ class Replica:
     @property
     def line(self) -> int:
         """Requests that wait."""
-        return len(self.waiting) + len(self.seen) + len(self.unseen)
+        return len(self.queue)
 
     def submit(self, sequence: Sequence, now: float) -> bool:
         """Queue a request. Whether it could start before the iterations end that are under way.
@@ -92,11 +85,11 @@ class Replica:
                 f"{needed * self.page_bytes:.4g} bytes of cache; an engine has {self.engine.cache_bytes:.4g}"
             )
         self.late_s += now - self.begin
-        if self.looks and (self.busy or self.decoding or self.prefilling):
-            self.unseen.append(sequence)
+        if self.queue.looks and (self.busy or self.decoding or self.prefilling):
+            self.queue.unseen.append(sequence)
             return not self.chunks
         self.waiting.append(sequence)
-        alone = len(self.waiting) == 1 or self.gathering_since is not None
+        alone = len(self.waiting) == 1 or self.queue.gathering_since is not None
         return alone and not self.chunks and self._fits(sequence)
 
     def _longest(self, sequence: Sequence) -> int:
@@ -122,9 +115,9 @@ class Replica:
         self.took_away = False
         while self.decoding and not self.pages.possible(1):
             self._preempt(now)
-        if self.looks:
-            self._look()
-        if self.prefilling or (self.waiting and not self._gathers()):
+        if self.queue.looks:
+            self.queue.look(self.iteration, self.decoding, bool(self.prefilling))
+        if self.prefilling or (self.waiting and not self.queue.gathers(self.iteration, self.decoding)):
             self.chunks = self._schedule(now)
         if not self.chunks and not self.decoding:
             return None
@@ -146,52 +139,12 @@ class Replica:
         iterations = self.finishes[0][0] - self.iteration
         if j + 2 < len(nodes):
             iterations = min(iterations, int((nodes[j + 1] - context) / self.pace) + 1)
-        if self.seen or (self.engine.chunk_pages and self.took_away):
+        if self.engine.chunk_pages and self.took_away:
             iterations = 1
-        elif self.unseen:
-            iterations = min(iterations, self._until_look(1))
-        if self.gathering_since is not None:
-            iterations = min(iterations, self.gathering_since + self.engine.gather_iterations - self.iteration)
+        iterations = self.queue.most(self.iteration, iterations)
         self.iterations = self.pages.possible(iterations)
         self.seconds = self._passed(self.iterations)
         return now + self.seconds
-
-    def _look(self) -> None:
-        """See the requests that came, when it is time to: every so many iterations, and after every prompt.
-
-        Where iterations are scheduled ahead, those seen now join the iteration after the next one.
-        """
-        every = self.engine.poll_iterations
-        self.waiting.extend(self.seen)
-        self.seen.clear()
-        if not self.decoding or self.prefilling:
-            self.looked = self.iteration
-        passed = self.iteration - self.looked
-        if passed % every == 0:
-            late = self.engine.ahead and (self.decoding or self.prefilling)
-            (self.seen if late else self.waiting).extend(self.unseen)
-            self.unseen.clear()
-        self.looked += passed - passed % every
-
-    def _until_look(self, least: int) -> int:
-        """Iterations from now to the first look after at least so many of them."""
-        every = self.engine.poll_iterations
-        passed = self.iteration - self.looked
-        return -(-(passed + least) // every) * every - passed
-
-    def _gathers(self) -> bool:
-        """Whether prompts still wait for others to join them."""
-        most = self.engine.gather_iterations
-        if not most:
-            return False
-        if not self.decoding or sum(sequence.target for sequence in self.waiting) >= self.engine.gather_tokens:
-            self.gathering_since = None
-        elif self.gathering_since is None:
-            self.gathering_since = self.iteration
-        elif self.iteration - self.gathering_since >= most:
-            self.gathering_since = None
-            return False
-        return self.gathering_since is not None
 
     def _passed(self, iterations: int) -> float:
         return iterations * self.first_s + self.growth_s * (iterations * (iterations - 1) / 2)
@@ -203,8 +156,8 @@ class Replica:
             half = first - growth / 2
             root = math.sqrt(max(half * half + 2 * growth * passed, 0.0))
             count = max(1, math.ceil(2 * passed / (half + root) - 1e-9))
-            if self.unseen and not self.waiting and not self.seen:
-                count = self._until_look(count)
+            if self.queue.unseen and not self.waiting and not self.queue.seen:
+                count = self.queue.until_look(self.iteration, count)
             if count < self.iterations:
                 self.iterations, self.seconds = count, self._passed(count)
         return self.begin + self.seconds
@@ -288,7 +241,7 @@ class Replica:
             if sequence.done == sequence.target:
                 begun += self._prefilled(sequence, now)
         if chunks:
-            self.looked = self.iteration
+            self.queue.looked = self.iteration
             self.chunks = []
             self.prefilling = [sequence for sequence in self.prefilling if sequence.done < sequence.target]
         if iterations:
