@@ -49,8 +49,8 @@ class Elsewhere:
     def fit(self, kernel: Kernel) -> Fit | None:
         """The parameters of a kernel that the calibration in use does not hold; None where nobody knows of any."""
         if kernel.form.by_mechanism and not kernel.instance:
-            # Norms and the like: of passes without a name a quantisation was measured, and in five of six tables the
-            # prior is nearer to it than what was fitted on another device.
+            # Norms and the like: of passes without a name only quantisations were measured, and in four of six tables
+            # the prior is nearer to them, in the mean, than what was fitted on another device.
             return None
         key = (kernel.family, kernel.instance, kernel.module)
         if key not in self._found:
