@@ -8,8 +8,9 @@ import pytest
 
 from costmodel import pairs
 from costmodel.ffns import mlp, moe
+from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel, Work
-from costmodel.kernels.compressed_attention import CompressedAttention, gathered_rows
+from costmodel.kernels.compressed_attention import CompressedAttention, compressed_attention, gathered_rows
 from costmodel.kernels.indexer import COLUMNS, Indexer, executed_pairs
 from costmodel.kernels.sparse_attention import ROWS
 from costmodel.layers.compressor import Compressor, compress
@@ -293,6 +294,22 @@ def test_gathered_rows_fill_whole_tiles(w: int, r: int, k: int | None) -> None:
                 counted += ROWS * math.ceil(rows / ROWS)
         # A list that ends inside a tile is cut there only after it was filled up: k counts in whole tiles.
         assert gathered_rows(x) == counted
+
+
+def test_many_queries_run_another_kernel_over_rows_that_are_widened_once() -> None:
+    hardware = load_hardware("b200-sxm")
+
+    def seconds(S: int, **theta: float) -> float:
+        x = CompressedAttention(1, S, 1_000_000, 64, 512, w=128, r=128, k=None, row_bytes=584, quantised=True)
+        kernel = compressed_attention("a", x)
+        return float(kernel.form.terms(kernel, hardware, {**kernel.form.priors(), **theta}).total())
+
+    assert seconds(11_673, many=0.5, gather=9.0) == seconds(11_673)
+    assert seconds(11_674, many=0.5) < 0.6 * seconds(11_674)
+    # (1,011,674 // 128 entries and a window of 128 + 11,673 rows) · (584 + 1,024) bytes
+    rows = 1_011_674 // 128 + 128 + 11_673
+    extra = seconds(11_674, gather=9.0) - seconds(11_674)
+    assert extra == pytest.approx(8 * rows * 1608 / hardware.memory.hbm.bandwidth)
 
 
 def test_indexer_computes_whole_tiles_of_entries() -> None:

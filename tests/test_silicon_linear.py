@@ -141,6 +141,33 @@ def test_rows_with_host_work_and_with_another_kernel_are_left_out_by_rule() -> N
     assert list(cuda.flags) == ["scalar loads", "", "scalar loads", ""]
 
 
+def test_packed_step_of_vllm_leaves_out_the_sequence_in_its_null_block() -> None:
+    rows = [row("fused_recurrent_kda_packed_decode", "generation", KDA, B=B) for B in (1, 4)]
+    vllm, sglang = (read("kda", *rows, library=library).popitem()[1] for library in ("vllm", "sglang"))
+    assert list(vllm.flags) == ["its only sequence is skipped", ""]
+    assert list(sglang.flags) == ["", ""]
+    assert list(only_kernel(vllm).shape.B) == [3]
+    assert list(only_kernel(sglang).shape.B) == [1, 4]
+
+
+def test_state_that_is_written_where_it_was_read_takes_room_in_l2_once() -> None:
+    ((_, (kernel,)),) = (
+        read("gdn", row("fused_recurrent_gated_delta_rule", "generation", GDN, B=6)).popitem()[1].parts(numpy.arange(1))
+    )
+    theta = {**kernel.form.priors(), "l2_share": 0.8}
+    apart = kernel._replace(shape=kernel.shape._replace(in_place=False))
+    once, twice = (float(one.form.terms(one, H100, theta).memory[0]) for one in (kernel, apart))
+    # 6 · 64 states of 64 KiB are 24 MiB: within 0.8 · 50 MiB once, beyond it twice.
+    assert twice > 1.8 * once
+
+
+@pytest.mark.parametrize(("library", "in_place"), [("vllm", True), ("sglang", False)])
+def test_states_after_draft_tokens_lie_apart_in_sglang(library: str, in_place: bool) -> None:
+    source = "fused_recurrent_kda" if library == "vllm" else "fused_sigmoid_gating_delta_rule_update"
+    block = read("kda", row(source, "verify", KDA, S=4), library=library).popitem()[1]
+    assert only_kernel(block).shape.in_place is in_place
+
+
 def test_mamba2_scan_takes_its_chunk_and_state_from_the_row() -> None:
     (scan,) = read("mamba2", row("mamba_chunk_scan_combined", "context", MAMBA, S=1000), library="trtllm").values()
     kernel = only_kernel(scan)

@@ -183,3 +183,24 @@ def test_a_long_cache_of_one_sequence_is_split_over_the_device() -> None:
 def test_blocks_of_16_heads_need_more_rounds() -> None:
     many = mla_decode("a", LATENT._replace(B=256, P=63))
     assert seconds(many, A100, small_tiles=1.0) > 1.5 * seconds(many, A100, small_tiles=0.001)
+
+
+def test_blocks_of_16_heads_read_a_long_cache_again_once_they_no_longer_run_together() -> None:
+    apart = {"small_tiles": 1.0, "refetch": 1.0, "l2_over_hbm": 8.0, "step_s": 5e-8, "tensor_efficiency": 1.0}
+    cache = 1152 / A100.memory.hbm.bandwidth
+
+    def reads(B: int, H: int) -> float:
+        a = LATENT._replace(B=B, H=H, P=32767, kv="bf16", dtype="bf16")
+        kernel = mla_decode("a", a)
+        theta = {**kernel.form.priors(), **apart}
+        return float(kernel.form.terms(kernel, A100, theta).memory) * theta["memory_efficiency"] / (B * 32768 * cache)
+
+    assert reads(128, 16) == pytest.approx(1.0, rel=0.01)
+    assert reads(128, 64) == pytest.approx(4.0, rel=0.05)  # 512 blocks on 108 units
+    assert reads(8, 64) == pytest.approx(1.0, rel=0.05)  # 32 blocks, all at once
+
+
+def test_a_single_head_runs_a_kernel_of_its_own() -> None:
+    one, two = (mla_decode("a", LATENT._replace(B=128, H=H, P=32767)) for H in (1, 2))
+    assert seconds(one, A100, lone_head=2.0) > 1.5 * seconds(one, A100)
+    assert seconds(two, A100, lone_head=2.0) == seconds(two, A100)

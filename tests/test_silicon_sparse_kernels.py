@@ -170,6 +170,35 @@ def test_rows_that_take_all_they_have_cost_less_than_rows_that_choose() -> None:
     assert seconds(top_k.top_k("t", closed)) < 0.5 * seconds(top_k.top_k("t", x))
 
 
+def memory_seconds(kernel: Kernel) -> float:
+    return float(kernel.form.terms(kernel, H100, kernel.form.priors()).memory)
+
+
+def test_a_second_pass_finds_its_rows_in_l2_until_those_in_flight_outgrow_it() -> None:
+    near, far = (top_k.top_k("t", Selection(rows=4096, logits=4096 * n, k=2048)) for n in (8192, 262_144))
+    passes = [
+        memory_seconds(kernel) * 0.8 * H100.memory.hbm.bandwidth / kernel.work.hbm_bytes for kernel in (near, far)
+    ]
+    assert 1.0 <= passes[0] < 1.02  # 198 rows of 32 KiB, of 50 MiB
+    assert 1.98 < passes[1] <= 2.0
+
+
+def test_equal_scores_are_refined_as_many_as_shared_memory_keeps() -> None:
+    few, kept, more = (
+        seconds(top_k.top_k("t", Selection(rows=1, logits=n, k=512, ties=True)), tie_s=1e-4, overlap=8.0)
+        - seconds(top_k.top_k("t", Selection(rows=1, logits=n, k=512)), overlap=8.0)
+        for n in (4096, 8192, 32768)
+    )
+    assert kept == pytest.approx(2 * few, rel=0.05)
+    assert more == pytest.approx(kept, rel=0.05)
+
+
+def test_rows_that_a_unit_holds_together_hide_each_others_latency() -> None:
+    x = top_k.top_k("t", Selection(rows=4096, logits=4096 * 4096, k=2048))
+    alone, two = (seconds(x, resident=n, stream_s=1e-9) for n in (1.0, 2.0))
+    assert 1.6 < alone / two < 2.1
+
+
 def latent(S: int = 128, H: int = 64, decoding: bool = False, B: int = 1) -> Kernel:
     x = SparseAttention(
         B=B, S=S, H=H, dk=576, dv=512, pairs=S * 2048, slots=2048, entries=9999, row_bytes=1152, decoding=decoding
