@@ -10,6 +10,7 @@ from costmodel.errors import BadInput
 from costmodel.generation import generate
 from costmodel.parallel.options import Options
 from costmodel.planning.deployment import Served, Settings, deployment
+from costmodel.planning.engine_settings import changed, parse_setting
 from costmodel.planning.replay import Deployment, replay
 from costmodel.planning.serving import steady_state
 from costmodel.planning.traffic import Request
@@ -39,7 +40,7 @@ OF_ONE_STEP = ("calibrated_on", "kernels", "without", "caches", "quantised", "pa
 
 
 def _generated(setup: SetUp) -> dict[str, Any]:
-    _refuse(setup, "a generation", (*OF_ONE_STEP, "layout", "engine"))
+    _refuse(setup, "a generation", (*OF_ONE_STEP, "layout", "engine", "engine_set"))
     return generate(
         model_of(setup),
         device_of(setup),
@@ -70,7 +71,8 @@ def _deployment(setup: SetUp) -> Deployment:
     )
     longest = setup.prompt + setup.output
     more = Settings(longest=longest, draft_tokens=setup.draft_tokens, acceptance=setup.accepted or 0.7)
-    return deployment(served_model, layout_of(setup), more)
+    told = changed(more, dict(parse_setting(text) for text in setup.engine_set))
+    return deployment(served_model, layout_of(setup), told)
 
 
 def _uncertainty(setup: SetUp) -> Value:

@@ -32,12 +32,12 @@ class SetUp(NamedTuple):
     settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's.
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
     quantised: activations arrive in the format of the products, so that no quantisation is timed.
-    new_tokens: of the step, None: one in decode, the whole context in prefill. library: whose kernels run (none: the
-    engine's). kernels: only these, by name, family or
-    block; without: not these. part: forward, backward or both (of training). engine: the serving library whose host
-    times are added to each step; host_s: further seconds. prompt, output: tokens of a request; method, block, steps,
-    accepted, draft_tokens: as for `generate`; counted: of a generation's tokens, those that its rate counts (0: all).
-    contexts: the range in which a slope or a knee is looked for. usd_per_gpu_hour: what a device costs.
+    new_tokens: of the step, None: one in decode, the whole context in prefill. library: whose kernels run (none:
+    the engine's). kernels: only these, by name, family or block; without: not these. part: forward, backward or
+    both (of training). engine: the serving library whose host times are added to each step; engine_set: what it was
+    told, as for `simulate`; host_s: further seconds. prompt, output: tokens of a request; method, block, steps,
+    accepted, draft_tokens: as for `generate`; counted: of a generation's tokens, those that its rate counts (0:
+    all). contexts: the range in which a slope or a knee is looked for. usd_per_gpu_hour: what a device costs.
     """
 
     architecture: str = ""
@@ -65,6 +65,7 @@ class SetUp(NamedTuple):
     kernels: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     engine: str = ""
+    engine_set: tuple[str, ...] = ()
     host_s: float = 0.0
     prompt: int = 0
     output: int = 0
@@ -93,7 +94,7 @@ class SetUp(NamedTuple):
         return parse_layout(self.layout).gpus if self.layout else 1
 
 
-LISTS = ("settings", "kernels", "without", "contexts")
+LISTS = ("settings", "kernels", "without", "engine_set", "contexts")
 CHOICES = {
     "caches": ("served", "benchmarked"),
     "phase": ("prefill", "decode", "train"),
