@@ -242,21 +242,17 @@ L2_OVER_HBM = 2.2
 """What a replay finds of L2's capacity, and L2's bandwidth over HBM's, in families that do not fit them."""
 
 
-def replayed(kernels: Sequence[Kernel], copies: Quantity = 1, inputs: Quantity = 1) -> tuple[Kernel, ...]:
+def replayed(kernels: Sequence[Kernel], copies: Quantity = 1, inputs: bool = False) -> tuple[Kernel, ...]:
     """The kernels as a benchmark runs them: over the same buffers again and again.
 
-    copies, inputs: how many sets of weights and of inputs the benchmark rotates over; outputs have one set.
+    copies: how many sets of weights the benchmark rotates over, and of inputs where told; everything else has one set.
     """
-    once: Quantity = 0
-    total: Quantity = 0
-    for kernel in kernels:
-        work = kernel.executed
-        once = once + work.hbm_bytes * kernel.count
-        more = (copies - 1) * work.weights + (inputs - 1) * (work.read - work.weights)
-        total = total + (work.hbm_bytes + more) * kernel.count
-    rotating = not (type(inputs) is int and inputs == 1)
-    returning = None if rotating or (type(copies) is int and copies == 1) else once
-    return tuple(kernel._replace(circulating=total, returning=returning) for kernel in kernels)
+    once = sum(kernel.executed.hbm_bytes * kernel.count for kernel in kernels)
+    rotated = (
+        (work.read if inputs else work.weights) * kernel.count for kernel in kernels for work in [kernel.executed]
+    )
+    total = once + (copies - 1) * sum(rotated)
+    return tuple(kernel._replace(circulating=total, returning=None if inputs else once) for kernel in kernels)
 
 
 def no_backward(kernel: Kernel) -> tuple[Kernel, ...]:

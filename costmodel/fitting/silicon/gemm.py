@@ -83,7 +83,7 @@ def read_gemm(table: Table) -> Iterator[Series]:
             product = gemm("gemm", shape)
             matrix = s["n"] * s["k"] * element_bytes(weights)
             sets = copies(table.library, format, matrix, l2)
-            return whole(shapes, replayed([product], sets, sets if table.library == "sglang" else 1))
+            return whole(shapes, replayed([product], sets, inputs=table.library == "sglang"))
 
         yield from series(
             table,
