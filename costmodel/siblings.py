@@ -9,7 +9,6 @@ between the kernels becomes the interval; what it misses of a kernel that is lef
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean, median
 
 from costmodel.calibration import Calibration, Fit, prior_fit
 from costmodel.kernels.base import Form
@@ -39,6 +38,9 @@ def pooled(form: Form, fits: Sequence[Fit]) -> Fit:
     deviations of the kernels from their mean, so that parameters that go together stay together. Of one kernel the
     scatter is not known, and the prior's is taken.
     """
+    # Few predictions come here, and every other one would wait for the module to load.
+    from statistics import mean, median
+
     prior, n = prior_fit(form), len(fits)
     values: dict[str, float] = {}
     columns: list[dict[str, float]] = [{} for _ in fits] if n > 1 else []
