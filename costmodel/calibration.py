@@ -158,6 +158,20 @@ class Fit(NamedTuple):
             moved[name] = min(max(moved[name] * math.exp(sign * change), low), high)
         return moved
 
+    def is_short(self, column: Mapping[str, float]) -> bool:
+        """Whether a direction moves every parameter by little, and neither side past its bounds."""
+        for name, change in column.items():
+            reach = abs(change)
+            low, high = self.bounds[name]
+            inside = low <= self.values[name] * math.exp(-reach) and self.values[name] * math.exp(reach) <= high
+            if reach > SHORT_STEP or not inside:
+                return False
+        return True
+
+
+SHORT_STEP = 0.1
+"""A step that moves no parameter by more is so nearly straight that one side tells what both do."""
+
 
 def prior_fit(form: Form) -> Fit:
     """What is known of a family before any measurement."""

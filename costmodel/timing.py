@@ -7,7 +7,7 @@ sum to first order; parameters are shared by all kernels of an instance, so thei
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity, maximum, root
@@ -136,15 +136,22 @@ def errors(times: Sequence[KernelTime], hardware: Hardware) -> dict[tuple[Any, .
         # A part of the step that cannot move the interval by a tenth of a percent is not differentiated.
         if _all_below(share, 1e-3):
             continue
-        kernels = _equal_once(group)
+        kernels, middle = _equal_once(group), sum(entry.time_s for entry in group)
         for index, column in enumerate(fit.columns):
-            moved = fit.shifted(column, 1.0), fit.shifted(column, -1.0)
-            change: Quantity = 0.0
-            for values, sign in zip(moved, (0.5, -0.5), strict=True):
-                for kernel, exposed in kernels:
-                    change = change + sign * kernel.form.terms(kernel, hardware, values).total() * exposed
+            above = _seconds(kernels, hardware, fit.shifted(column, 1.0))
+            if fit.is_short(column):
+                change = above - middle
+            else:
+                change = 0.5 * (above - _seconds(kernels, hardware, fit.shifted(column, -1.0)))
             found[(*source, index)] = change / total
     return found
+
+
+def _seconds(kernels: Sequence[tuple[Kernel, Quantity]], hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    total: Quantity = 0.0
+    for kernel, exposed in kernels:
+        total = total + kernel.form.terms(kernel, hardware, theta).total() * exposed
+    return total
 
 
 def _equal_once(times: Sequence[KernelTime]) -> list[tuple[Kernel, Quantity]]:
