@@ -371,7 +371,6 @@ FORM = Form(
     backward=backward,
     sources=("NVIDIA, Matrix Multiplication Background User's Guide", "CUTLASS, Efficient GEMM in CUDA"),
     model_spread=0.18,
-    elsewhere=("few_block", "large_step", "refetch", "resident", "tile_ramp"),  # of calibrations fitted earlier
     starts=({"split_s": NO_SPLIT_S}, {"dispatch": float(VLLM)}, {"dispatch": float(SGLANG)}),
 )
 
