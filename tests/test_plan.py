@@ -31,7 +31,7 @@ from costmodel.planning.plan_row import plan_row
 from costmodel.planning.pools import Pool
 from costmodel.planning.prices import default_prices, prices_for
 from costmodel.planning.question import OBJECTIVES, Loaded, Question, load
-from costmodel.planning.search import Found, search, undominated
+from costmodel.planning.search import BATCH, Found, evaluate_batch, search, undominated
 from costmodel.planning.space import Task, layouts
 from costmodel.planning.traffic import Request
 from costmodel.planning.workload import means
@@ -307,8 +307,23 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, [*COMMAND, *arguments])
 
 
-def test_processes_and_a_dask_cluster_give_the_same_answer(tmp_path: Path) -> None:
+def test_the_answer_does_not_depend_on_which_engines_are_evaluated_together() -> None:
+    formats = ["own", "fp8"]
+    question = asked(gpus=(1, 2, 4, 8), weights=formats, kv=formats, pools=["aggregated"], max_batched_tokens=[2048])
+
+    def one_by_one(question: Question, batches: Any, bounds: bool) -> Any:
+        for batch in batches:
+            yield [outcome for task in batch for outcome in evaluate_batch(question, [task], bounds)]
+
+    together = search(question)
+    assert next(count.number for count in together.counts) > BATCH
+    assert search(question, one_by_one) == together
+
+
+def test_processes_and_a_dask_cluster_give_the_same_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
+    # As many batches as in a search of many engines: one of each pair of formats.
+    monkeypatch.setattr("costmodel.planning.search.BATCH", 3)
     answers = []
     for number, how in enumerate(([], ["--jobs", "2"], ["--engine", "dask", "--jobs", "2"])):
         path = tmp_path / f"{number}.json"

@@ -160,7 +160,7 @@ def grid(model: EngineModel, work: Workload, budgets: Sequence[int], most: int) 
 
 def by_tokens(model: EngineModel, at: Grid, kind: Kinds) -> Array:
     """Seconds of token-wise kernels at the tokens, and of row-wise ones at the sampled positions, of three iterations
-    one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk. The cache has no part in them."""
+    one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk."""
     S, others = float(model.draft_tokens + 1), at.others
     least = numpy.maximum(others, 1.0)
     beside = others[:, None] * S

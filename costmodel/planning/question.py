@@ -147,28 +147,24 @@ class Loaded(NamedTuple):
     def whole(self, engine: EngineModel) -> Whole:
         """The times of all layers, computed once for all engines that split them alike."""
         asked, drafts = self.question, engine.draft_tokens
-        where = (engine.served.hardware.name, drafts, *split(engine))
-        of_weights, kv = _formats(engine)
 
         def compute() -> Whole:
             kind = self._once(("kinds", *likeness(engine)), lambda: kinds_of(engine))
             most = asked.engines[engine.served.hardware.name].max_sequences
             at = self._once(("grid", drafts, most), lambda: grid(engine, asked.work, asked.budgets, most))
-            shared = self._once(("tokens", *of_weights, *where), lambda: by_tokens(engine, at, kind))
-            return whole(engine, asked.work, at, shared, kind)
+            return whole(engine, asked.work, at, by_tokens(engine, at, kind), kind)
 
-        return self._once(("times", *of_weights, kv, *where), compute)
+        return self._once(("times", *_formats(engine), engine.served.hardware.name, drafts, *split(engine)), compute)
 
     def blocks(self, engine: EngineModel) -> Mapping[str, float]:
-        """Seconds of each block; formats hardly change what part of all each one is."""
-        key = ("blocks", engine.served.hardware.name, *split(engine))
+        """Seconds of each block."""
+        key = ("blocks", *_formats(engine), engine.served.hardware.name, *split(engine))
         return self._once(key, lambda: seconds_by_block(engine, self.question.work.context))
 
     def results(self, engine: EngineModel) -> Array:
         """Bytes of the largest results of a chunk, by budget."""
         asked = self.question
-        of_weights, kv = _formats(engine)
-        key = ("results", *of_weights, kv, *engine.layout._replace(pp=1))
+        key = ("results", *_formats(engine), *engine.layout._replace(pp=1))
         return self._once(key, lambda: largest_results(engine, asked.budgets, asked.work.longest))
 
     def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
@@ -177,10 +173,10 @@ class Loaded(NamedTuple):
         return self.kept[key]
 
 
-def _formats(engine: EngineModel) -> tuple[tuple[Any, ...], str]:
+def _formats(engine: EngineModel) -> tuple[Any, ...]:
     """Number formats of the weights and what multiplies them, and of the cache."""
     precision = engine.served.precision
-    return (precision.activations, *sorted(precision.weights.items())), precision.kv
+    return (precision.activations, *sorted(precision.weights.items()), precision.kv)
 
 
 def load(question: Question) -> Loaded:
