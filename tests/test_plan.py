@@ -351,6 +351,17 @@ def test_what_cannot_be_held_names_the_closest_point_and_what_blocks_it(
     assert blocks in result.stderr.rpartition("what blocks it")[2]
 
 
+def test_formats_without_an_engine_are_the_reason_that_is_told() -> None:
+    result = run("--rate", "1/s", "--weights", "nvfp4", "--kv", "nvfp4")
+    assert result.exit_code == 1
+    assert "can serve it (no engine (nvfp4 on h100-sxm" in result.stderr
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_chunks_that_find_no_room_warn_nobody() -> None:
+    assert planned(draft_tokens=[2], max_batched_tokens=[256], max_sequences=1024)[2].best
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -102,7 +102,9 @@ def search(
         found = _together(question, outcomes)
     if all(outcome.excluded for outcome in outcomes):
         reasons = Counter(outcome.excluded for outcome in outcomes)
-        told = "; ".join(f"{count} of {len(outcomes)}: {why}" for why, count in reasons.items())
+        told = "; ".join(
+            [count.why for count in counts] + [f"{count} of {len(outcomes)}: {why}" for why, count in reasons.items()]
+        )
         more = _what_would_fit(loaded, outcomes)
         raise Impossible(f"{loaded.model.name}: no layout of up to {question.most} GPUs can serve it ({told}){more}")
     return found._replace(dimensions=dimensions, counts=(*counts, *found.counts))
