@@ -90,8 +90,9 @@ def _front_s(model: EngineModel) -> float:
 
 def _passing(decoding: Array, prompts: Array, own: Array) -> Array:
     """The p that solves p = decoding + prompts · p/(own + p): all n prompts of a stay, the part that falls into p."""
-    rest = decoding + prompts - own
+    # A chunk that decoding sequences leave no room for takes forever: ∞ − ∞ is no number, and such points are dropped.
     with numpy.errstate(invalid="ignore"):
+        rest = decoding + prompts - own
         return (rest + numpy.sqrt(rest**2 + 4.0 * decoding * own)) / 2.0
 
 
