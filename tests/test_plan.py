@@ -36,6 +36,7 @@ from costmodel.planning.space import Task, layouts
 from costmodel.planning.traffic import Request
 from costmodel.planning.workload import means
 from costmodel.prediction import loaded
+from costmodel.report.columns import value_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULTS: dict[str, Any] = {
@@ -349,6 +350,43 @@ def test_what_cannot_be_held_names_the_closest_point_and_what_blocks_it(
     assert result.exit_code == 1
     assert "the closest is" in result.stderr
     assert blocks in result.stderr.rpartition("what blocks it")[2]
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        ("--rate", "10/s", "--ttft", "20ms", "--tpot", "2ms"),
+        ("--rate", "1000/s"),
+        ("--concurrency", "64", "--ttft", "20ms", "--tpot", "2ms"),
+        ("--concurrency", "64", "--tpot", "2ms", "--pools", "disaggregated"),
+    ],
+)
+def test_the_closest_point_is_the_same_in_table_json_and_error(load: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "closest.json"
+    result = run(*load, "--out", str(path))
+    assert result.exit_code == 1
+    found = json.loads(path.read_text())
+    (row,) = found["closest"]
+    assert found["launch"]
+    assert not row["saturated"]
+    told = [
+        f"TTFT {value_text('time_s', row['ttft_s'])}, TPOT {value_text('time_s', row['tpot_s'])}",
+        f"at {row['load_per_s']:.4g} requests/s",
+    ]
+    assert " ".join(told) in result.stderr
+    assert f"the closest that can be reached, {told[1]}" in result.stdout
+    assert f"{value_text('time_s', row['tpot_s'])} " in result.stdout
+
+
+def test_a_closest_point_whose_queue_grows_is_called_saturated_and_not_launched(tmp_path: Path) -> None:
+    path = tmp_path / "closest.json"
+    result = run("--rate", "1000/s", "--max-sequences", "1", "--out", str(path))
+    found = json.loads(path.read_text())
+    assert found["closest"][0]["saturated"]
+    assert found["closest"][0]["ttft_s"] is None
+    assert not found["launch"]
+    assert "the closest that can be reached, saturated" in result.stdout
+    assert "inf" not in result.stdout
 
 
 def test_formats_without_an_engine_are_the_reason_that_is_told() -> None:

@@ -185,6 +185,7 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
 def _within(at: Operating, column: int, most: float, ttft_s: float | None, tpot_s: float | None) -> float:
     """Requests per second of an engine at most, with what it holds and within these latencies; 0 where none are."""
     n = numpy.linspace(float(at.n[0]), min(float(at.n[-1]), most), 400)
+    n = numpy.union1d(n, at.n[at.n <= n[-1]])
     rate, ttft, tpot = (
         numpy.interp(n, at.n, values[:, 0 if values.shape[1] == 1 else column])
         for values in (at.rate, at.ttft_s, at.tpot_s)

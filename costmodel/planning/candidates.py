@@ -174,7 +174,6 @@ def _replicated(
     counts = numpy.arange(1, asked.most // g + 1, dtype=numpy.float64)
     plans: list[Candidate] = []
     nearest: tuple[float, Candidate] | None = None
-    limits = ((at.ttft_s, level.ttft_s), (at.tpot_s, level.tpot_s))
 
     def row_of(column: int, count: int, n: float, ttft: float, tpot: float, e2e: float, rate: float) -> Candidate:
         full = per_gpu[held[:, column], column]
@@ -209,16 +208,20 @@ def _replicated(
         for index in numpy.nonzero(within)[0]:
             plans.append(row_of(column, int(counts[index]), *(float(value[index]) for value in values)))
         if not within.any():
-            # With all GPUs: the batch at which the worst of the limits is exceeded the least.
+            # With all GPUs: the batch at which the worst of the limits is exceeded the least, and no queue grows.
             count = int(counts[-1])
-            wanted = plan_load(work, at.e2e_s(work.output)[usable, column]) / (rates * e * count * asked.usable)
-            over = numpy.maximum.reduce([wanted, *(_over(values[usable, column], most) for values, most in limits)])
+            first = (at.base_s + waits(work, at.line_s, at.place_s, count * e))[usable, column]
+            later = at.tpot_s[usable, column]
+            whole_s = first + later * (work.output - 1.0)
+            kept = numpy.isfinite(first)
+            answered = numpy.minimum(rates, asked.usable * rates[kept if kept.any() else -1].max()) * e * count
+            wanted = plan_load(work, whole_s) / answered
+            over = numpy.maximum.reduce([wanted, _over(first, level.ttft_s), _over(later, level.tpot_s)])
+            over = numpy.where(kept, over, numpy.inf)
             place = int(numpy.argmin(over))
             if nearest is None or over[place] < nearest[0]:
-                first, later = float(at.ttft_s[usable, column][place]), float(at.tpot_s[usable, column][place])
-                e2e_s = first + later * (work.output - 1.0)
-                rate = float(rates[place]) * e * count
-                nearest = float(over[place]), row_of(column, count, float(n[place]), first, later, e2e_s, rate)
+                point = (n, first, later, whole_s, answered)
+                nearest = float(over[place]), row_of(column, count, *(float(values[place]) for values in point))
     chosen = sorted(plans, key=lambda plan: rank(plan, asked.optimize))[:3]
     return tuple(chosen), None if chosen or nearest is None else nearest[1]
 

@@ -34,7 +34,7 @@ def plan_row(loaded: Loaded, found: Assessment) -> dict[str, Any]:
         "max_batched_tokens": plan.budget,
         "sequences": state.sequences,
         "load_per_s": load,
-        "saturated": not load < state.most_per_s,
+        "saturated": load > (1 + 1e-9) * state.most_per_s or not math.isfinite(state.ttft_s),
     }
     for name in ("ttft_s", "tpot_s"):
         value = getattr(state, name)

@@ -1,5 +1,6 @@
 """`plan`: the question as plain inputs, the search, and what is printed and written of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from costmodel.loading import check_folder, write_atomically
 from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.assess import Assessment, assess
 from costmodel.planning.candidates import Candidate
+from costmodel.planning.closest import assess_closest
 from costmodel.planning.confirm import replayed, workers
 from costmodel.planning.launch import launches
 from costmodel.planning.load import Load
@@ -46,16 +48,19 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     found = search(question, evaluator, partial(progress.at, "layouts"))
     progress.close()
     known = load(question)
-    plans = found.best or ((found.closest,) if found.closest is not None else ())
-    assessed = [assess(known, plan) for plan in plans]
-    rows = [{**plan_row(known, each), "within_level": bool(found.best)} for each in assessed]
+    under, assessed = known, [assess(known, plan) for plan in found.best]
+    if found.closest is not None:
+        under, reached = assess_closest(known, found.closest)
+        assessed = [reached]
+    rows = [{**plan_row(under, each), "within_level": bool(found.best)} for each in assessed]
     frontier = [_point(question, point) for point in found.frontier]
     confirmed = assessed if inputs["confirm"] and found.best else []
     checks = [replayed(known, each, load_of, inputs["seed"]) for each in confirmed]
     starts = [
         {"hw": each.plan.hw, **launch._asdict()}
-        for each in assessed
-        for worker in workers(known, each)
+        for each, row in zip(assessed, rows, strict=True)
+        if not row["saturated"]
+        for worker in workers(under, each)
         for launch in launches(worker)
     ]
     whole = {
@@ -79,7 +84,7 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     _print(form, text, known.model.name, question, load_of, rows, frontier, checks, starts, found)
     _remarks(known, question, assessed, checks, inputs)
     if not found.best:
-        _refuse(known.model.name, question, found, rows)
+        _refuse(known.model.name, question, assessed)
 
 
 def _point(question: Question, point: Candidate) -> dict[str, Any]:
@@ -120,8 +125,8 @@ BEST = (
     shows("draft_tokens", "drafts"),
     shows("max_batched_tokens", "chunk\nbudget"),
     shows("sequences", "batch"),
-    Column("TTFT", lambda row: value_text("time_s", row["ttft_s"])),
-    Column("80 %", lambda row: format_span(row["ttft_low_s"], row["ttft_high_s"]), group="interval"),
+    Column("TTFT", lambda row: _seconds(row["ttft_s"])),
+    Column("80 %", lambda row: _interval(row, "ttft"), group="interval"),
     Column("TPOT", lambda row: value_text("time_s", row["tpot_s"])),
     Column("80 % ", lambda row: format_span(row["tpot_low_s"], row["tpot_high_s"]), group="interval "),
     Column(
@@ -164,6 +169,15 @@ SPACE = (
     Column("count", lambda row: f"{row['number']:,}"),
     shows("why", "", right=False),
 )
+
+
+def _seconds(value: float) -> str:
+    return value_text("time_s", value) if math.isfinite(value) else "saturated"
+
+
+def _interval(row: Mapping[str, Any], latency: str) -> str:
+    low, high = row[f"{latency}_low_s"], row[f"{latency}_high_s"]
+    return format_span(low, high) if math.isfinite(high) else "–"
 
 
 def _span(row: Mapping[str, Any], low: str, value: str, high: str) -> str:
@@ -219,7 +233,10 @@ def _print(
     title = (
         f"{question.arch}: {how} of {lengths}{cached}; service level: {level or 'none'}; best by {question.optimize}"
     )
-    print_table(form, title if found.best else f"{title}\nthe closest that can be reached", rows, BEST, keys=2)
+    if not found.best and rows:
+        reached = f"at {rows[0]['load_per_s']:.4g} requests/s"
+        title += f"\nthe closest that can be reached, {'saturated' if rows[0]['saturated'] else reached}"
+    print_table(form, title, rows, BEST, keys=2)
     if frontier:
         emit("")
         chosen = _thinned(frontier)
@@ -319,21 +336,21 @@ def _remarks(
             )
 
 
-def _refuse(name: str, question: Question, found: Found, rows: Sequence[Mapping[str, Any]]) -> None:
+def _refuse(name: str, question: Question, assessed: Sequence[Assessment]) -> None:
     """Nothing holds the service level: say what comes closest, and what blocks it."""
-    if found.closest is None or not rows:
+    if not assessed:
         raise Impossible(f"{name}: no layout holds the service level with at most {question.most} GPUs")
-    factor, blocks = exceeded(question, found.closest)
-    row = rows[0]
+    plan = assessed[0].plan
+    factor, blocks = exceeded(question, plan)
+    ttft, tpot = f"TTFT {_seconds(plan.ttft_s)}", f"TPOT {_seconds(plan.tpot_s)}"
     told = {
-        "TTFT": f"TTFT {value_text('time_s', found.closest.ttft_s)}",
-        "TPOT": f"TPOT {value_text('time_s', found.closest.tpot_s)}",
-        "rate": f"saturated: {found.closest.rate:.4g} requests/s can be answered",
-        "GPUs": f"{found.closest.gpus} GPUs",
+        "TTFT": ttft,
+        "TPOT": tpot,
+        "rate": f"saturated: {plan.rate:.4g} requests/s can be answered",
+        "GPUs": f"{plan.gpus} GPUs",
     }
     raise Impossible(
-        f"{name}: no layout holds the service level with at most {question.most} GPUs; the closest is "
-        f"{row['layout']} on {row['hw']} ({row['gpus']} GPUs): TTFT {value_text('time_s', found.closest.ttft_s)}, TPOT "
-        f"{value_text('time_s', found.closest.tpot_s)} at {found.closest.rate:.4g} requests/s; what blocks it is the "
-        f"{blocks}, missed by a factor of {factor:.3g} ({told[blocks]})"
+        f"{name}: no layout holds the service level with at most {question.most} GPUs; the closest is {plan.layout} on "
+        f"{plan.hw} ({plan.gpus} GPUs): {ttft}, {tpot} at {plan.rate:.4g} requests/s; what blocks it is the {blocks}, "
+        f"missed by a factor of {factor:.3g} ({told[blocks]})"
     )
