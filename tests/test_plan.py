@@ -263,7 +263,14 @@ def worker(layout: str, **changes: Any) -> Worker:
 
 @pytest.mark.parametrize("layout", ["tp1", "tp8", "tp4pp2", "dp8ep8", "tp8ep8", "dp4tp2ep8", "tp2cp4"])
 @pytest.mark.parametrize("role", ["both", "prefill", "decode"])
-@pytest.mark.parametrize("changes", [{}, {"kv": "fp8", "weights": "fp8", "draft_tokens": 2, "prefix_cache": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kv": "fp8", "weights": "fp8", "draft_tokens": 2, "prefix_cache": True},
+        {"draft_tokens": 2, "own_drafts": False, "recurrent": True},
+    ],
+)
 def test_every_flag_is_one_that_the_engine_documents(layout: str, role: str, changes: dict[str, Any]) -> None:
     known = documented()
     for launch in launches(worker(layout, role=role, page_tokens=64, **changes)):
@@ -283,6 +290,43 @@ def test_flags_mean_the_layout() -> None:
     assert "--tp_size 8 --ep_size 8" in by_engine["tensorrt-llm"]
     refused = {launch.engine: launch.remarks for launch in launches(worker("dp4tp2ep8")) if not launch.command}
     assert list(refused) == ["tensorrt-llm"]
+
+
+def test_a_model_that_cannot_draft_is_launched_with_a_drafter_of_its_own() -> None:
+    own, other = (launches(worker("tp2", draft_tokens=3, own_drafts=has)) for has in (True, False))
+    told = {launch.engine: f"{launch.command} {launch.config}" for launch in other}
+    assert '"method": "mtp"' in own[0].command
+    assert '"method": "eagle", "model": "DRAFT_MODEL"' in told["vllm"]
+    assert "--speculative-algorithm EAGLE --speculative-draft-model-path DRAFT_MODEL" in told["sglang"]
+    assert "speculative_model: DRAFT_MODEL" in told["tensorrt-llm"]
+    assert all(any("DRAFT_MODEL" in remark for remark in launch.remarks) for launch in other)
+    assert not any("DRAFT_MODEL" in f"{launch.command}{launch.config}{launch.remarks}" for launch in own)
+    _, known, found = planned(ttft_s=None, tpot_s=None, pools=["aggregated"], draft_tokens=[3])
+    assert not workers(known, assess(known, found.best[0]))[0].own_drafts
+
+
+def test_sglang_mixes_prompts_with_decoding_only_where_it_does_not_draft() -> None:
+    plain, drafting = (launches(worker("tp2", draft_tokens=count))[1] for count in (0, 2))
+    assert "--enable-mixed-chunk" in plain.command
+    assert "--enable-mixed-chunk" not in drafting.command
+    assert any("prompts alone" in remark for remark in drafting.remarks)
+
+
+def test_prefix_caches_stay_on_unless_copies_of_states_would_take_memory_that_is_not_counted() -> None:
+    off = ("--no-enable-prefix-caching", "--disable-radix-cache", "enable_block_reuse: false")
+    cases = [({}, False), ({"recurrent": True}, True), ({"recurrent": True, "prefix_cache": True}, False)]
+    for changes, without in cases:
+        for launch, flag in zip(launches(worker("tp2", **changes)), off, strict=True):
+            assert (flag in f"{launch.command} {launch.config}") == without
+    _, known, found = planned(arch=["mamba2-2.7b"], ttft_s=None, tpot_s=None, pools=["aggregated"])
+    assert workers(known, assess(known, found.best[0]))[0].without_prefixes
+
+
+def test_a_drafter_that_the_model_does_not_have_is_noted() -> None:
+    result = run("--rate", "1/s", "--draft-tokens", "3", "--no-confirm")
+    assert "llama-3.1-8b has no layers that predict further tokens" in result.stderr
+    assert "whether an engine knows the model is not checked" in result.stderr
+    assert "predict further tokens" not in run("--rate", "1/s", "--no-confirm").stderr
 
 
 def test_engines_that_only_decode_take_no_chunks_of_prompts() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
 from costmodel.planning.assess import Assessment, Role
+from costmodel.planning.cache import sequence_cache
 from costmodel.planning.deployment import deployment
 from costmodel.planning.launch import Worker
 from costmodel.planning.load import Load
@@ -81,6 +82,8 @@ def workers(loaded: Loaded, found: Assessment) -> list[Worker]:
             kv=plan.kv,
             draft_tokens=plan.draft_tokens,
             prefix_cache=asked.work.computed < asked.work.input,
+            own_drafts=model.mtp is not None,
+            recurrent=sequence_cache(model, role.engine.served.precision).state_bytes > 0,
             model=model.hf_id or "MODEL",
         )
         for (name, replicas, part), role in zip(parts, found.roles, strict=True)

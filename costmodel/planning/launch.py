@@ -15,10 +15,13 @@ from costmodel.parallel.layout import Layout
 PAGES = {"vllm": 16, "sglang": 1, "tensorrt-llm": 32}
 """Tokens of a cache page that engines take unless told, or choose to suit their kernels."""
 
+DRAFTER = "DRAFT_MODEL"
+
 
 class Worker(NamedTuple):
     """What an engine is started with. role: both, prefill or decode; sequences: under way in each of its dp · pp
-    engines; budget: tokens of an iteration; weights, kv: None keeps the checkpoint's formats."""
+    engines; budget: tokens of an iteration; weights, kv: None keeps the checkpoint's formats. own_drafts: the model has
+    layers that predict further tokens, with which it drafts; recurrent: its sequences keep states."""
 
     role: str
     replicas: int
@@ -33,7 +36,15 @@ class Worker(NamedTuple):
     kv: str | None
     draft_tokens: int
     prefix_cache: bool
+    own_drafts: bool = True
+    recurrent: bool = False
     model: str = "MODEL"
+
+    @property
+    def without_prefixes(self) -> bool:
+        """Whether the cache of prefixes, which engines have on, is to be off: a plan without hits loses nothing by
+        hits, but it counts no memory for copies of recurrent states."""
+        return self.recurrent and not self.prefix_cache
 
 
 class Launch(NamedTuple):
@@ -108,13 +119,23 @@ def _vllm(worker: Worker) -> Flags:
     _add_formats(worker, options, remarks, "vLLM", "fp8")
     if worker.prefix_cache:
         options["--enable-prefix-caching"] = None
+    elif worker.without_prefixes:
+        options["--no-enable-prefix-caching"] = None
     if worker.draft_tokens:
-        drafting = {"method": "mtp", "num_speculative_tokens": worker.draft_tokens}
+        drafter = {"method": "mtp"} if worker.own_drafts else {"method": "eagle", "model": DRAFTER}
+        drafting = {**drafter, "num_speculative_tokens": worker.draft_tokens}
         options["--speculative-config"] = f"'{json.dumps(drafting)}'"
+        _add_drafter(worker, remarks)
     if worker.role != "both":
         sends = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
         options["--kv-transfer-config"] = f"'{json.dumps(sends)}'"
     return options, {}, remarks
+
+
+def _add_drafter(worker: Worker, remarks: list[str]) -> None:
+    """What stands for layers that the model does not have."""
+    if not worker.own_drafts:
+        remarks.append(f"{DRAFTER} is a drafter of one layer that is trained for the model, which has none of its own")
 
 
 def _add_formats(worker: Worker, options: dict[str, Any], remarks: list[str], engine: str, fp8: str) -> None:
@@ -135,7 +156,10 @@ def _add_formats(worker: Worker, options: dict[str, Any], remarks: list[str], en
 def _sglang(worker: Worker) -> Flags:
     layout = worker.layout
     if layout.cp > 1:
-        raise Unsupported("SGLang documents no option that splits the tokens of a sequence over devices")
+        raise Unsupported(
+            "SGLang splits the tokens of prompts alone (--attn-cp-size), keeps whole caches on every device, and documents "
+            "its switch for DeepSeek's sparse attention only"
+        )
     stage = layout.tp * layout.dp
     options: dict[str, Any] = {"--tp-size": stage}
     remarks: list[str] = []
@@ -151,7 +175,9 @@ def _sglang(worker: Worker) -> Flags:
     options["--max-running-requests"] = worker.sequences * layout.dp * layout.pp
     if worker.role != "decode":
         options["--chunked-prefill-size"] = worker.budget * layout.dp
-    if worker.role == "both" and worker.mixed:
+    if worker.role == "both" and worker.mixed and worker.draft_tokens:
+        remarks.append("SGLang runs prompts alone where it drafts; the plan lets them share iterations")
+    elif worker.role == "both" and worker.mixed:
         options["--enable-mixed-chunk"] = None
     options["--context-length"] = worker.longest
     options["--mem-fraction-static"] = worker.utilisation
@@ -161,11 +187,15 @@ def _sglang(worker: Worker) -> Flags:
     if worker.page_tokens not in PAGES.values():
         options["--page-size"] = worker.page_tokens
     _add_formats(worker, options, remarks, "SGLang", "fp8_e4m3")
-    if not worker.prefix_cache:
+    if worker.without_prefixes:
         options["--disable-radix-cache"] = None
     if worker.draft_tokens:
+        drafter = {"--speculative-algorithm": "NEXTN"}
+        if not worker.own_drafts:
+            drafter = {"--speculative-algorithm": "EAGLE", "--speculative-draft-model-path": DRAFTER}
+        _add_drafter(worker, remarks)
         options |= {
-            "--speculative-algorithm": "NEXTN",
+            **drafter,
             "--speculative-num-steps": worker.draft_tokens,
             "--speculative-eagle-topk": 1,
             "--speculative-num-draft-tokens": worker.draft_tokens + 1,
@@ -198,7 +228,7 @@ def _tensorrt(worker: Worker) -> Flags:
     options["--enable_chunked_prefill"] = None
     if worker.page_tokens not in PAGES.values():
         fields["kv_cache_config.tokens_per_block"] = worker.page_tokens
-    fields["kv_cache_config.enable_block_reuse"] = worker.prefix_cache
+    fields["kv_cache_config.enable_block_reuse"] = not worker.without_prefixes
     if worker.kv in ("fp8", "nvfp4"):
         fields["kv_cache_config.dtype"] = worker.kv
     elif worker.kv is not None:
@@ -206,8 +236,11 @@ def _tensorrt(worker: Worker) -> Flags:
     if worker.weights is not None:
         remarks.append(f"needs a checkpoint in {worker.weights}")
     if worker.draft_tokens:
-        fields["speculative_config.decoding_type"] = "MTP"
+        fields["speculative_config.decoding_type"] = "MTP" if worker.own_drafts else "Eagle3"
         fields["speculative_config.max_draft_len"] = worker.draft_tokens
+        if not worker.own_drafts:
+            fields["speculative_config.speculative_model"] = DRAFTER
+        _add_drafter(worker, remarks)
     if worker.role != "both":
         options["--server_role"] = "context" if worker.role == "prefill" else "generation"
         fields["cache_transceiver_config.backend"] = "NIXL"

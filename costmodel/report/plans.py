@@ -23,6 +23,7 @@ from costmodel.planning.search import Found, exceeded, search
 from costmodel.report.columns import Column, number_text, percent, shows, value_text
 from costmodel.report.output import as_json, emit, note, print_csv, print_table
 from costmodel.report.progress import Progress
+from costmodel.report.remarks import note_drafter
 from costmodel.units import format_span
 
 Inputs = Mapping[str, Any]
@@ -318,6 +319,10 @@ def _remarks(
                 f"note: {each.plan.hw}: {' and '.join(changed)} narrower than the model's own, which changes answers; "
                 "--weights own --kv own keeps them"
             )
+    if any(each.plan.draft_tokens for each in assessed):
+        note_drafter(known.model)
+    if assessed:
+        note("note: launch commands are made of documented options; whether an engine knows the model is not checked")
     if not question.context_parallel:
         note("note: context parallelism is not searched, for engines launch it for few models; --context-parallel does")
     if assessed and inputs["confirm"] and not checks:

@@ -26,6 +26,7 @@ from costmodel.prediction import loaded, make_precision
 from costmodel.report.columns import Column, number_text, percent, shows, value_text
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
 from costmodel.report.progress import Progress
+from costmodel.report.remarks import note_drafter
 from costmodel.units import parse_quantity
 
 Inputs = Mapping[str, Any]
@@ -91,6 +92,8 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
                 _write(timeline, inputs["timeline"])
             if doubtful:
                 note(f"note: {model.name}: {told(doubtful)}")
+            if inputs["draft_tokens"]:
+                note_drafter(model)
             if model.max_context is not None and load.longest > model.max_context:
                 note(f"note: {model.name}: requests are longer than the context that its publisher states")
     progress.close()
