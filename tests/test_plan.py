@@ -32,6 +32,7 @@ from costmodel.planning.pools import Pool
 from costmodel.planning.prices import default_prices, prices_for
 from costmodel.planning.question import OBJECTIVES, Loaded, Question, load
 from costmodel.planning.search import BATCH, Found, evaluate_batch, search, undominated
+from costmodel.planning.snapshots import recurrent, snapshot_tokens
 from costmodel.planning.space import Task, layouts
 from costmodel.planning.traffic import Request
 from costmodel.planning.workload import means
@@ -230,6 +231,24 @@ def test_prefix_hits_and_drafts_help_and_are_inputs() -> None:
     changes = {"ttft_s": None, "tpot_s": None, "layout": ["tp1"], "pools": ["aggregated"], "accepted": 0.9}
     _, known, drafted = planned(**changes, draft_tokens=[2])
     assert plan_row(known, assess(known, drafted.best[0]))["tpot_s"] < row["tpot_s"]
+
+
+def test_prefixes_of_a_hybrid_are_found_where_states_are_kept() -> None:
+    hybrid = {"arch": ["kimi-linear-48b-a3b"], "input": "8k", "prefix_hit": 0.5}
+    assert (asked(**hybrid).snapshot_tokens, asked(**hybrid, snapshot_tokens=512).snapshot_tokens) == (1888, 512)
+    assert asked(**hybrid).work.computed == 8192 - 2 * 1888
+    assert asked(**hybrid).work.snapshots == 4
+    assert asked(**{**hybrid, "prefix_hit": 0.0}).snapshot_tokens is None
+    assert asked(prefix_hit=0.5).snapshot_tokens is None
+
+
+def test_pages_are_as_long_as_a_state_is_large() -> None:
+    models, _ = loaded(["nemotron-3-super-120b-a12b", "mamba2-2.7b", "deepseek-v4-pro", "llama-3.1-8b"], "h100-sxm", ())
+    hybrid, pure, windows, attention = models
+    # vllm-project/vllm issue 48401: 8,320 tokens, with keys and values in fp8.
+    assert snapshot_tokens(hybrid._replace(kv="fp8")) == 8320
+    assert [recurrent(model) for model in models] == [True, True, False, False]
+    assert [snapshot_tokens(model) for model in (pure, windows, attention)] == [None] * 3
 
 
 def test_errors_that_two_plans_share_cancel_in_their_ratio() -> None:

@@ -107,7 +107,11 @@ def run(
     ] = 0.0,
     snapshot_tokens: Annotated[
         str | None,
-        typer.Option("--snapshot-tokens", metavar="COUNT", help="Recurrent states are kept every so many tokens."),
+        typer.Option(
+            "--snapshot-tokens",
+            metavar="COUNT",
+            help="Recurrent states are kept every so many tokens. [default: vLLM's, with hits]",
+        ),
     ] = None,
     draft_tokens: Annotated[
         list[str] | None,

@@ -99,7 +99,11 @@ def run(
     ] = None,
     snapshot_tokens: Annotated[
         str | None,
-        typer.Option("--snapshot-tokens", metavar="COUNT", help="Recurrent states are kept every so many tokens."),
+        typer.Option(
+            "--snapshot-tokens",
+            metavar="COUNT",
+            help="Recurrent states are kept every so many tokens. [default: vLLM's, with hits]",
+        ),
     ] = None,
     draft_tokens: Annotated[
         int, typer.Option("--draft-tokens", metavar="N", min=0, help="Tokens drafted per verification.")

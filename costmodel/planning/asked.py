@@ -13,6 +13,7 @@ from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.measures import ServiceLevel
 from costmodel.planning.prices import prices_for
 from costmodel.planning.question import Question
+from costmodel.planning.snapshots import snapshot_tokens
 from costmodel.planning.workload import workload
 from costmodel.prediction import loaded
 from costmodel.units import parse_quantity
@@ -31,9 +32,10 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
     """The question of a command's inputs. Raises BadInput."""
     if len(inputs["arch"]) != 1:
         raise BadInput("--arch: a plan is of one architecture; `whatif` puts another beside it")
-    _, devices = loaded(inputs["arch"], inputs["hw"], inputs["set"])
+    (model,), devices = loaded(inputs["arch"], inputs["hw"], inputs["set"])
     names = tuple(device.name for device in devices)
     priced = prices_for(names, inputs["price"])
+    snapshots = inputs["snapshot_tokens"] or (snapshot_tokens(model) if load_of.has_prefixes else None)
     layouts = []
     for text in inputs["layout"]:
         layout = parse_layout(text)
@@ -46,7 +48,7 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
     return Question(
         arch=inputs["arch"][0],
         hw=tuple(inputs["hw"]),
-        work=workload(load_of, inputs["snapshot_tokens"]),
+        work=workload(load_of, snapshots),
         level=ServiceLevel(inputs["ttft_s"], inputs["tpot_s"]),
         optimize=inputs["optimize"],
         gpus=gpus,
@@ -64,7 +66,7 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
         overlap=inputs["overlap"],
         imbalance=inputs["imbalance"],
         engines={device.name: _engine(inputs, device) for device in devices},
-        snapshot_tokens=inputs["snapshot_tokens"],
+        snapshot_tokens=snapshots,
         headroom=inputs["headroom"],
         link_bandwidth=inputs["link_bandwidth"],
         layouts=tuple(layouts),

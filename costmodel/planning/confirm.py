@@ -5,13 +5,13 @@ from typing import Any
 
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
 from costmodel.planning.assess import Assessment, Role
-from costmodel.planning.cache import sequence_cache
 from costmodel.planning.deployment import deployment
 from costmodel.planning.launch import Worker
 from costmodel.planning.load import Load
 from costmodel.planning.measures import ServiceLevel
 from costmodel.planning.question import Loaded
 from costmodel.planning.replay import replay
+from costmodel.planning.snapshots import recurrent
 
 
 def replayed(loaded: Loaded, found: Assessment, load: Load, seed: int = 0) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def workers(loaded: Loaded, found: Assessment) -> list[Worker]:
             draft_tokens=plan.draft_tokens,
             prefix_cache=asked.work.computed < asked.work.input,
             own_drafts=model.mtp is not None,
-            recurrent=sequence_cache(model, role.engine.served.precision).state_bytes > 0,
+            recurrent=recurrent(model),
             model=model.hf_id or "MODEL",
         )
         for (name, replicas, part), role in zip(parts, found.roles, strict=True)

@@ -157,8 +157,8 @@ def _sglang(worker: Worker) -> Flags:
     layout = worker.layout
     if layout.cp > 1:
         raise Unsupported(
-            "SGLang splits the tokens of prompts alone (--attn-cp-size), keeps whole caches on every device, and documents "
-            "its switch for DeepSeek's sparse attention only"
+            "SGLang splits the tokens of prompts alone (--attn-cp-size), keeps whole caches on all devices, and "
+            "documents its switch for DeepSeek's sparse attention only"
         )
     stage = layout.tp * layout.dp
     options: dict[str, Any] = {"--tp-size": stage}

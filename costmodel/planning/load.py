@@ -47,6 +47,11 @@ class Load:
         if self.inputs["warmup"] >= self.count:
             raise BadInput(f"--warmup {self.inputs['warmup']} leaves none of {self.count} requests to measure")
 
+    @property
+    def has_prefixes(self) -> bool:
+        """Whether any prompt begins with what is cached."""
+        return self.inputs["prefix_hit"] > 0 if self.trace is None else self.trace.has_prefixes
+
     def requests(self) -> Iterable[Request]:
         """All of them, in order."""
         if self.trace is not None:

@@ -157,6 +157,11 @@ class Trace:
         totals = (self.counts[i] + self.counts[i + 1] for i in range(0, len(self.counts), 3))
         return max(self.counts[::3]), max(totals)
 
+    @property
+    def has_prefixes(self) -> bool:
+        """Whether any prompt begins with what is cached."""
+        return any(self.counts[2::3])
+
 
 def read_trace(path: Path, *, skip: bool = False) -> Trace:
     """The requests of a CSV file with the columns arrival_s, input, output and, optionally, cached_prefix.

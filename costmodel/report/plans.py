@@ -23,7 +23,7 @@ from costmodel.planning.search import Found, exceeded, search
 from costmodel.report.columns import Column, number_text, percent, shows, value_text
 from costmodel.report.output import as_json, emit, note, print_csv, print_table
 from costmodel.report.progress import Progress
-from costmodel.report.remarks import note_drafter
+from costmodel.report.remarks import note_drafter, note_snapshots
 from costmodel.units import format_span
 
 Inputs = Mapping[str, Any]
@@ -83,6 +83,7 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
         write_atomically(Path(out), text.encode() + b"\n")
         note(f"note: wrote {out}")
     _print(form, text, known.model.name, question, load_of, rows, frontier, checks, starts, found)
+    note_snapshots(known.model, load_of, inputs["snapshot_tokens"])
     _remarks(known, question, assessed, checks, inputs)
     if not found.best:
         _refuse(known.model.name, question, assessed)

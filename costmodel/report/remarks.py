@@ -1,6 +1,8 @@
 """Remarks that plans and replays share: what is assumed of engines where a model or a question leaves it open."""
 
 from costmodel.architecture import Architecture
+from costmodel.planning.load import Load
+from costmodel.planning.snapshots import recurrent, snapshot_tokens
 from costmodel.report.output import note
 
 
@@ -11,3 +13,17 @@ def note_drafter(model: Architecture) -> None:
             f"note: {model.name} has no layers that predict further tokens: drafts cost what its last layer takes, "
             "as if a drafter of one layer were trained for it; --accepted is an assumption"
         )
+
+
+def note_snapshots(model: Architecture, load: Load, told: int | None) -> None:
+    """Say where copies of recurrent states are taken to be, unless the question says it."""
+    if told is not None or not load.has_prefixes or not recurrent(model):
+        return
+    tokens = snapshot_tokens(model)
+    note(
+        f"note: {model.name}: prefixes are found at multiples of {tokens:,} tokens, where vLLM keeps recurrent states; "
+        "--snapshot-tokens changes it"
+        if tokens is not None
+        else f"note: {model.name}: cached prefixes count in full, and copies of recurrent states take no memory; "
+        "--snapshot-tokens says where they are kept and counts them"
+    )

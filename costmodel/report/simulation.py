@@ -20,13 +20,14 @@ from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.measures import Measures, ServiceLevel
 from costmodel.planning.replay import Deployment, replay
 from costmodel.planning.serving import capacity
+from costmodel.planning.snapshots import snapshot_tokens
 from costmodel.planning.step_times import HostTime
 from costmodel.planning.timeline import Timeline
 from costmodel.prediction import loaded, make_precision
 from costmodel.report.columns import Column, number_text, percent, shows, value_text
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
 from costmodel.report.progress import Progress
-from costmodel.report.remarks import note_drafter
+from costmodel.report.remarks import note_drafter, note_snapshots
 from costmodel.units import parse_quantity
 
 Inputs = Mapping[str, Any]
@@ -70,7 +71,7 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
     for device in devices:
         for model in models:
             timeline = None if inputs["timeline"] is None else Timeline()
-            engines = _deployment(model, device, inputs, load.longest)
+            engines = _deployment(model, device, inputs, load)
             found = replay(
                 engines,
                 load.requests(),
@@ -94,6 +95,7 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
                 note(f"note: {model.name}: {told(doubtful)}")
             if inputs["draft_tokens"]:
                 note_drafter(model)
+            note_snapshots(model, load, inputs["snapshot_tokens"])
             if model.max_context is not None and load.longest > model.max_context:
                 note(f"note: {model.name}: requests are longer than the context that its publisher states")
     progress.close()
@@ -107,14 +109,14 @@ def _show(progress: Progress, name: str, count: int, answered: int) -> None:
     progress.at(name, answered, count)
 
 
-def _deployment(model: Architecture, device: Hardware, inputs: Inputs, longest: int) -> Deployment:
+def _deployment(model: Architecture, device: Hardware, inputs: Inputs, load: Load) -> Deployment:
     given = {name: inputs[name] for name in ("max_sequences", "max_batched_tokens", "page_tokens", "mixed")}
     given |= dict(parse_setting(text) for text in inputs["engine_set"])
     settings = changed(library_settings(inputs["library"], device), given)._replace(
-        snapshot_tokens=inputs["snapshot_tokens"],
+        snapshot_tokens=inputs["snapshot_tokens"] or (snapshot_tokens(model) if load.has_prefixes else None),
         draft_tokens=inputs["draft_tokens"],
         acceptance=inputs["accepted"],
-        longest=min(max(longest, 1024), 64 * LONGEST),
+        longest=min(max(load.longest, 1024), 64 * LONGEST),
     )
     served = Served(
         model,
