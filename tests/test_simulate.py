@@ -198,3 +198,11 @@ def test_prefixes_of_recurrent_models_count_up_to_the_last_state_that_is_kept(tm
     assert "prefixes are found" not in own.stderr
     pure = run(*arguments, "--arch", "mamba2-2.7b")
     assert "copies of recurrent states take no memory" in pure.stderr
+
+
+def test_the_keys_of_a_replay_are_documented() -> None:
+    found = json.loads(run(*SMALL, "--rate", "5", "--format", "json").stdout)
+    text = (Path(__file__).parent.parent / "docs" / "replay.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`([a-z0-9_]+)`", text))
+    for name in ("rows", "over_time"):
+        assert {name, *found[name][0]} <= told

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from costmodel.cli import app
+from costmodel.planning.whatif import CHANGES
 
 PLAN = ["plan", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--gpus", "1..4", "--input", "2k", "--output", "128"]
 
@@ -27,6 +28,12 @@ def answer(plan: Path, *arguments: str) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     return found
+
+
+def test_every_change_is_documented() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "planning.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"^`--change` takes (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
+    assert set(CHANGES) == set(re.findall(r"`([a-z_]+)`", told))
 
 
 def test_the_plan_itself_comes_back_as_it_was(plan: Path) -> None:

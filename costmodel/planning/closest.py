@@ -1,5 +1,7 @@
 """The plan that comes closest to a service level that nothing holds, at the load that it can answer."""
 
+import numpy
+
 from costmodel.planning.assess import Assessment, assess
 from costmodel.planning.candidates import Candidate
 from costmodel.planning.pools import plan_load
@@ -12,7 +14,7 @@ def assess_closest(loaded: Loaded, plan: Candidate) -> tuple[Loaded, Assessment]
     The plan of the assessment has the latencies and the rate that the assessment found.
     """
     asked = loaded.question
-    load = min(plan.rate, float(plan_load(asked.work, plan.e2e_s)))
+    load = min(plan.rate, float(plan_load(asked.work, numpy.array(plan.e2e_s))))
     # Requests come at that rate, and as evenly as those that are asked about: clients that wait leave no queue.
     work = asked.work._replace(rate=load, clients=None)
     headroom = 0.0 if asked.work.rate is None else asked.headroom
