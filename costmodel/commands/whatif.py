@@ -14,7 +14,7 @@ def run(
         typer.Option(
             "--change",
             metavar="NAME=VALUE,…",
-            help="hw=b200-sxm, layout=tp4, kv=fp8, context=1M, arch=NAME, rate=20/s, hw.memory.hbm.bandwidth=2x, … Repeatable.",
+            help="hw=b200-sxm, layout=tp4, kv=fp8, context=1M, rate=20/s, hw.memory.hbm.bandwidth=2x, … Repeatable.",
         ),
     ] = None,
     hw: Annotated[
