@@ -570,6 +570,30 @@ def test_the_command_trains() -> None:
     assert re.search(r"MFU.*memory|memory.*MFU", result.stdout.replace("\n", " "))
 
 
+@pytest.mark.parametrize(
+    ("phase", "how"),
+    [
+        ("train", ("--recompute", "full")),
+        ("train", ("--microbatch", "1", "--zero", "3")),
+        ("train", ("--interleave", "2")),
+        ("prefill", ("--overlap", "0")),
+        ("decode", ("--imbalance", "2")),
+        ("decode", ("--microbatches", "2")),
+        ("decode", ("--sequence-parallel",)),
+    ],
+)
+def test_how_a_layout_runs_asks_about_one_device_where_no_layout_is_given(phase: str, how: tuple[str, ...]) -> None:
+    asked = ("--arch", "llama-3.1-8b", "--phase", phase, "--batch", "4", "--format", "json", *how)
+    alone, placed, plain = (
+        json.loads(run(*arguments).stdout)["rows"][0]
+        for arguments in (asked, (*asked, "--layout", "tp1"), asked[: -len(how)])
+    )
+    assert alone == placed
+    assert alone != plain  # one optimizer step, or how many sequences fit
+    if how == ("--recompute", "full"):
+        assert alone["memory_per_gpu_bytes"] < 0.5 * plain["memory_per_gpu_bytes"]
+
+
 @pytest.mark.parametrize(("device", "devices"), [("l40s", 8), ("h100-sxm", 8)])
 def test_measured_shares_of_a_link_hold_on_one_host(device: str, devices: int) -> None:
     hardware = load_hardware(device)

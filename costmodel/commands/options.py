@@ -74,31 +74,57 @@ Layouts = Annotated[
     ),
 ]
 Overlap = Annotated[
-    float, typer.Option("--overlap", metavar="SHARE", help="Part of the communication's time that computation hides.")
+    float | None,
+    typer.Option(
+        "--overlap",
+        metavar="SHARE",
+        help="Part of the communication's time that computation hides. [default: 0]",
+        show_default=False,
+    ),
 ]
 Imbalance = Annotated[
-    float, typer.Option("--imbalance", metavar="FACTOR", help="Load of the fullest device of experts over the mean.")
+    float | None,
+    typer.Option(
+        "--imbalance",
+        metavar="FACTOR",
+        help="Load of the fullest device of experts over the mean. [default: 1]",
+        show_default=False,
+    ),
 ]
 Microbatches = Annotated[
     str | None,
     typer.Option("--microbatches", metavar="COUNT", help="Parts in which a batch passes the pipeline. [default: pp]"),
 ]
 SequenceParallel = Annotated[
-    bool,
+    bool | None,
     typer.Option("--sequence-parallel", help="Devices of a tensor-parallel group share the tokens between blocks."),
 ]
 Microbatch = Annotated[
-    str, typer.Option("--microbatch", metavar="COUNT", help="Training: sequences of a rank that run together.")
+    str | None,
+    typer.Option(
+        "--microbatch",
+        metavar="COUNT",
+        help="Training: sequences of a rank that run together. [default: 1]",
+        show_default=False,
+    ),
 ]
 Recompute = Annotated[
-    str, typer.Option("--recompute", metavar="WHAT", help="Training: none, selective (attention) or full (layers).")
+    str | None,
+    typer.Option(
+        "--recompute", metavar="WHAT", help="Training: none, selective (attention) or full (layers). [default: none]"
+    ),
 ]
 Zero = Annotated[
-    int,
-    typer.Option("--zero", metavar="STAGE", help="Training: 0 to 3, what data-parallel ranks share out; 3 as FSDP."),
+    int | None,
+    typer.Option(
+        "--zero",
+        metavar="STAGE",
+        help="Training: 0 to 3, what data-parallel ranks share out; 3 as FSDP. [default: 0]",
+    ),
 ]
 Interleave = Annotated[
-    str, typer.Option("--interleave", metavar="COUNT", help="Training: pipeline stages on one device.")
+    str | None,
+    typer.Option("--interleave", metavar="COUNT", help="Training: pipeline stages on one device. [default: 1]"),
 ]
 Settings = Annotated[
     list[str] | None,

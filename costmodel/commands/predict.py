@@ -46,14 +46,14 @@ def run(
     caches: Caches = "served",
     table: Table = None,
     layout: Layouts = None,
-    overlap: Overlap = 0.0,
-    imbalance: Imbalance = 1.0,
+    overlap: Overlap = None,
+    imbalance: Imbalance = None,
     microbatches: Microbatches = None,
-    sequence_parallel: SequenceParallel = False,
-    microbatch: Microbatch = "1",
-    recompute: Recompute = "none",
-    zero: Zero = 0,
-    interleave: Interleave = "1",
+    sequence_parallel: SequenceParallel = None,
+    microbatch: Microbatch = None,
+    recompute: Recompute = None,
+    zero: Zero = None,
+    interleave: Interleave = None,
     settings: Settings = None,
     mechanism: Mechanisms = None,
     breakdown: Breakdown = False,
@@ -74,9 +74,18 @@ def run(
     from costmodel.report.run import predict_and_print
 
     inputs |= {"caches": caches, "table": table}
-    if layout:
-        inputs |= {"layout": layout, "overlap": overlap, "imbalance": imbalance}
-        inputs |= {"microbatches": counted(microbatches, "microbatches"), "sequence_parallel": sequence_parallel}
-        inputs |= {"microbatch": counted(microbatch, "microbatch"), "recompute": recompute}
-        inputs |= {"zero": zero, "interleave": counted(interleave, "interleave")}
+    how = {
+        "overlap": overlap,
+        "imbalance": imbalance,
+        "microbatches": counted(microbatches, "microbatches"),
+        "sequence_parallel": sequence_parallel,
+        "microbatch": counted(microbatch, "microbatch"),
+        "recompute": recompute,
+        "zero": zero,
+        "interleave": counted(interleave, "interleave"),
+    }
+    given = {name: value for name, value in how.items() if value is not None}
+    if layout or given:
+        # How a layout runs is a question about a layout: without one, about that of a single device.
+        inputs |= {"layout": layout or ["tp1"], **given}
     predict_and_print(form, inputs, breakdown, plot)

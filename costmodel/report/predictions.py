@@ -87,8 +87,8 @@ def print_predictions(
         print_csv(list(_kernel_rows(rows)) if breakdown else rows)
         return
     between = ""
-    for (hardware, architecture, _, phase), members in groups(rows, ("hw", "arch", "layout", "phase")):
-        columns = PREDICTION if members[0]["layout"] == "tp1" else TRAINING if phase == "train" else PARALLEL
+    for (hardware, architecture, _, _), members in groups(rows, ("hw", "arch", "layout", "phase")):
+        columns = _columns(members[0])
         columns = columns if len({row["basis"] for row in members}) == 1 else (*columns, BASIS)
         title = title_of(members[0], formats.get((architecture, hardware), ""))
         if between:
@@ -101,6 +101,13 @@ def print_predictions(
                 f"{row['arch']} on {row['hw']} · {row['phase']} at {format_count(row['context'])}: kernels by time"
             )
             print_table(form, heading, sorted(row["breakdown"], key=lambda kernel: -kernel["time_s"]), KERNELS, keys=2)
+
+
+def _columns(row: Row) -> Sequence[Column]:
+    """What rows of a table have: those of a layout, of one device as well, tell more."""
+    if row["layout"] == "tp1" and row["mfu"] is None and row["max_sequences"] is None:
+        return PREDICTION
+    return TRAINING if row["phase"] == "train" else PARALLEL
 
 
 def _kernel_rows(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:

@@ -22,9 +22,9 @@ def _parallel(inputs: Inputs) -> dict[str, Any]:
         return {}
     from costmodel.parallel.options import Options, Training
 
-    training = Training(**{name: inputs[name] for name in ("microbatch", "recompute", "zero", "interleave")})
-    names = ("overlap", "imbalance", "microbatches", "sequence_parallel")
-    return {"layout": inputs["layout"], "options": Options(**{name: inputs[name] for name in names}, training=training)}
+    given = {name: value for name, value in inputs.items() if name in {*Options._fields, *Training._fields}}
+    training = Training(**{name: given.pop(name) for name in Training._fields if name in given})
+    return {"layout": inputs["layout"], "options": Options(**given, training=training)}
 
 
 def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | None) -> None:
