@@ -570,6 +570,21 @@ def test_the_command_trains() -> None:
     assert re.search(r"MFU.*memory|memory.*MFU", result.stdout.replace("\n", " "))
 
 
+def test_the_command_sets_what_training_and_experts_send() -> None:
+    def seconds(arch: str, *how: str) -> float:
+        return float(json.loads(run("--arch", arch, "--format", "json", *how).stdout)["rows"][0]["time_s"])
+
+    train = ("llama-3.1-8b", "--phase", "train", "--batch", "8", "--layout", "dp8", "--zero", "3")
+    serial = seconds(*train)
+    hidden = seconds(*train, "--overlap", "1")
+    assert hidden < seconds(*train, "--overlap-gradients", "0.5") < serial
+    assert seconds(*train, "--overlap", "1", "--overlap-gradients", "0") == pytest.approx(serial)
+    assert seconds(*train, "--gradient-bytes", "2") < serial
+    assert seconds(*train, "--attention", "materialised") > serial
+    experts = ("mixtral-8x7b", "--batch", "8", "--layout", "dp8ep8")
+    assert seconds(*experts, "--experts", "allgather") != seconds(*experts)
+
+
 @pytest.mark.parametrize(
     ("phase", "how"),
     [

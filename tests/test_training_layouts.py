@@ -1,5 +1,7 @@
 """Training steps under a layout, against published step times and published arithmetic of their memory."""
 
+from typing import Any
+
 import pytest
 
 from costmodel import predict
@@ -220,10 +222,26 @@ def test_gradients_travel_as_textbooks_say() -> None:
 def test_hidden_gradients_take_no_time() -> None:
     model = gpt(4096, 36, 32)
     times = [
-        trained(model, Layout(tp=8, dp=8), 64, Options(training=Training(hidden=share))).time_s for share in (0, 0.5, 1)
+        trained(model, Layout(tp=8, dp=8), 64, Options(training=Training(overlap_gradients=share))).time_s
+        for share in (0, 0.5, 1)
     ]
     assert times[0] > times[1] > times[2]
     assert times[0] - times[1] == pytest.approx(times[1] - times[2])
+
+
+def test_gradients_overlap_as_all_communication_unless_told() -> None:
+    def row(**how: Any) -> StepPrediction:
+        overlap = how.pop("overlap", 0.0)
+        options = Options(overlap=overlap, training=Training(zero=3, **how))
+        return predict("llama-3.1-8b", "h100-sxm", 8192, phase="train", batch=8, layout="dp8", options=options).row
+
+    serial, hidden = row(), row(overlap=1.0)
+    traffic = sum(kernel.time_s for kernel in serial.breakdown if kernel.group == "gradients")
+    assert traffic > 0.1 * serial.time_s
+    assert serial.time_s - hidden.time_s == pytest.approx(traffic)
+    assert row(overlap_gradients=0.5).time_s == pytest.approx(serial.time_s - traffic / 2)
+    assert row(overlap=1.0, overlap_gradients=0.0).time_s == pytest.approx(serial.time_s)  # dp alone sends nothing else
+    assert row(gradient_bytes=2).time_s < serial.time_s
 
 
 def test_recomputation_costs_a_forward_pass_and_saves_memory() -> None:
@@ -258,7 +276,8 @@ def test_a_training_row_by_name() -> None:
         (Training(zero=4), "zero 4"),
         (Training(microbatch=0), "microbatch 0"),
         (Training(attention="flash"), "attention 'flash'"),
-        (Training(hidden=2.0), "hidden 2.0"),
+        (Training(overlap_gradients=2.0), "overlap of gradients 2.0"),
+        (Training(gradient_bytes=3), "gradient bytes 3"),
     ],
 )
 def test_wrong_options_are_refused(options: Training, told: str) -> None:

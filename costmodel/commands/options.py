@@ -126,6 +126,35 @@ Interleave = Annotated[
     str | None,
     typer.Option("--interleave", metavar="COUNT", help="Training: pipeline stages on one device. [default: 1]"),
 ]
+OverlapGradients = Annotated[
+    float | None,
+    typer.Option(
+        "--overlap-gradients",
+        metavar="SHARE",
+        help="Training: of the traffic of gradients, ZeRO and FSDP, the part that computation hides. "
+        "[default: as --overlap]",
+    ),
+]
+GradientBytes = Annotated[
+    int | None,
+    typer.Option("--gradient-bytes", metavar="COUNT", help="Training: 4 (fp32) or 2 (bf16). [default: 4]"),
+]
+Core = Annotated[
+    str | None,
+    typer.Option(
+        "--attention",
+        metavar="HOW",
+        help="Training: fused, or materialised as before FlashAttention. [default: fused]",
+    ),
+]
+Exchange = Annotated[
+    str | None,
+    typer.Option(
+        "--experts",
+        metavar="HOW",
+        help="Tokens go to the devices of their experts (alltoall) or to all (allgather). [default: alltoall]",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,6 +10,7 @@ EXCHANGES = ("alltoall", "allgather")
 RECOMPUTED = ("none", "selective", "full")
 ZERO = (0, 1, 2, 3)
 ATTENTION = ("fused", "materialised")
+GRADIENT_BYTES = (2, 4)
 
 
 class Training(NamedTuple):
@@ -18,8 +19,9 @@ class Training(NamedTuple):
     microbatch: sequences of one rank of dp that run together. recompute: what the backward pass computes again:
     nothing, attention, or whole layers from their input. zero: what ranks of dp share out instead of each holding it:
     1 the optimizer's state, 2 gradients as well, 3 weights as well (FSDP). interleave: stages of the pipeline on one
-    device, each of a part of the layers. gradient_bytes: of one gradient, kept and reduced. hidden: share of the
-    reduction of gradients (and gathering of weights) that computation hides. attention: in one kernel that keeps no
+    device, each of a part of the layers. gradient_bytes: of one gradient, kept and reduced. overlap_gradients: share
+    of the reduction of gradients, and of ZeRO's gathering of weights, that computation hides (None: as of all other
+    communication). attention: in one kernel that keeps no
     probabilities, or materialised, as before FlashAttention.
     """
 
@@ -28,7 +30,7 @@ class Training(NamedTuple):
     zero: int = 0
     interleave: int = 1
     gradient_bytes: int = 4
-    hidden: float = 0.0
+    overlap_gradients: float | None = None
     attention: str = "fused"
 
 
@@ -49,6 +51,16 @@ class Options(NamedTuple):
     microbatches: int | None = None
     training: Training = Training()
 
+    @property
+    def hidden_gradients(self) -> float:
+        """Share of the traffic of gradients and of shared-out weights that computation hides.
+
+        >>> Options(overlap=0.5).hidden_gradients, Options(training=Training(overlap_gradients=1.0)).hidden_gradients
+        (0.5, 1.0)
+        """
+        own = self.training.overlap_gradients
+        return self.overlap if own is None else own
+
     def checked(self) -> "Options":
         """These options. Raises BadInput for values outside their range."""
         if not 0 <= self.overlap <= 1:
@@ -64,8 +76,10 @@ class Options(NamedTuple):
             raise unknown("recomputation", how.recompute, RECOMPUTED)
         if how.attention not in ATTENTION:
             raise unknown("attention", how.attention, ATTENTION)
-        if not 0 <= how.hidden <= 1:
-            raise BadInput(f"hidden {how.hidden} is not a share from 0 to 1")
+        if how.overlap_gradients is not None and not 0 <= how.overlap_gradients <= 1:
+            raise BadInput(f"overlap of gradients {how.overlap_gradients} is not a share from 0 to 1")
+        if how.gradient_bytes not in GRADIENT_BYTES:
+            raise BadInput(f"gradient bytes {how.gradient_bytes} are neither 2 (bf16) nor 4 (fp32)")
         if how.zero not in ZERO:
             raise BadInput(f"zero {how.zero} is none of the stages 0, 1, 2 and 3")
         for name in ("microbatch", "interleave"):

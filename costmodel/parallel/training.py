@@ -128,7 +128,7 @@ def _gathered_weights(placed: Placed, stage: Stage, hardware: Hardware) -> Itera
 
 def _among(placed: Placed, name: str, op: str, among: Group, size: float) -> Kernel:
     kernel = collective(name, Collective(op, among.size, size, "bf16", inside=among.inside))
-    return kernel._replace(group="gradients", hidden=placed.options.training.hidden)
+    return kernel._replace(group="gradients", hidden=placed.options.hidden_gradients)
 
 
 def update_kernels(placed: Placed, stage: Stage, hardware: Hardware, microbatches: int) -> list[Kernel]:
