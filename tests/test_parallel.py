@@ -15,6 +15,7 @@ from costmodel.dims import split_dims, split_fields
 from costmodel.errors import BadInput, Impossible
 from costmodel.ffns import moe
 from costmodel.hardware import load_hardware
+from costmodel.kernels.attention import Attention, pair_count
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.collective import OUTSIDE_EFFICIENCY, Collective, collective, link_bandwidth
 from costmodel.layers.expert_placement import Placement
@@ -26,7 +27,8 @@ from costmodel.parallel.options import SERIAL, Options
 from costmodel.parallel.placement import local_step, place, stage_sizes
 from costmodel.parallel.remedies import remedies
 from costmodel.parallel.replicas import replicated
-from costmodel.parallel.stages import path_kernels, step_seconds
+from costmodel.parallel.ring import AROUND, OTHERS
+from costmodel.parallel.stages import path_kernels, stage_kernels, step_seconds
 from costmodel.prediction import make_precision, make_step
 from costmodel.step import Precision, Step
 
@@ -177,7 +179,10 @@ def test_a_wrong_layout_is_told_where_it_is_wrong(text: str, told: str) -> None:
         parse_layout(text)
 
 
-@pytest.mark.parametrize("options", [Options(overlap=1.5), Options(imbalance=0.5), Options(experts="alltoal")])
+@pytest.mark.parametrize(
+    "options",
+    [Options(overlap=1.5), Options(imbalance=0.5), Options(experts="alltoal"), Options(context_parallel="rign")],
+)
 def test_options_outside_their_range_are_refused(options: Options) -> None:
     with pytest.raises(BadInput):
         place(load_architecture("llama-3.1-8b"), Layout(), "decode", options)
@@ -358,6 +363,120 @@ def test_devices_of_a_split_prompt_hand_on_keys_or_states() -> None:
     each = 4 * gdn.Hv * gdn.dk * (gdn.dv + gdn.dk) + 3 * (2 * gdn.Hk * gdn.dk + gdn.Hv * gdn.dv) * 2
     assert states.work.network == 3 * 2 * each
     assert (keys.count, states.count) == (12, 36)
+
+
+@pytest.mark.parametrize("how", ["all-gather", "ring"])
+def test_devices_of_a_split_sequence_without_a_mask_see_all_of_it(how: str) -> None:
+    model = load_architecture("dream-7b")
+    step = Step(B=1, S=65536, P=0, bidirectional=True)
+    placed = place(model, Layout(cp=4), "prefill", Options(context_parallel=how))
+    part = stage_kernels(placed, placed.model, local_step(placed, step), BF16, H100)
+    of_attention = [
+        flops(kernel for kernel in run if kernel.group in model.mixers) for run in (part, model.kernels(step, BF16))
+    ]
+    assert 4 * of_attention[0] == pytest.approx(of_attention[1], rel=1e-9)
+
+
+def walked(cp: int, S: int) -> dict[str, list[int]]:
+    """What each device of a ring does with 2cp chunks of S tokens: pairs by step, blocks sent forward and backward."""
+    chunk = S // (2 * cp)
+    held = [
+        [*range(r * chunk, (r + 1) * chunk), *range((2 * cp - 1 - r) * chunk, (2 * cp - r) * chunk)] for r in range(cp)
+    ]
+    pairs_by_step: list[list[int]] = []
+    at = list(range(cp))  # whose block each device has
+    seen: list[set[int]] = [set() for _ in range(cp)]
+    forward = backward = 0
+    while True:
+        pairs_by_step.append([sum(key <= query for query in held[r] for key in held[at[r]]) for r in range(cp)])
+        for r in range(cp):
+            seen[r].add(at[r])
+        if all(len(blocks) == cp for blocks in seen):
+            break
+        at = [at[r - 1] for r in range(cp)]
+        forward += 1
+    # Back the other way, from the block that arrived last; gradients travel with it until they are at home.
+    met: list[set[int]] = [set() for _ in range(cp)]
+    gradients = 0
+    while True:
+        for r in range(cp):
+            met[r].add(at[r])
+        if all(len(blocks) == cp for blocks in met):
+            break
+        at = [at[(r + 1) % cp] for r in range(cp)]
+        backward += 1
+        gradients += 1
+    assert at == list(range(cp))
+    return {
+        "first": pairs_by_step[0],
+        "later": [pairs for step in pairs_by_step[1:] for pairs in step],
+        "sent": [forward, backward + gradients],
+    }
+
+
+@pytest.mark.parametrize("cp", [2, 4, 8])
+def test_a_ring_sends_and_attends_as_its_steps_do(cp: int) -> None:
+    S, layers = 16 * cp, 32
+    by_hand = walked(cp, S)
+    block = S // cp * 2 * 8 * 128 * 2  # keys and values of 8 heads of 128 in 16 bit
+    model = load_architecture("llama-3.1-8b")
+    placed = place(model, Layout(cp=cp), "train", Options(context_parallel="ring"))
+    run = stage_kernels(placed, placed.model, local_step(placed, Step(1, S, 0, "train")), BF16, H100)
+    around = [kernel for kernel in run if kernel.name.startswith(AROUND)]
+    assert [kernel.count for kernel in around] == [layers * sends for sends in by_hand["sent"]]
+    assert {kernel.work.network for kernel in around} == {block}
+    first, later = (next(kernel for kernel in run if kernel.name == name) for name in ("attention", OTHERS))
+    assert set(by_hand["first"]) == {pair_count(first.shape)}
+    assert set(by_hand["later"]) == {pair_count(later.shape)}
+    assert (first.count, later.count) == (layers, layers * len(by_hand["later"]) // cp)
+    back = [kernel for kernel in run if kernel.gradient and isinstance(kernel.shape, Attention)]
+    assert [kernel.count for kernel in back] == [layers, layers * (cp - 1)]
+
+
+@pytest.mark.parametrize("phase", ["prefill", "train"])
+@pytest.mark.parametrize("cached", [0, 4096])
+def test_a_ring_computes_and_sends_what_an_all_gather_does(phase: str, cached: int) -> None:
+    if phase == "train" and cached:
+        return
+    model = load_architecture("llama-3.1-8b")
+    step = Step(2, 65536, cached, phase)
+    runs = {}
+    for how in ("all-gather", "ring"):
+        placed = place(model, Layout(tp=2, cp=8), phase, Options(context_parallel=how))
+        runs[how] = stage_kernels(placed, placed.model, local_step(placed, step), BF16, H100)
+    assert flops(runs["ring"]) == pytest.approx(flops(runs["all-gather"]), rel=1e-9)
+    sent = {
+        how: sum(k.work.network * k.count for k in run if "keys" in k.name and not k.gradient)
+        for how, run in runs.items()
+    }
+    # Cached tokens are on every device before an all-gather; around a ring, their blocks go as well.
+    assert sent["ring"] == pytest.approx(sent["all-gather"] * (1 + cached / 65536))
+
+
+def test_a_ring_keeps_a_part_of_the_cache_and_hides_like_other_communication() -> None:
+    def row(how: str, overlap: float = 0.0) -> Any:
+        options = Options(overlap, context_parallel=how)
+        return predict("llama-3.1-8b", "h100-sxm", 131072, phase="prefill", layout="cp8", options=options).row
+
+    ring = row("ring")
+    assert row("all-gather").cache_bytes == 8 * ring.cache_bytes
+    assert ring.replicated_cache_bytes == 0
+    (around,) = (kernel for kernel in ring.breakdown if kernel.kernel == AROUND)
+    assert around.count == 32 * 7
+    assert ring.time_s - row("ring", 1.0).time_s == pytest.approx(around.time_s)
+    assert row("ring", 1.0).time_s > row("all-gather", 1.0).time_s  # steps are shorter, their outputs are put together
+
+
+def test_a_ring_across_domains_waits_for_its_slowest_link() -> None:
+    wide = exchanged("llama-3.1-8b", "cp16", Step(1, 131072, 0), Options(context_parallel="ring"))[AROUND, "attn"]
+    assert (wide.shape.devices, wide.shape.inside) == (2, 1)
+    near = exchanged("llama-3.1-8b", "cp8", Step(1, 131072, 0), Options(context_parallel="ring"))[AROUND, "attn"]
+    assert (near.shape.devices, near.shape.inside) == (2, 2)
+
+
+def test_what_selects_from_the_whole_sequence_does_not_go_around_a_ring() -> None:
+    with pytest.raises(Impossible, match="ring: deepseek-v3.2, mixers.attn: .* use all-gather"):
+        place(load_architecture("deepseek-v3.2"), Layout(cp=2), "prefill", Options(context_parallel="ring"))
 
 
 def test_a_split_cache_is_kept_once() -> None:

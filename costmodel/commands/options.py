@@ -155,6 +155,15 @@ Exchange = Annotated[
         help="Tokens go to the devices of their experts (alltoall) or to all (allgather). [default: alltoall]",
     ),
 ]
+ContextParallel = Annotated[
+    str | None,
+    typer.Option(
+        "--context-parallel",
+        metavar="HOW",
+        help="Keys and values among the devices of cp in prefill and training: all-gather or ring. "
+        "[default: all-gather]",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -3,13 +3,14 @@
 Tensor parallelism: the output of every block whose heads or widths are split, and of the split embedding, is summed by
 an all-reduce (or, with sequence parallelism, scattered and gathered); logits of the split vocabulary are gathered.
 Experts beyond the tensor-parallel group: tokens are dispatched to them and combined. Context parallelism: the keys and
-values of the new tokens are gathered (prefill, training), or queries are gathered and partial softmax sums scattered
-(decode); recurrent layers gather the states of all parts of the sequence. Pipeline: hidden states are sent on.
+values of the new tokens are gathered or go around a ring (prefill, training), or queries are gathered and partial
+softmax sums scattered (decode); recurrent layers gather the states of all parts of the sequence. Pipeline: hidden
+states are sent on.
 
 Source: arXiv:1909.08053, section 3 (tensor); arXiv:2205.05198, section 4.2 (sequence); arXiv:2104.04473, section 4.1
 (scatter and gather between stages); deepseek-ai/DeepEP (dispatch, combine); arXiv:2407.21783, section 3.3.2 (all-gather
-of keys and values); arXiv:2502.07563 (LASP-2, all-gather of states); vllm-project/vllm, docs/serving
-(context_parallel_deployment) and attention/ops/common.py (cp_lse_ag_out_rs).
+of keys and values); arXiv:2310.01889 (ring of keys and values); arXiv:2502.07563 (LASP-2, all-gather of states);
+vllm-project/vllm, docs/serving (context_parallel_deployment) and attention/ops/common.py (cp_lse_ag_out_rs).
 """
 
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from costmodel.kernels.base import Kernel
 from costmodel.kernels.collective import Collective, collective
 from costmodel.layers.embedding import head_tokens
 from costmodel.parallel.placement import Placed, Stage, core_step, dispatches, is_partial, splits_cache
+from costmodel.parallel.ring import AROUND, block_tokens
 from costmodel.step import Precision, Step
 
 NO_DOMAIN = 10**9
@@ -190,15 +192,21 @@ class Exchanger(NamedTuple):
         for name, count in self.stage.part.counts()[0].items():
             found = self._of_tokens(name, among) if self.placed.by_tokens else self._of_cache(name, among)
             for kernel in found:
-                yield kernel._replace(group=name, count=count)
+                yield kernel._replace(group=name).times(count)
 
     def _of_tokens(self, name: str, among: Group) -> Iterator[Kernel]:
-        """New tokens are split: keys and values of all of them are gathered, of a window what lies before each part."""
+        """New tokens are split: keys and values of all of them are gathered or go around a ring block by block, of a
+        window what lies before each part is sent."""
         block, step = self.stage.part.mixers[name], self.step
         precision = self.precision._replace(kv=self.precision.hidden) if step.phase == "train" else self.precision
         cache = block.module.cache(block.dims, precision)
         if not (isinstance(cache.per_token, int) and cache.per_token == 0):
-            if cache.limit is None:
+            if cache.limit is None and self.placed.ring:
+                tokens = block_tokens(step.P, step.S, among.size, step.bidirectional)
+                # Every device sends to its neighbour at once: where one of them is in another domain, all wait for it.
+                next_to = Group(2, 2 if among.inside == among.size else 1)
+                yield self.send(AROUND, "send", next_to, step.B * tokens * cache.per_token).times(among.size - 1)
+            elif cache.limit is None:
                 size = step.B * step.S * among.size * cache.per_token
                 yield self.send("keys and values all-gather", "all_gather", among, size)
             else:

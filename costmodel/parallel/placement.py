@@ -63,6 +63,11 @@ class Placed(NamedTuple):
         return self.phase != "decode"
 
     @property
+    def ring(self) -> bool:
+        """Whether blocks of keys and values go around the devices that share the new tokens."""
+        return self.by_tokens and self.layout.cp > 1 and self.options.context_parallel == "ring"
+
+    @property
     def ranks(self) -> int:
         """Devices of one stage."""
         return self.layout.gpus // self.layout.pp
@@ -82,6 +87,8 @@ def place(architecture: Architecture, layout: Layout, phase: str = "decode", opt
         raise Impossible(f"{layout}: {architecture.name} has no experts to spread")
     if layout.cp > 1 and not decoding:
         _check_split_tokens(architecture)
+        if options.context_parallel == "ring":
+            _check_ring(architecture)
     part = _local(architecture, layout, ways, options)
     cores = None
     if decoding and layout.cp > 1:
@@ -174,6 +181,16 @@ def _check_split_cache(architecture: Architecture) -> None:
             )
 
 
+def _check_ring(architecture: Architecture) -> None:
+    """Blocks that pass one after another need kernels that attend to all tokens: their outputs can be put together."""
+    for name, block in architecture.mixers.items():
+        if grows(block) and not splits_cache(block):
+            raise Impossible(
+                f"ring: {architecture.name}, mixers.{name}: {block.module.TITLE} selects or folds over the whole "
+                "sequence, which no block alone decides; use all-gather"
+            )
+
+
 def grows(block: Block) -> bool:
     """Whether the cache of a block grows with the context without limit.
 
@@ -206,7 +223,7 @@ def local_step(placed: Placed, step: Step, microbatches: Quantity = 1) -> Step:
     """The step of one device: its share of the sequences and, in prefill and training, of their tokens.
 
     With cp devices, each has S/cp new tokens at their mean position, P + S/2 − S/(2cp): the causal pairs of all devices
-    add up to those of the step, which zigzag assignment of 2cp chunks gives each of them.
+    add up to those of the step, which zigzag assignment of 2cp chunks gives each of them. Without a mask, each sees all.
 
     >>> from costmodel.mixers import gqa
     >>> toy = Architecture("a", "A", 8, 8, False, None, {"m": Block("m", gqa, gqa.EXAMPLES[0])}, {},
@@ -220,7 +237,8 @@ def local_step(placed: Placed, step: Step, microbatches: Quantity = 1) -> Step:
     if layout.cp == 1 or not placed.by_tokens:
         return step._replace(B=B)
     S = ceil_div(step.S, layout.cp)
-    return step._replace(B=B, S=S, P=step.P + floor_div(step.S - S, 2))
+    others = step.S - S
+    return step._replace(B=B, S=S, P=step.P + (others if step.bidirectional else floor_div(others, 2)))
 
 
 def filled(placed: Placed, step: Step) -> Placed:
@@ -256,7 +274,7 @@ def cache_bytes(placed: Placed, stage: Stage, step: Step, precision: Precision) 
     """Bytes of cache and state that one device of a stage keeps for its sequences, after the step.
 
     Prefill whose tokens are split leaves each device the whole cache of its heads, as vLLM's does: the keys were
-    gathered.
+    gathered. Around a ring, they only passed.
     """
     B = ceil_div(step.B, placed.layout.dp)
     if placed.layout.cp == 1:
@@ -264,7 +282,7 @@ def cache_bytes(placed: Placed, stage: Stage, step: Step, precision: Precision) 
     total: Quantity = 0
     L = ceil_div(step.L, placed.layout.cp)
     for name, count in stage.part.counts()[0].items():
-        of_tokens = stage.cores is not None and splits_cache(stage.part.mixers[name])
+        of_tokens = (stage.cores is not None or placed.ring) and splits_cache(stage.part.mixers[name])
         block = stage.cores.mixers[name] if stage.cores and of_tokens else stage.part.mixers[name]
         total = total + count * block.module.cache(block.dims, precision).bytes(L if of_tokens else step.L)
     return B * total

@@ -18,6 +18,7 @@ from costmodel.kernels.base import Kernel, scaled
 from costmodel.layers.embedding import sampling
 from costmodel.parallel.exchanges import Exchanger, between_stages
 from costmodel.parallel.placement import Placed, Stage, core_step, filled, local_step, splits_cache
+from costmodel.parallel.ring import AROUND, in_steps
 from costmodel.step import Precision, Step
 from costmodel.timing import total_seconds
 
@@ -38,6 +39,8 @@ def stage_kernels(placed: Placed, stage: Stage, step: Step, precision: Precision
     run = stage.part.kernels(step, precision)
     if stage.cores is not None:
         run = _with_cores(stage, run, core_step(placed, step), precision)
+    if placed.ring:
+        run = _around_the_ring(placed, stage, run)
     if placed.ways > 1 and step.phase != "train":
         every = sampling(placed.whole.V, step, precision)
         run = [every._replace(group="head") if kernel.name == "sampling" else kernel for kernel in run]
@@ -46,8 +49,9 @@ def stage_kernels(placed: Placed, stage: Stage, step: Step, precision: Precision
     exchanges = Exchanger(placed, stage, step, precision, hardware).all()
     if step.phase == "train":
         # The gradients of a sum are the same to all devices, those of a copy are summed: the same bytes once more.
+        # Around a ring, keys and values pass again, and their gradients with them.
         exchanges += [
-            kernel._replace(name=f"{kernel.name}, gradients", gradient=True)
+            kernel._replace(name=f"{kernel.name}, gradients", gradient=True).times(2 if kernel.name == AROUND else 1)
             for kernel in exchanges
             if kernel.name != "loss all-reduce"
         ]
@@ -62,6 +66,14 @@ def _with_cores(stage: Stage, run: list[Kernel], step: Step, precision: Precisio
     return [
         core if core.group in layers and core.family != "gemm" and core.name not in OUTSIDE_CORES else kernel
         for kernel, core in zip(run, cores, strict=True)
+    ]
+
+
+def _around_the_ring(placed: Placed, stage: Stage, run: list[Kernel]) -> list[Kernel]:
+    """Attention in as many steps as there are blocks, in layers whose keys and values go around."""
+    layers = {name for name, block in stage.part.mixers.items() if splits_cache(block)}
+    return [
+        part for kernel in run for part in (in_steps(kernel, placed.layout.cp) if kernel.group in layers else [kernel])
     ]
 
 

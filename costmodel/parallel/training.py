@@ -25,6 +25,7 @@ from costmodel.memory import MemoryUse
 from costmodel.parallel.exchanges import Group, between_stages, domain
 from costmodel.parallel.materialised_attention import SCORES, VALUES, is_core, materialised
 from costmodel.parallel.placement import Placed, Stage, dispatches, local_step
+from costmodel.parallel.ring import AROUND, MERGE, OTHERS
 from costmodel.parallel.stages import stage_kernels
 from costmodel.step import Precision, Step
 
@@ -33,8 +34,8 @@ OPTIMIZER_BYTES = 12
 """A master weight and two moments of Adam in fp32."""
 MOVED_BY_OPTIMIZER = 2 * OPTIMIZER_BYTES + WEIGHT_BYTES
 """Reads and writes of its state, and the new 16-bit weight; the gradient comes on top."""
-IN_PLACE = ("rope", "cache write", "query norm, rope", "norms, rope", SCORES)
-"""Passes whose results replace their input."""
+IN_PLACE = ("rope", "cache write", "query norm, rope", "norms, rope", SCORES, OTHERS, MERGE)
+"""Passes whose results replace their input, or go into a running sum."""
 
 
 def microbatch_step(placed: Placed, step: Step) -> Step:
@@ -77,7 +78,7 @@ def computed_again(placed: Placed, stage: Stage, run: list[Kernel]) -> list[Kern
 
 
 def _in_attention(kernel: Kernel) -> bool:
-    return is_core(kernel) or kernel.name.startswith("attention ")
+    return is_core(kernel) or kernel.name.startswith("attention ") or kernel.name == AROUND
 
 
 def training_kernels(
