@@ -20,16 +20,17 @@ TRAINING_BYTES_PER_PARAMETER = 16
 
 
 class MemoryUse(NamedTuple):
-    """Bytes by purpose."""
+    """Bytes by purpose; reserved: what an engine keeps besides, where it is counted."""
 
     weights: Quantity
     cache: Quantity
     activations: Quantity
+    reserved: Quantity = 0
 
     @property
     def total(self) -> Quantity:
         """All of it."""
-        return self.weights + self.cache + self.activations
+        return self.weights + self.cache + self.activations + self.reserved
 
 
 def memory_use(architecture: Architecture, kernels: Sequence[Kernel], step: Step, precision: Precision) -> MemoryUse:

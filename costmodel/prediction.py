@@ -66,7 +66,9 @@ class StepPrediction(NamedTuple):
     unmeasured: mechanisms among whose kernels is one of a kind that no measurement covers yet.
     borrowed: families of kernels that the calibration does not hold, with where their parameters come from.
     max_sequences: of serving under a layout, sequences of this context whose caches fit on all devices beside weights,
-    results and what an engine keeps for graphs, workspaces and fragmentation.
+    results and what an engine keeps for graphs, workspaces and fragmentation (reserved_bytes, on all devices); fits is
+    then whether the batch is no more than that. Without a layout, fits is of weights, cache and results of the step
+    alone in the whole memory; in training, of states and activations.
     """
 
     arch: str
@@ -107,6 +109,7 @@ class StepPrediction(NamedTuple):
     unmeasured: tuple[str, ...] = ()
     borrowed: tuple[str, ...] = ()
     max_sequences: int | None = None
+    reserved_bytes: float = 0.0
     breakdown: tuple[KernelRow, ...] = ()
 
     def to_dict(self, breakdown: bool = False) -> dict[str, Any]:

@@ -191,7 +191,12 @@ def test_options_outside_their_range_are_refused(options: Options) -> None:
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "deepseek-v3", "kimi-linear-48b-a3b", "falcon-h1-7b"])
 def test_one_device_by_layout_is_one_device_without(name: str) -> None:
     plain, placed = (predict(name, "h100-sxm", 8192, phase=["prefill", "decode"], layout=text) for text in ((), "tp1"))
-    assert plain.rows == tuple(row._replace(max_sequences=None) for row in placed.rows)
+    for alone, row in zip(plain.rows, placed.rows, strict=True):
+        # What an engine keeps is a matter of layouts.
+        of_engine = ("max_sequences", "activation_bytes", "memory_bytes", "memory_per_gpu_bytes", "reserved_bytes")
+        assert alone == row._replace(**{name: getattr(alone, name) for name in of_engine})
+        assert row.activation_bytes >= alone.activation_bytes or row.phase == "prefill"
+        assert row.memory_bytes == row.weight_bytes + row.cache_bytes + row.activation_bytes + row.reserved_bytes
 
 
 # --- communication --------------------------------------------------------------------------------------------------
@@ -566,6 +571,40 @@ def test_concurrency_is_what_whole_blocks_leave_room_for() -> None:
     assert predict(model, H100, 1001, layout="prefill:1xtp1,decode:3xtp1").row.max_sequences == 3 * many
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize(
+    ("name", "layout", "context"),
+    [
+        ("llama-3.1-8b", "tp1", 8192),
+        ("llama-3.1-8b", "dp2", 1001),
+        ("llama-3.1-8b", "tp1", 128),
+        ("llama-3.1-70b", "tp2pp2", 8192),
+        ("llama-3.1-70b", "tp4cp2", 30001),
+        ("kimi-linear-48b-a3b", "tp4", 65536),
+    ],
+)
+def test_a_batch_fits_up_to_the_sequences_that_do(name: str, layout: str, context: int, phase: str) -> None:
+    def row(batch: int) -> Any:
+        return predict(name, H100, context, batch=batch, layout=layout, phase=phase).row
+
+    most = row(1).max_sequences
+    while row(most).max_sequences < most:  # the results of a larger decode step take some of the room
+        most -= 1
+    assert most >= 1
+    for batch, fits in ((most, True), (most + parse_layout(layout).dp, False)):  # type: ignore[union-attr]
+        found = row(batch)
+        assert found.fits is fits
+        assert fits == (found.max_sequences >= batch)
+        assert fits == (found.memory_per_gpu_bytes <= H100.memory.hbm.capacity)
+
+
+def test_results_of_a_large_decode_step_take_room_from_caches() -> None:
+    placed = place(load_architecture("llama-3.1-8b"), Layout())
+    one, many = (max_concurrency(placed, 128, BF16, H100, batch=batch) for batch in (1, 3000))
+    logits = 3000 * 128256 * 2
+    assert one - many >= logits / (128 * 2 * 32 * 8 * 128 * 2) - 50
+
+
 def test_what_would_make_a_step_fit_does() -> None:
     model = load_architecture("llama-3.1-70b")
     step = make_step(model, "decode", 8192, 8)
@@ -663,7 +702,7 @@ def test_the_command_tells_replicas_and_remedies() -> None:
     assert "8 h100-sxm as tp8" in result.stdout
     assert "replicated beyond the whole: attn (weights +56.6 %, cache +700.0 %" in result.stderr
     assert "does not fit in the 80 GiB of one h100-sxm as tp8: 8k by" in result.stderr
-    assert "would fit with tp16 (" in result.stderr
+    assert "would fit with tp32 (" in result.stderr
     assert "would fit with" in run("--arch", "llama-3.1-70b").stderr
     assert "would fit" not in run("--arch", "llama-3.1-8b").stderr
 

@@ -1,19 +1,20 @@
 """Bytes on each device under a layout, and how many sequences fit.
 
 Weights by dtype as they are split, caches by their real layouts (rounded up to whole blocks of tokens), the largest
-pair of a kernel's and its predecessor's results, and what an engine keeps besides.
+pair of a kernel's and its predecessor's results, and what an engine keeps besides. A step fits where its batch is no
+more than the sequences that do.
 """
 
 from itertools import pairwise
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div
+from costmodel.algebra import Quantity, ceil_div, maximum
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware
 from costmodel.memory import MemoryUse
 from costmodel.parallel.placement import Placed, Stage, cache_bytes, local_step
 from costmodel.parallel.stages import microbatches, stage_kernels
-from costmodel.step import Precision, Step
+from costmodel.step import Phase, Precision, Step
 
 MIB = 2**20
 
@@ -43,14 +44,48 @@ VLLM = Reserve()
 """The defaults of vLLM."""
 
 
-def stage_memory(placed: Placed, stage: Stage, step: Step, precision: Precision, hardware: Hardware) -> MemoryUse:
-    """What one device of a stage holds in a step of prefill or decode; step: of the whole replica, as asked."""
+def stage_memory(
+    placed: Placed, stage: Stage, step: Step, precision: Precision, hardware: Hardware, reserve: Reserve = VLLM
+) -> MemoryUse:
+    """What one device of a stage holds under an engine; step: of prefill or decode, of the whole replica, as asked.
+
+    An engine runs prompts in chunks, so results are those of its largest chunk, or of the decode step where they are
+    more; a model without a cache runs the step at once. Reserved: graphs, workspaces, buffers, the unused rest of the
+    last block of each sequence, and the share of the memory that the engine leaves alone.
+    """
+    weights = stage.part.weight_bytes(precision)
+    reserved: Quantity = hardware.memory.hbm.capacity - _usable(placed, hardware, reserve)
+    if step.bidirectional:
+        return MemoryUse(weights, 0, _step_results(placed, stage, step, precision, hardware), reserved)
+    whole = step._replace(P=blocks_of(step.L, reserve.block) - step.S)
+    cache = cache_bytes(placed, stage, step, precision)
+    reserved += cache_bytes(placed, stage, whole, precision) - cache
+    return MemoryUse(weights, cache, results_bytes(placed, stage, step, precision, hardware, reserve), reserved)
+
+
+def results_bytes(
+    placed: Placed, stage: Stage, step: Step, precision: Precision, hardware: Hardware, reserve: Reserve = VLLM
+) -> Quantity:
+    """Results of two kernels in a row, where they are largest: in a chunk of a prompt of step.L tokens, or in a decode
+    step."""
+    chunk = min(reserve.chunk, step.L)
+    first = Step(B=1, S=chunk, P=step.L - chunk, phase="prefill", bidirectional=placed.whole.bidirectional)
+    prefill = placed._replace(phase="prefill")
+    largest = _step_results(prefill, stage._replace(cores=None), first, precision, hardware)
+    return maximum(largest, _step_results(placed, stage, step, precision, hardware)) if step.decoding else largest
+
+
+def _step_results(placed: Placed, stage: Stage, step: Step, precision: Precision, hardware: Hardware) -> Quantity:
     local = local_step(placed, step, microbatches(placed, step))
     run = stage_kernels(placed, stage, local, precision, hardware)
     written = [kernel.executed.written for kernel in run if kernel.count]
-    working = max((before + after for before, after in pairwise(written)), default=0)
-    cache = 0 if step.bidirectional else cache_bytes(placed, stage, step, precision)
-    return MemoryUse(stage.part.weight_bytes(precision), cache, working)
+    return max((before + after for before, after in pairwise(written)), default=0)
+
+
+def _usable(placed: Placed, hardware: Hardware, reserve: Reserve) -> float:
+    """Bytes of a device for weights, results and caches."""
+    shared = reserve.communication if placed.layout.gpus > 1 else 0
+    return reserve.utilization * hardware.memory.hbm.capacity - reserve.graphs - reserve.workspace - shared
 
 
 def memory_by_stage(
@@ -61,26 +96,28 @@ def memory_by_stage(
 
 
 def max_concurrency(
-    placed: Placed, context: int, precision: Precision, hardware: Hardware, reserve: Reserve = VLLM
+    placed: Placed,
+    context: int,
+    precision: Precision,
+    hardware: Hardware,
+    reserve: Reserve = VLLM,
+    batch: int = 1,
 ) -> int:
     """Sequences of so many tokens that the caches of a whole replica hold; 0 where not even one does.
 
-    A sequence takes whole blocks of tokens. Of all stages, the fullest decides.
+    A sequence takes whole blocks of tokens. Of all stages, the fullest decides. batch: sequences of a decode step whose
+    results must have room as well.
     """
     if context < 1:
         raise BadInput(f"context {context} is less than 1")
     tokens = int(blocks_of(context, reserve.block))
-    chunk = min(reserve.chunk, context)
-    first = Step(B=1, S=chunk, P=context - chunk, phase="prefill", bidirectional=placed.whole.bidirectional)
-    one = Step(B=1, S=1, P=tokens - 1, phase="decode", bidirectional=placed.whole.bidirectional)
-    prefill = placed._replace(phase="prefill")
+    phase: Phase = "prefill" if placed.by_tokens else "decode"
+    step = Step(B=batch, S=1, P=context - 1, phase=phase, bidirectional=placed.whole.bidirectional)
+    one = step._replace(B=1, P=tokens - 1)
     least: float | None = None
     for stage in placed.stages:
-        run = stage_kernels(prefill, stage._replace(cores=None), local_step(prefill, first), precision, hardware)
-        working = max((a + b for a, b in pairwise(k.executed.written for k in run if k.count)), default=0)
-        shared = reserve.communication if placed.layout.gpus > 1 else 0
-        free = reserve.utilization * hardware.memory.hbm.capacity - reserve.graphs - reserve.workspace - shared
-        free -= float(stage.part.weight_bytes(precision)) + float(working)
+        free = _usable(placed, hardware, reserve) - float(stage.part.weight_bytes(precision))
+        free -= float(results_bytes(placed, stage, step, precision, hardware, reserve))
         each = float(cache_bytes(placed, stage, one, precision))
         if each > 0:
             held = max(free, 0.0) // each

@@ -1,6 +1,7 @@
 """How a layout is run: what overlaps, how evenly experts are loaded, and how a training step is composed."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from costmodel.errors import BadInput, unknown
 
@@ -90,6 +91,17 @@ class Options(NamedTuple):
             if not 1 <= getattr(how, name) <= 10**6:
                 raise BadInput(f"{name} {getattr(how, name)} is outside 1 to 1000000")
         return self
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """The options among named values, which may hold others; those that are missing have their defaults.
+
+    >>> options_of({"batch": 8, "overlap": 0.5, "zero": 3}).training.zero
+    3
+    """
+    of_training = {name: given[name] for name in Training._fields if name in given}
+    others = {name: given[name] for name in Options._fields if name in given and name != "training"}
+    return Options(**others, training=Training(**of_training))
 
 
 SERIAL = Options()

@@ -223,7 +223,7 @@ def local_step(placed: Placed, step: Step, microbatches: Quantity = 1) -> Step:
     """The step of one device: its share of the sequences and, in prefill and training, of their tokens.
 
     With cp devices, each has S/cp new tokens at their mean position, P + S/2 − S/(2cp): the causal pairs of all devices
-    add up to those of the step, which zigzag assignment of 2cp chunks gives each of them. Without a mask, each sees all.
+    add up to those of the step, which zigzag assignment of 2cp chunks gives each of them. Without a mask, all see all.
 
     >>> from costmodel.mixers import gqa
     >>> toy = Architecture("a", "A", 8, 8, False, None, {"m": Block("m", gqa, gqa.EXAMPLES[0])}, {},

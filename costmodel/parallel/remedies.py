@@ -8,6 +8,8 @@ from costmodel.errors import BadInput, Impossible
 from costmodel.ffns import moe
 from costmodel.hardware import Hardware
 from costmodel.parallel.layout import Layout
+from costmodel.parallel.memory import memory_by_stage
+from costmodel.parallel.options import SERIAL, Options
 from costmodel.parallel.placement import cache_bytes, place
 from costmodel.step import Precision, Step
 
@@ -30,25 +32,29 @@ def remedies(
     step: Step,
     precision: Precision,
     hardware: Hardware,
-    activations: float = 0.0,
+    taken: float | None = None,
+    options: Options = SERIAL,
 ) -> Iterator[Remedy]:
     """The smallest tp, pp and ep, each doubled alone, with which a step fits, and narrower weights or caches.
 
-    activations: bytes of results that the step needs as it is; more devices do not need more.
+    taken: bytes of a device that are not for weights and caches, where that is known; else they are counted for an
+    engine (`costmodel.parallel.memory`).
     """
     room = hardware.memory.hbm.capacity
 
     def needed(trial: Layout, formats: Precision) -> float | None:
         try:
-            placed = place(architecture, trial, step.phase)
+            placed = place(architecture, trial, step.phase, options)
         except (Impossible, BadInput):
             return None
+        if taken is None:
+            return max(float(use.total) for _, use in memory_by_stage(placed, step, formats, hardware))
         kept = [
             float(stage.part.weight_bytes(formats))
             + (0.0 if step.bidirectional else float(cache_bytes(placed, stage, step, formats)))
             for stage in placed.stages
         ]
-        return max(kept) + activations
+        return max(kept) + taken
 
     experts = any(isinstance(block.dims, moe.Dims) for block in architecture.ffns.values())
     for degree in ("tp", "pp", "ep") if experts else ("tp", "pp"):

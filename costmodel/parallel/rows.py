@@ -49,12 +49,13 @@ def predict_placed(
     devices = placed.ranks * parts
     total = {
         name: placed.ranks * sum(stage.times * float(getattr(use, name)) for stage, use in uses)
-        for name in ("weights", "cache", "activations", "total")
+        for name in ("weights", "cache", "activations", "reserved", "total")
     }
     fullest = max(float(use.total) for _, use in uses)
     factor = seconds.time_s / time.time_s
     roofline_s = time.roofline_s * factor
     one = energy_joules(hardware, seconds.time_s, roofline_s)
+    sequences = None if step.bidirectional else max_concurrency(placed, step.L, precision, hardware, batch=step.B)
     kept = 0.0 if step.bidirectional else float(step.B * placed.whole.cache_bytes(step.L, precision))
     return row._replace(
         time_s=seconds.time_s,
@@ -70,9 +71,10 @@ def predict_placed(
         cache_bytes=total["cache"],
         weight_bytes=total["weights"],
         activation_bytes=total["activations"],
+        reserved_bytes=total["reserved"],
         memory_bytes=total["total"],
         memory_capacity_bytes=hardware.memory.hbm.capacity * placed.layout.gpus,
-        fits=fullest <= hardware.memory.hbm.capacity,
+        fits=fullest <= hardware.memory.hbm.capacity if sequences is None else step.B <= sequences,
         energy_j=None if one is None else one * placed.layout.gpus,
         layout=str(placed.layout),
         gpus=placed.layout.gpus,
@@ -80,7 +82,7 @@ def predict_placed(
         memory_per_gpu_bytes=fullest,
         replicated_weight_bytes=total["weights"] - float(placed.whole.weight_bytes(precision)),
         replicated_cache_bytes=total["cache"] - kept,
-        max_sequences=None if step.bidirectional else max_concurrency(placed, step.L, precision, hardware),
+        max_sequences=sequences,
         breakdown=_breakdown(time, seconds),
     )
 
@@ -169,7 +171,14 @@ def predict_layout(
     row = predict_placed(placed, hardware, step, precision, calibration, caches, table, after)
     n = workers.replicas
     summed = ("flops", "hbm_bytes", "executed_flops", "executed_hbm_bytes", "cache_bytes", "weight_bytes")
-    more = ("activation_bytes", "memory_bytes", "memory_capacity_bytes", "tokens_per_s", "replicated_cache_bytes")
+    more = (
+        "activation_bytes",
+        "reserved_bytes",
+        "memory_bytes",
+        "memory_capacity_bytes",
+        "tokens_per_s",
+        "replicated_cache_bytes",
+    )
     return row._replace(
         **{name: getattr(row, name) * n for name in (*summed, *more)},
         max_sequences=None if row.max_sequences is None else row.max_sequences * n,

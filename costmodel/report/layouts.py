@@ -77,6 +77,7 @@ def _tell_replicas(
 
 def _tell_remedies(model: "Architecture", device: "Hardware", inputs: Mapping[str, Any], row: Row) -> None:
     from costmodel.parallel.layout import Disaggregated, parse_layout
+    from costmodel.parallel.options import options_of
     from costmodel.parallel.remedies import remedies
     from costmodel.prediction import make_precision, make_step
 
@@ -89,7 +90,7 @@ def _tell_remedies(model: "Architecture", device: "Hardware", inputs: Mapping[st
     step = make_step(model, row["phase"], row["context"], row["batch"], row["new_tokens"])
     found = [
         f"{remedy.change} ({format_bytes(remedy.memory_bytes)})"
-        for remedy in remedies(model, parsed, step, precision, device, row["activation_bytes"] / row["gpus"])
+        for remedy in remedies(model, parsed, step, precision, device, options=options_of(inputs))
     ]
     text = (
         f"would fit with {', '.join(found)} per GPU"

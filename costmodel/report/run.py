@@ -20,11 +20,9 @@ def _parallel(inputs: Inputs) -> dict[str, Any]:
     """The layouts asked for, and how they run."""
     if "layout" not in inputs:
         return {}
-    from costmodel.parallel.options import Options, Training
+    from costmodel.parallel.options import options_of
 
-    given = {name: value for name, value in inputs.items() if name in {*Options._fields, *Training._fields}}
-    training = Training(**{name: given.pop(name) for name in Training._fields if name in given})
-    return {"layout": inputs["layout"], "options": Options(**given, training=training)}
+    return {"layout": inputs["layout"], "options": options_of(inputs)}
 
 
 def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | None) -> None:
