@@ -181,7 +181,7 @@ def test_a_wrong_layout_is_told_where_it_is_wrong(text: str, told: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [Options(overlap=1.5), Options(imbalance=0.5), Options(experts="alltoal"), Options(context_parallel="rign")],
+    [Options(overlap=1.5), Options(imbalance=0.5), Options(experts="alltoal"), Options(context_exchange="rign")],
 )
 def test_options_outside_their_range_are_refused(options: Options) -> None:
     with pytest.raises(BadInput):
@@ -374,7 +374,7 @@ def test_devices_of_a_split_prompt_hand_on_keys_or_states() -> None:
 def test_devices_of_a_split_sequence_without_a_mask_see_all_of_it(how: str) -> None:
     model = load_architecture("dream-7b")
     step = Step(B=1, S=65536, P=0, bidirectional=True)
-    placed = place(model, Layout(cp=4), "prefill", Options(context_parallel=how))
+    placed = place(model, Layout(cp=4), "prefill", Options(context_exchange=how))
     part = stage_kernels(placed, placed.model, local_step(placed, step), BF16, H100)
     of_attention = [
         flops(kernel for kernel in run if kernel.group in model.mixers) for run in (part, model.kernels(step, BF16))
@@ -425,7 +425,7 @@ def test_a_ring_sends_and_attends_as_its_steps_do(cp: int) -> None:
     by_hand = walked(cp, S)
     block = S // cp * 2 * 8 * 128 * 2  # keys and values of 8 heads of 128 in 16 bit
     model = load_architecture("llama-3.1-8b")
-    placed = place(model, Layout(cp=cp), "train", Options(context_parallel="ring"))
+    placed = place(model, Layout(cp=cp), "train", Options(context_exchange="ring"))
     run = stage_kernels(placed, placed.model, local_step(placed, Step(1, S, 0, "train")), BF16, H100)
     around = [kernel for kernel in run if kernel.name.startswith(AROUND)]
     assert [kernel.count for kernel in around] == [layers * sends for sends in by_hand["sent"]]
@@ -447,7 +447,7 @@ def test_a_ring_computes_and_sends_what_an_all_gather_does(phase: str, cached: i
     step = Step(2, 65536, cached, phase)
     runs = {}
     for how in ("all-gather", "ring"):
-        placed = place(model, Layout(tp=2, cp=8), phase, Options(context_parallel=how))
+        placed = place(model, Layout(tp=2, cp=8), phase, Options(context_exchange=how))
         runs[how] = stage_kernels(placed, placed.model, local_step(placed, step), BF16, H100)
     assert flops(runs["ring"]) == pytest.approx(flops(runs["all-gather"]), rel=1e-9)
     sent = {
@@ -460,7 +460,7 @@ def test_a_ring_computes_and_sends_what_an_all_gather_does(phase: str, cached: i
 
 def test_a_ring_keeps_a_part_of_the_cache_and_hides_like_other_communication() -> None:
     def row(how: str, overlap: float = 0.0) -> Any:
-        options = Options(overlap, context_parallel=how)
+        options = Options(overlap, context_exchange=how)
         return predict("llama-3.1-8b", "h100-sxm", 131072, phase="prefill", layout="cp8", options=options).row
 
     ring = row("ring")
@@ -473,15 +473,15 @@ def test_a_ring_keeps_a_part_of_the_cache_and_hides_like_other_communication() -
 
 
 def test_a_ring_across_domains_waits_for_its_slowest_link() -> None:
-    wide = exchanged("llama-3.1-8b", "cp16", Step(1, 131072, 0), Options(context_parallel="ring"))[AROUND, "attn"]
+    wide = exchanged("llama-3.1-8b", "cp16", Step(1, 131072, 0), Options(context_exchange="ring"))[AROUND, "attn"]
     assert (wide.shape.devices, wide.shape.inside) == (2, 1)
-    near = exchanged("llama-3.1-8b", "cp8", Step(1, 131072, 0), Options(context_parallel="ring"))[AROUND, "attn"]
+    near = exchanged("llama-3.1-8b", "cp8", Step(1, 131072, 0), Options(context_exchange="ring"))[AROUND, "attn"]
     assert (near.shape.devices, near.shape.inside) == (2, 2)
 
 
 def test_what_selects_from_the_whole_sequence_does_not_go_around_a_ring() -> None:
     with pytest.raises(Impossible, match="ring: deepseek-v3.2, mixers.attn: .* use all-gather"):
-        place(load_architecture("deepseek-v3.2"), Layout(cp=2), "prefill", Options(context_parallel="ring"))
+        place(load_architecture("deepseek-v3.2"), Layout(cp=2), "prefill", Options(context_exchange="ring"))
 
 
 def test_a_split_cache_is_kept_once() -> None:

@@ -155,10 +155,10 @@ Exchange = Annotated[
         help="Tokens go to the devices of their experts (alltoall) or to all (allgather). [default: alltoall]",
     ),
 ]
-ContextParallel = Annotated[
+ContextExchange = Annotated[
     str | None,
     typer.Option(
-        "--context-parallel",
+        "--context-exchange",
         metavar="HOW",
         help="Keys and values among the devices of cp in prefill and training: all-gather or ring. "
         "[default: all-gather]",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from costmodel.errors import BadInput, unknown
 
 EXCHANGES = ("alltoall", "allgather")
-CONTEXT_PARALLEL = ("all-gather", "ring")
+CONTEXT_EXCHANGES = ("all-gather", "ring")
 
 RECOMPUTED = ("none", "selective", "full")
 ZERO = (0, 1, 2, 3)
@@ -41,7 +41,7 @@ class Options(NamedTuple):
     overlap: share of the communication's time that computation hides. imbalance: load of the fullest device of the
     experts over the mean. experts: tokens travel to the devices of their experts alone (alltoall, as DeepEP), or to all
     (allgather). sequence_parallel: between blocks each device of a tensor-parallel group has a part of the tokens.
-    microbatches: parts in which a batch passes the pipeline (None: as many as there are stages). context_parallel: how
+    microbatches: parts in which a batch passes the pipeline (None: as many as there are stages). context_exchange: how
     devices that share the tokens of a sequence get each other's keys and values in prefill and training, all at once or
     block by block around a ring. training: see `Training`.
     """
@@ -51,7 +51,7 @@ class Options(NamedTuple):
     experts: str = "alltoall"
     sequence_parallel: bool = False
     microbatches: int | None = None
-    context_parallel: str = "all-gather"
+    context_exchange: str = "all-gather"
     training: Training = Training()
 
     @property
@@ -72,8 +72,8 @@ class Options(NamedTuple):
             raise BadInput(f"imbalance {self.imbalance} is not a load over the mean, 1 or more")
         if self.experts not in EXCHANGES:
             raise unknown("exchange of experts", self.experts, EXCHANGES)
-        if self.context_parallel not in CONTEXT_PARALLEL:
-            raise unknown("context parallelism", self.context_parallel, CONTEXT_PARALLEL)
+        if self.context_exchange not in CONTEXT_EXCHANGES:
+            raise unknown("exchange of a context", self.context_exchange, CONTEXT_EXCHANGES)
         if self.microbatches is not None and not 1 <= self.microbatches <= 10**6:
             raise BadInput(f"microbatches {self.microbatches} is outside 1 to 1000000")
         how = self.training

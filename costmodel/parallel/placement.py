@@ -65,7 +65,7 @@ class Placed(NamedTuple):
     @property
     def ring(self) -> bool:
         """Whether blocks of keys and values go around the devices that share the new tokens."""
-        return self.by_tokens and self.layout.cp > 1 and self.options.context_parallel == "ring"
+        return self.by_tokens and self.layout.cp > 1 and self.options.context_exchange == "ring"
 
     @property
     def ranks(self) -> int:
@@ -87,7 +87,7 @@ def place(architecture: Architecture, layout: Layout, phase: str = "decode", opt
         raise Impossible(f"{layout}: {architecture.name} has no experts to spread")
     if layout.cp > 1 and not decoding:
         _check_split_tokens(architecture)
-        if options.context_parallel == "ring":
+        if options.context_exchange == "ring":
             _check_ring(architecture)
     part = _local(architecture, layout, ways, options)
     cores = None
