@@ -705,6 +705,9 @@ def test_the_command_tells_replicas_and_remedies() -> None:
     assert "would fit with tp32 (" in result.stderr
     assert "would fit with" in run("--arch", "llama-3.1-70b").stderr
     assert "would fit" not in run("--arch", "llama-3.1-8b").stderr
+    train = ("--arch", "llama-3.1-8b", "--phase", "train", "--batch", "64")
+    assert "train at 8k: would fit with --zero 2 (68.14 GiB)" in run(*train, "--layout", "dp8", "--zero", "1").stderr
+    assert "train at 8k: would fit with tp4 (" in run(*train).stderr
 
 
 @pytest.mark.parametrize(

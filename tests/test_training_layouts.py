@@ -10,7 +10,7 @@ from costmodel.calibration import PRIOR, find_calibration
 from costmodel.errors import BadInput, Impossible
 from costmodel.hardware import load_hardware
 from costmodel.model_file import architecture_from_mapping, load_architecture
-from costmodel.parallel.layout import Layout
+from costmodel.parallel.layout import Layout, parse_layout
 from costmodel.parallel.options import Options, Training
 from costmodel.parallel.placement import Placed, place
 from costmodel.parallel.training import (
@@ -22,6 +22,7 @@ from costmodel.parallel.training import (
     under_way,
     update_kernels,
 )
+from costmodel.parallel.training_remedies import training_remedies
 from costmodel.parallel.training_rows import BUBBLE, predict_training
 from costmodel.prediction import StepPrediction, make_precision, make_step
 from costmodel.step import Precision
@@ -267,6 +268,56 @@ def test_a_training_row_by_name() -> None:
     assert 0.2 < row.mfu < 0.8
     assert row.time_s > alone.time_s  # two microbatches, gradients and the optimizer
     assert row.flops == pytest.approx(8 * alone.flops)
+
+
+@pytest.mark.parametrize(
+    ("layout", "how", "context", "expected"),
+    [
+        (Layout(dp=8), Training(zero=1), 8192, {"--zero 2", "--recompute full", "dp8tp2", "dp8pp2", "dp8cp2"}),
+        (
+            Layout(dp=8),
+            Training(zero=3, microbatch=8),
+            8192,
+            {"--recompute full", "--microbatch 1", "dp8pp8", "dp8cp8", "dp64"},
+        ),
+        (Layout(tp=2), Training(microbatch=32), 8192, {"--recompute full --microbatch 1"}),
+        (Layout(tp=4), Training(), 32768, {"--recompute full", "--sequence-parallel", "tp8", "tp4pp2", "tp4cp2"}),
+    ],
+)
+def test_what_would_make_a_training_step_fit_does(
+    layout: Layout, how: Training, context: int, expected: set[str]
+) -> None:
+    model, options = load_architecture("llama-3.1-8b"), Options(training=how)
+    step = make_step(model, "train", context, 64)
+
+    def row(layout: Layout, options: Options) -> StepPrediction:
+        placed = place(model, layout, "train", options)
+        return predict_training(placed, H100, step, BF16, PRIOR)
+
+    assert not row(layout, options).fits
+    found = {remedy.change: remedy for remedy in training_remedies(model, layout, step, BF16, H100, options)}
+    assert set(found) == expected
+    for change, remedy in found.items():
+        changed, larger, sequence = how, layout, False
+        for name, _, value in (word.strip().partition(" ") for word in change.split("--") if word):
+            if value:
+                changed = changed._replace(**{name: int(value) if value.isdigit() else value})  # type: ignore[arg-type]
+            elif name == "sequence-parallel":
+                sequence = True
+            else:
+                larger = parse_layout(name)  # type: ignore[assignment]
+        fixed = row(larger, Options(sequence_parallel=sequence, training=changed))
+        assert fixed.fits
+        assert fixed.memory_per_gpu_bytes == remedy.memory_bytes
+
+
+def test_what_no_change_alone_makes_fit_is_told_together() -> None:
+    model = load_architecture("llama-3.1-405b")
+    step = make_step(model, "train", 8192, 64)
+    found = [remedy.change for remedy in training_remedies(model, Layout(tp=8), step, BF16, H100, Options())]
+    assert "dp32tp8 --zero 3 --recompute full --microbatch 1" in found
+    options = Options(training=Training(zero=3, recompute="full"))
+    assert not predict_training(place(model, Layout(tp=8, dp=16), "train", options), H100, step, BF16, PRIOR).fits
 
 
 @pytest.mark.parametrize(

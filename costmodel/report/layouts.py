@@ -1,6 +1,6 @@
 """Notes on parallel layouts: what they replicate, and what would make a step fit that does not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from costmodel.report.columns import Row, percent
@@ -10,6 +10,7 @@ from costmodel.units import format_bytes, format_count
 if TYPE_CHECKING:
     from costmodel.architecture import Architecture
     from costmodel.hardware import Hardware
+    from costmodel.parallel.remedies import Remedy
 
 SMALL = 0.005
 """Replicas of less than this share of a block are not told."""
@@ -76,25 +77,31 @@ def _tell_replicas(
 
 
 def _tell_remedies(model: "Architecture", device: "Hardware", inputs: Mapping[str, Any], row: Row) -> None:
+    found = [
+        f"{remedy.change} ({format_bytes(remedy.memory_bytes)})" for remedy in _remedies(model, device, inputs, row)
+    ]
+    what = "ZeRO, recomputation, microbatch, tp, pp or cp" if row["phase"] == "train" else "tp, pp, ep or dtype"
+    text = f"would fit with {', '.join(found)} per GPU" if found else f"no single change of {what} makes it fit"
+    note(f"note: {model.name}, {row['phase']} at {format_count(row['context'])}: {text}")
+
+
+def _remedies(model: "Architecture", device: "Hardware", inputs: Mapping[str, Any], row: Row) -> "Iterator[Remedy]":
     from costmodel.parallel.layout import Disaggregated, parse_layout
     from costmodel.parallel.options import options_of
     from costmodel.parallel.remedies import remedies
     from costmodel.prediction import make_precision, make_step
 
-    if row["phase"] == "train":
-        return
     parsed = parse_layout(row["layout"])
     if isinstance(parsed, Disaggregated):
         parsed = (parsed.decode if row["phase"] == "decode" else parsed.prefill).layout
     precision = make_precision(model, device, inputs["weights"], inputs["kv"], inputs["activations"])
+    options = options_of(inputs)
+    if row["phase"] == "train":
+        from costmodel.parallel.training_remedies import training_remedies
+
+        step = make_step(model, "train", row["context"], row["batch"])
+        # Without a layout, the whole batch runs at once.
+        now = row["batch"] if row["mfu"] is None else None
+        return training_remedies(model, parsed, step, precision, device, options, now)
     step = make_step(model, row["phase"], row["context"], row["batch"], row["new_tokens"])
-    found = [
-        f"{remedy.change} ({format_bytes(remedy.memory_bytes)})"
-        for remedy in remedies(model, parsed, step, precision, device, options=options_of(inputs))
-    ]
-    text = (
-        f"would fit with {', '.join(found)} per GPU"
-        if found
-        else "no single change of tp, pp, ep or dtype makes it fit"
-    )
-    note(f"note: {model.name}, {row['phase']} at {format_count(row['context'])}: {text}")
+    return remedies(model, parsed, step, precision, device, options=options)
