@@ -233,6 +233,22 @@ def test_prefix_hits_and_drafts_help_and_are_inputs() -> None:
     assert plan_row(known, assess(known, drafted.best[0]))["tpot_s"] < row["tpot_s"]
 
 
+def test_each_rate_of_prefix_hits_has_its_answer(tmp_path: Path) -> None:
+    answers = []
+    for number, hits in enumerate(("0,0.5", "0", "0.5")):
+        path = tmp_path / f"{number}.json"
+        result = run("--rate", "5/s", "--ttft", "1s", "--no-confirm", "--prefix-hit", hits, "--out", str(path))
+        assert result.exit_code == 0, result.output
+        answers.append(json.loads(path.read_text()))
+    both, *each = answers
+    for name in ("rows", "frontier", "launch"):
+        assert both[name] == each[0][name] + each[1][name]
+        assert {row["prefix_hit"] for row in both[name]} == {0.0, 0.5}
+    counts = [{(entry["what"], entry["why"]): entry["number"] for entry in answer["space"]} for answer in answers]
+    assert counts[0] == {key: counts[1][key] + counts[2][key] for key in counts[0]}
+    assert run("--rate", "5/s", "--prefix-hit", "0,0.5", "--plot", str(tmp_path / "x.svg")).exit_code == 2
+
+
 def test_prefixes_of_a_hybrid_are_found_where_states_are_kept() -> None:
     hybrid = {"arch": ["kimi-linear-48b-a3b"], "input": "8k", "prefix_hit": 0.5}
     assert (asked(**hybrid).snapshot_tokens, asked(**hybrid, snapshot_tokens=512).snapshot_tokens) == (1888, 512)
@@ -467,6 +483,8 @@ def test_chunks_that_find_no_room_warn_nobody() -> None:
     ("arguments", "told"),
     [
         (("--rate", "1/s", "--optimize", "speed"), "unknown objective 'speed'"),
+        (("--rate", "1/s", "--prefix-hit", "0,1"), "'1' is not a share"),
+        (("--rate", "1/s", "--prefix-hit", "half"), "'half' is not a share"),
         (("--rate", "1/s", "--weights", "fp9"), "did you mean 'fp8'"),
         (("--rate", "1/s", "--pools", "disagregated"), "did you mean 'disaggregated'"),
         (("--rate", "1/s", "--engine", "dusk"), "did you mean 'dask'"),

@@ -43,6 +43,15 @@ def test_the_plan_itself_comes_back_as_it_was(plan: Path) -> None:
         assert again[key] == pytest.approx(written[key], rel=1e-9) if isinstance(written[key], float) else written[key]
 
 
+def test_a_plan_is_read_with_the_rate_of_prefix_hits_of_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    more = ["--rate", "6/s", "--ttft", "1s", "--no-confirm", "--kv", "own", "--prefix-hit", "0.5,0", "--out", str(path)]
+    assert CliRunner().invoke(app, [*PLAN, *more]).exit_code == 0
+    written = json.loads(path.read_text())["rows"][0]
+    assert written["prefix_hit"] == 0.5
+    assert answer(path)["rows"][0]["ttft_s"] == pytest.approx(written["ttft_s"], rel=1e-9)
+
+
 def test_a_change_that_changes_nothing_has_ratio_one_without_doubt(plan: Path) -> None:
     row = answer(plan, "--change", "rate=6/s")["rows"][1]
     for name in ("ttft", "tpot", "capacity_per", "usd_per_output_token"):

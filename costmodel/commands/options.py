@@ -211,6 +211,22 @@ def words(texts: Iterable[str], option: str) -> list[str]:
     return list(dict.fromkeys(parts))
 
 
+def shares(texts: Iterable[str], option: str) -> list[float]:
+    """Shares from 0 to below 1 in texts that list several with commas."""
+    from costmodel.errors import BadInput
+
+    found = []
+    for text in words(texts, option):
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1:
+            raise BadInput(f"{option} {text[:40]!r} is not a share from 0 to below 1")
+        found.append(value)
+    return list(dict.fromkeys(found))
+
+
 def counted(text: str | None, field: str) -> int | None:
     """What 128k or 131072 says; none stays none."""
     from costmodel.units import parse_count

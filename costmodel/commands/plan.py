@@ -15,6 +15,7 @@ from costmodel.commands.options import (
     Overlap,
     Settings,
     counted,
+    shares,
     words,
 )
 
@@ -103,8 +104,11 @@ def run(
         str | None, typer.Option("--page-tokens", metavar="COUNT", help="Tokens of a cache page, likewise.")
     ] = None,
     prefix_hit: Annotated[
-        float, typer.Option("--prefix-hit", metavar="SHARE", help="Part of every prompt that is cached already.")
-    ] = 0.0,
+        list[str] | None,
+        typer.Option(
+            "--prefix-hit", metavar="SHARE,…", help="Part of every prompt that is cached; an answer each. [default: 0]"
+        ),
+    ] = None,
     snapshot_tokens: Annotated[
         str | None,
         typer.Option(
@@ -197,7 +201,7 @@ def run(
         ],
         "max_sequences": counted(max_sequences, "max sequences"),
         "page_tokens": counted(page_tokens, "page tokens"),
-        "prefix_hit": prefix_hit,
+        "prefix_hit": shares(prefix_hit or ("0",), "--prefix-hit"),
         "snapshot_tokens": counted(snapshot_tokens, "snapshot tokens"),
         "draft_tokens": drafts,
         "accepted": accepted,

@@ -29,6 +29,8 @@ def whatif_and_print(
     whole = read_plan(Path(path))
     inputs = {**whole["inputs"], "price": [f"{name}={usd!r}" for name, usd in whole["inputs"]["prices"].items()]}
     row = _row(whole["rows"], hw, path)
+    # A plan may answer for several rates of prefix hits; a trace has its own, and says so in each request.
+    inputs["prefix_hit"] = row.get("prefix_hit", inputs["prefix_hit"]) or 0.0
     own = case_of({**inputs, "price": [text for text in inputs["price"] if text.startswith(f"{row['hw']}=")]}, row)
     plan = assess(own.loaded, own.plan)
     narrowest = bottleneck(plan)
