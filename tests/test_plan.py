@@ -468,6 +468,13 @@ def test_a_closest_point_whose_queue_grows_is_called_saturated_and_not_launched(
     assert "inf" not in result.stdout
 
 
+def test_points_of_full_engines_have_no_time_to_the_first_token_of_open_loads() -> None:
+    result = run("--rate", "5/s", "--no-confirm", "--pools", "aggregated")
+    assert "saturated" in result.stdout.partition("Pareto")[2]
+    assert "inf" not in result.stdout
+    assert "\u240a" not in run("--rate", "1000/s").stdout
+
+
 def test_formats_without_an_engine_are_the_reason_that_is_told() -> None:
     result = run("--rate", "1/s", "--weights", "nvfp4", "--kv", "nvfp4")
     assert result.exit_code == 1

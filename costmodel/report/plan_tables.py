@@ -51,7 +51,7 @@ FRONTIER = (
     shows("sequences", "batch"),
     shows("output_tokens_per_s_user", "tokens/s\nper user"),
     shows("output_tokens_per_s_gpu", "tokens/s\nper GPU"),
-    Column("TTFT", lambda row: value_text("time_s", row["ttft_s"])),
+    Column("TTFT", lambda row: latency_text(row["ttft_s"])),
     Column("TPOT", lambda row: value_text("time_s", row["tpot_s"])),
     shows("gpus", "GPUs for\nthe load"),
     shows("usd_per_million_output_tokens_alone", "USD per million\noutput tokens"),

@@ -188,10 +188,12 @@ def _print_answers(form: str, answers: Sequence[Answer], best: Rows) -> None:
     missed = [answer for answer in answers if not answer.found.best and answer.rows]
     if best or not missed:
         print_plans(form, _title(answers), best)
-    for answer in missed:
+    for place, answer in enumerate(missed):
+        if best or place:
+            emit("")
         (row,) = answer.rows
         reached = "saturated" if row["saturated"] else f"at {row['load_per_s']:.4g} requests/s"
-        print_plans(form, f"{_title([answer])}\nthe closest that can be reached, {reached}", answer.rows)
+        print_plans(form, f"{_title([answer])}; the closest that can be reached, {reached}", answer.rows)
 
 
 def _title(answers: Sequence[Answer]) -> str:
