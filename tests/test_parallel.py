@@ -135,6 +135,24 @@ def test_latent_cache_and_indexer_are_on_every_device() -> None:
     assert row.weights[0] == 7 * 61 * (once + indexer)
 
 
+@pytest.mark.parametrize(
+    ("name", "tp", "block", "matrices", "cached"),
+    [
+        ("deepseek-v3.2", 8, "attn", {"kv_a_proj", "indexer.k_proj"}, ("kv_lora", "d_rope", "indexer.d")),
+        ("llama-3.1-70b", 16, "attn", {"qkv_proj"}, ("kv_heads",)),
+        ("llama-3.1-70b", 8, "attn", set(), ()),
+        ("nemotron-h-8b", 16, "mamba", {"in_proj"}, ()),  # 8 groups of B and C
+        ("nemotron-h-8b", 8, "mamba", set(), ()),
+    ],
+)
+def test_what_has_copies_is_named(name: str, tp: int, block: str, matrices: set[str], cached: tuple[str, ...]) -> None:
+    model = load_architecture(name)
+    rows = {row.block: row for row in replicated(place(model, Layout(tp=tp)), make_step(model, "decode", 4096), BF16)}
+    assert matrices <= set(rows[block].matrices)
+    assert bool(matrices) == bool(rows[block].matrices)
+    assert rows[block].cached == cached
+
+
 def test_what_does_not_divide_is_refused_with_what_would() -> None:
     with pytest.raises(Impossible, match=r"qwen2.5-7b, mixers.attn: heads 28 does not divide over 8 .* 1, 2, 4, 7"):
         place(load_architecture("qwen2.5-7b"), Layout(tp=8))
@@ -703,6 +721,11 @@ def test_the_command_tells_replicas_and_remedies() -> None:
     assert "replicated beyond the whole: attn (weights +56.6 %, cache +700.0 %" in result.stderr
     assert "does not fit in the 80 GiB of one h100-sxm as tp8: 8k by" in result.stderr
     assert "would fit with tp32 (" in result.stderr
+    assert "copies of q_a_proj, kv_a_proj, cached kv_lora, cached d_rope)" in result.stderr
+    ranks = run("--arch", "llama-3.1-70b", "--layout", "dp2tp4").stderr
+    assert "replicated beyond the whole: 2 copies of all weights (131.4 GiB of weights in all)" in ranks
+    workers = run("--arch", "llama-3.1-70b", "--layout", "prefill:2xtp8,decode:3xdp2tp8").stderr
+    assert "6 copies of all weights" in workers
     assert "would fit with" in run("--arch", "llama-3.1-70b").stderr
     assert "would fit" not in run("--arch", "llama-3.1-8b").stderr
     train = ("--arch", "llama-3.1-8b", "--phase", "train", "--batch", "64")

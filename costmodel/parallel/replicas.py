@@ -4,10 +4,11 @@ Nothing is declared: the parts are counted by the formulas of the whole, and wha
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity
-from costmodel.architecture import mixer_parameters
+from costmodel.architecture import Block, mixer_parameters
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.placement import Placed, dispatches, splits_cache
 from costmodel.step import Precision, Step
@@ -16,13 +17,20 @@ from costmodel.step import Precision, Step
 class Replicated(NamedTuple):
     """What the devices of a tensor-parallel group hold or do more than once, of one block: ways · local − whole.
 
-    Each with the amount of the whole. cache_bytes: of one sequence; flops: of the step.
+    Each with the amount of the whole. cache_bytes: of one sequence; flops: of the step. matrices: those of which there
+    are copies. cached: dimensions, as files name them, that size what is cached more than once, such as the latent.
     """
 
     block: str
     weights: tuple[Quantity, Quantity]
     cache_bytes: tuple[Quantity, Quantity]
     flops: tuple[Quantity, Quantity]
+    matrices: tuple[str, ...] = ()
+    cached: tuple[str, ...] = ()
+
+
+SMALL = 0.005
+"""Copies of less than this share of a block are not named."""
 
 
 def replicated(placed: Placed, step: Step, precision: Precision) -> list[Replicated]:
@@ -53,9 +61,45 @@ def replicated(placed: Placed, step: Step, precision: Precision) -> list[Replica
                 for block, of in zip((one, other), steps, strict=True)
             ]
             counted = ((n, weights), (copies, caches), (n, flops))
-            more = [(count * (times * local - all_), count * all_) for times, (all_, local) in counted]
-            rows.append(Replicated(name, *more))
+            held, kept_of_one, done = [
+                (count * (times * local - all_), count * all_) for times, (all_, local) in counted
+            ]
+            matrices: tuple[str, ...] = ()
+            cached: tuple[str, ...] = ()
+            if kind == "mixer":
+                matrices = _copied_matrices(one, other, whole.D, n)
+                cached = _cached_dims(one, kept, step.L, precision, copies)
+            rows.append(Replicated(name, held, kept_of_one, done, matrices, cached))
     return rows
+
+
+def _copied_matrices(whole: Block, local: Block, D: Quantity, ways: int) -> tuple[str, ...]:
+    """The projections that devices hold more than once."""
+    least = SMALL * mixer_parameters(whole, D)
+    pairs = zip(*(block.module.projections(block.dims, D) for block in (whole, local)), strict=True)
+    return tuple(one.name for one, other in pairs if ways * other.parameters - one.parameters > least)
+
+
+def _cached_dims(whole: Block, local: Block, L: Quantity, precision: Precision, copies: int) -> tuple[str, ...]:
+    """The dimensions of a cache that devices hold more than once: groups that have copies, else those with which the
+    part that is not split grows."""
+
+    def size(dims: Any) -> Quantity:
+        return whole.module.cache(dims, precision).bytes(L)
+
+    if copies * size(local.dims) - size(whole.dims) <= SMALL * size(whole.dims):
+        return ()
+    found: dict[str, list[str]] = {"groups": [], "": []}
+    for item in fields(whole.dims):
+        value, split = getattr(whole.dims, item.name), item.metadata.get("split") or ""
+        # One of something is no width; what is split evenly has no copies.
+        if item.metadata["kind"] != "dim" or value in (None, 1) or split not in found:
+            continue
+        if split == "groups" and copies * getattr(local.dims, item.name) == value:
+            continue
+        if size(replace(whole.dims, **{item.name: 2 * value})) > size(whole.dims):
+            found[split].append(item.metadata["name"])
+    return tuple(found["groups"] or found[""])
 
 
 def _flops(kernels: Sequence[Kernel]) -> Quantity:

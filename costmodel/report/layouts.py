@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from costmodel.hardware import Hardware
     from costmodel.parallel.remedies import Remedy
 
-SMALL = 0.005
-"""Replicas of less than this share of a block are not told."""
-
 
 def layout_notes(
     models: Sequence["Architecture"], devices: Sequence["Hardware"], inputs: Mapping[str, Any], rows: Sequence[Row]
@@ -45,19 +42,18 @@ def _tell_replicas(
 ) -> None:
     from costmodel.parallel.layout import Disaggregated, parse_layout
     from costmodel.parallel.placement import place
-    from costmodel.parallel.replicas import replicated
+    from costmodel.parallel.replicas import SMALL, replicated
     from costmodel.prediction import make_precision, make_step
 
     precision = make_precision(model, device, inputs["weights"], inputs["kv"], inputs["activations"])
     for phase in dict.fromkeys(row["phase"] for row in rows):
         row = next(row for row in rows if row["phase"] == phase)
         parsed = parse_layout(layout)
+        workers = 1
         if isinstance(parsed, Disaggregated):
-            parsed = (parsed.decode if phase == "decode" else parsed.prefill).layout
+            workers, parsed = parsed.decode if phase == "decode" else parsed.prefill
         step = make_step(model, phase, row["context"], row["batch"], row["new_tokens"])
         placed = place(model, parsed, phase)
-        if placed.ways == 1 and parsed.ep == 1:
-            continue
         parts = []
         for entry in replicated(placed, step, precision):
             shares = {
@@ -71,7 +67,14 @@ def _tell_replicas(
             }
             if shares:
                 told = ", ".join(f"{name} +{percent(share)}" for name, share in shares.items())
-                parts.append(f"{entry.block} ({told})")
+                named = ", ".join((*entry.matrices, *(f"cached {name}" for name in entry.cached if "cache" in shares)))
+                parts.append(f"{entry.block} ({told}{f'; copies of {named}' if named else ''})")
+        ranks = workers * placed.ranks // placed.ways
+        if ranks > 1 and phase != "train":
+            # In training, ZeRO decides what ranks share out.
+            spread = " but the experts" if parsed.ep > placed.ways and workers == 1 else ""
+            size = format_bytes(row["replicated_weight_bytes"])
+            parts.append(f"{ranks} copies of all weights{spread} ({size} of weights in all)")
         if parts:
             note(f"note: {model.name}, {phase} as {layout}: replicated beyond the whole: {'; '.join(parts)}")
 
