@@ -740,6 +740,11 @@ def test_the_command_tells_replicas_and_remedies() -> None:
         (("--arch", "qwen2.5-7b", "--layout", "tq8"), 2, "unknown degree 'tq'"),
         (("--arch", "qwen2.5-7b", "--layout", "tp4", "--overlap", "2"), 2, "overlap 2.0"),
         (("--arch", "qwen2.5-7b", "--layout", "tp4", "--zero", "7"), 2, "zero 7"),
+        (
+            ("--arch", "qwen2.5-7b", "--zero", "1", "--overlap-gradients", "1"),
+            2,
+            "about training, but --phase is decode",
+        ),
         (("--arch", "qwen2.5-7b", "--layout", "tp4", "--hw", "cpu"), 1, "no bandwidth of a link"),
     ],
 )

@@ -20,9 +20,14 @@ def _parallel(inputs: Inputs) -> dict[str, Any]:
     """The layouts asked for, and how they run."""
     if "layout" not in inputs:
         return {}
-    from costmodel.parallel.options import options_of
+    from costmodel.parallel.options import Training, options_of
 
-    return {"layout": inputs["layout"], "options": options_of(inputs)}
+    options = options_of(inputs).checked()
+    idle = [name for name in Training._fields if name in inputs]
+    if idle and not {"train", "all"} & set(inputs["phase"]):
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise BadInput(f"{told}: about training, but --phase is {', '.join(inputs['phase'])}; add --phase train")
+    return {"layout": inputs["layout"], "options": options}
 
 
 def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | None) -> None:
