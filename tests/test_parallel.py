@@ -23,7 +23,7 @@ from costmodel.model_file import load_architecture
 from costmodel.parallel.exchanges import Group, group
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
 from costmodel.parallel.memory import blocks_of, max_concurrency, memory_by_stage
-from costmodel.parallel.options import SERIAL, Options
+from costmodel.parallel.options import SERIAL, Options, Training
 from costmodel.parallel.placement import local_step, place, stage_sizes
 from costmodel.parallel.remedies import remedies
 from costmodel.parallel.replicas import replicated
@@ -199,7 +199,13 @@ def test_a_wrong_layout_is_told_where_it_is_wrong(text: str, told: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [Options(overlap=1.5), Options(imbalance=0.5), Options(experts="alltoal"), Options(context_exchange="rign")],
+    [
+        Options(overlap=1.5),
+        Options(imbalance=0.5),
+        Options(experts="alltoal"),
+        Options(context_exchange="rign"),
+        Options(context_exchange="ring", training=Training(attention="materialised")),
+    ],
 )
 def test_options_outside_their_range_are_refused(options: Options) -> None:
     with pytest.raises(BadInput):

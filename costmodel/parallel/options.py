@@ -81,6 +81,8 @@ class Options(NamedTuple):
             raise unknown("recomputation", how.recompute, RECOMPUTED)
         if how.attention not in ATTENTION:
             raise unknown("attention", how.attention, ATTENTION)
+        if how.attention == "materialised" and self.context_exchange == "ring":
+            raise BadInput("attention materialised: ring attention is fused, its steps keep no probabilities")
         if how.overlap_gradients is not None and not 0 <= how.overlap_gradients <= 1:
             raise BadInput(f"overlap of gradients {how.overlap_gradients} is not a share from 0 to 1")
         if how.gradient_bytes not in GRADIENT_BYTES:
