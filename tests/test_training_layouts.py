@@ -126,7 +126,7 @@ def test_llama_3_utilisation(row: tuple[Layout, int, int, float, float]) -> None
     assert found.time_s == pytest.approx(flops / (teraflops * 1e12 * layout.gpus), rel=0.17)
     assert found.mfu is not None
     assert found.mfu == pytest.approx(flops / (found.time_s * layout.gpus * 989.4e12), rel=0.01)
-    assert mfu < found.mfu < mfu + 0.09  # stragglers, loading and checkpoints are not modelled
+    assert mfu < found.mfu < mfu + 0.10  # stragglers, loading and checkpoints are not modelled
     assert found.gpus == layout.gpus
 
 
