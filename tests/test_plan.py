@@ -509,13 +509,20 @@ def test_bad_input_is_told_and_leaves_with_2(arguments: tuple[str, ...], told: s
     assert told in result.stderr
 
 
+def heed_interrupts() -> None:
+    """What is started in the background ignores them, and so does what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_search_writes_nothing(tmp_path: Path) -> None:
     out, figure = tmp_path / "plan.json", tmp_path / "plan.png"
     command = [
         sys.executable, "cli.py", "plan", "--arch", "deepseek-v3", "--hw", "h100-sxm,b200-sxm", "--gpus", "1..512",
         "--input", "8k", "--output", "1k", "--rate", "10/s", "--out", str(out), "--plot", str(figure),
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts
+    )
     time.sleep(2.5)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
