@@ -15,12 +15,13 @@ from costmodel.errors import BadInput
 from costmodel.fitting.calibrate import Source, calibrate, save
 from costmodel.fitting.calibration_file import Header
 from costmodel.fitting.least_squares import Points, block, fit
-from costmodel.fitting.library import calibration_of, fit_library, priced
+from costmodel.fitting.library import _moved, calibration_of, fit_library, priced
 from costmodel.fitting.planner import plan
 from costmodel.fitting.series import Part, Series, arrays, whole
 from costmodel.fitting.splits import extrapolate_split, held_out, shapes_split
 from costmodel.hardware import load_hardware
 from costmodel.kernels import base, collective, forms, gemm
+from costmodel.kernels.attention import MASKING, SKIPPING
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, no_backward
 from costmodel.timing import Z80
 
@@ -386,3 +387,12 @@ def test_tables_with_other_columns_are_planned_together() -> None:
     one = synthetic(30, 0.0)
     other = one._replace(shapes=one.shapes.assign(step=1.0))
     assert len(plan([one, other], HARDWARE, 6, lambda series: series.used)) == 6
+
+
+def test_an_instance_moves_by_what_both_fits_of_a_relative_tell() -> None:
+    relative = prior_fit(SKIPPING)._replace(key=("window-attention", "hd128-bf16", ""))
+    assert "masked" not in relative.values
+    known = prior_fit(MASKING).values["launch_s"]
+    relative = relative._replace(values={**relative.values, "launch_s": 3 * known})
+    moved = _moved(from_fits([relative]), MASKING, relative.key, {"launch_s": 4e-6, "masked": 0.7})
+    assert moved == pytest.approx({"launch_s": 12e-6, "masked": 0.7})

@@ -209,7 +209,12 @@ def _moved(start: Calibration, form: Form, key: Key, shared: Mapping[str, float]
     own, common = start.fit(kernel), start.fit(kernel._replace(instance=""))
     if own.key[1] != key[1]:
         return shared
-    return {name: value * own.values[name] / common.values[name] for name, value in shared.items()}
+    # A relative's kernel of this name may be of a form that lacks some of this one's parameters.
+    both = own.values.keys() & common.values.keys()
+    return {
+        name: value * own.values[name] / common.values[name] if name in both else value
+        for name, value in shared.items()
+    }
 
 
 def own_kernels(points: Points) -> list[Kernel]:

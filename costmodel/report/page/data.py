@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import costmodel
 from costmodel.analysis.kernel_programs import OUTPUTS
 from costmodel.architecture import Architecture
-from costmodel.calibration import BASES, EXTRAPOLATION_SPREAD, ROUNDED, TRANSFER_SPREAD, Calibration
+from costmodel.calibration import BASES, EXTRAPOLATION_SPREAD, ROUNDED, SHORT_STEP, TRANSFER_SPREAD, Calibration
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import BOUNDS
 from costmodel.memory import TRAINING_BYTES_PER_PARAMETER
@@ -64,6 +64,7 @@ def content(
         "trainingBytes": TRAINING_BYTES_PER_PARAMETER,
         "transferSpread": TRANSFER_SPREAD,
         "extrapolationSpread": EXTRAPOLATION_SPREAD,
+        "shortStep": SHORT_STEP,
         "rounded": ROUNDED,
         "keys": [list(key) for key in programs.keys],
         "rows": [[row.template, row.key, *row.numbers] for row in written.rows],

@@ -162,22 +162,32 @@ function makeModel(DATA, TEMPLATES, FORMS) {
     for (const error of Object.values(errors)) variance += (error / time) ** 2;
     for (const members of groups.values()) {
       const { fit } = members[0];
-      const share = members.reduce((sum, kernel) => sum + kernel.time, 0) / time;
-      if (share < 1e-3) continue;
+      const middle = members.reduce((sum, kernel) => sum + kernel.time, 0);
+      if (middle / time < 1e-3) continue;
+      const moved = (column, sign) => {
+        const values = fit.values.map((value, index) => column[index] === 0 ? value : Math.min(
+          Math.max(value * Math.exp(sign * column[index]), fit.family.low[index]), fit.family.high[index]));
+        return members.reduce((sum, kernel) => {
+          const form = count(kernel.row, B, L);
+          return sum + secondsOf(form, device, values) * k[0];
+        }, 0);
+      };
       for (const column of fit.columns) {
-        let change = 0;
-        for (const sign of [1, -1]) {
-          const values = fit.values.map((value, index) => column[index] === 0 ? value : Math.min(
-            Math.max(value * Math.exp(sign * column[index]), fit.family.low[index]), fit.family.high[index]));
-          for (const kernel of members) {
-            const form = count(kernel.row, B, L);
-            change += 0.5 * sign * secondsOf(form, device, values) * k[0];
-          }
-        }
+        const above = moved(column, 1);
+        const change = isShort(fit, column) ? above - middle : 0.5 * (above - moved(column, -1));
         variance += (change / time) ** 2;
       }
     }
     return Math.sqrt(variance);
+  }
+
+  /** Whether a direction moves every parameter by little, and neither side past its bounds. */
+  function isShort(fit, column) {
+    return column.every((change, index) => {
+      const reach = Math.abs(change), value = fit.values[index];
+      return change === 0 || (reach <= DATA.shortStep && fit.family.low[index] <= value * Math.exp(-reach)
+        && value * Math.exp(reach) <= fit.family.high[index]);
+    });
   }
 
   function largest(parts, order) {
