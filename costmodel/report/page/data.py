@@ -1,6 +1,7 @@
 """Everything that the page knows: programs as JavaScript, and data as JSON."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import costmodel
@@ -52,6 +53,18 @@ def content(
         if calibration.place:
             places.setdefault(calibration.place, len(places))
     of = [family for family, _, _ in programs.keys]
+    calibrations = [calibration_entry(place, programs.kernels, of) for place in places]
+    known = [
+        {
+            **device_entry(
+                device, calibration, programs.hardware_paths, programs.kernels, of, places.get(calibration.place)
+            ),
+            "variants": written.variant_of[index],
+        }
+        for index, (device, calibration) in enumerate(devices)
+    ]
+    fits = [fit for holder, name in ((calibrations, "fits"), (known, "beyond")) for one in holder for fit in one[name]]
+    columns = shared_columns(fits)
     data = {
         "version": costmodel.__version__,
         "outputs": list(OUTPUTS),
@@ -70,16 +83,9 @@ def content(
         "rows": [[row.template, row.key, *row.numbers] for row in written.rows],
         "formOf": written.form_of,
         "families": [family_entry(form) for form in programs.families],
-        "calibrations": [calibration_entry(place, programs.kernels, of) for place in places],
-        "devices": [
-            {
-                **device_entry(
-                    device, calibration, programs.hardware_paths, programs.kernels, of, places.get(calibration.place)
-                ),
-                "variants": written.variant_of[index],
-            }
-            for index, (device, calibration) in enumerate(devices)
-        ],
+        "columns": columns,
+        "calibrations": calibrations,
+        "devices": known,
         "architectures": models,
         "formulas": formulas.entries,
         "claims": list(claims),
@@ -87,3 +93,16 @@ def content(
         "pricesNote": "Prices of devices are an input: nothing is known of them here, and the first is an example.",
     }
     return Content(written.text, data)
+
+
+def shared_columns(fits: Iterable[dict[str, Any]]) -> list[Any]:
+    """The different columns of fits, which take the place among them instead: devices borrow the same kernels' fits."""
+    found: dict[str, int] = {}
+    columns: list[Any] = []
+    for fit in fits:
+        text = json.dumps(fit["columns"])
+        if text not in found:
+            found[text] = len(columns)
+            columns.append(fit["columns"])
+        fit["columns"] = found[text]
+    return columns

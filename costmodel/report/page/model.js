@@ -22,7 +22,7 @@ function makeModel(DATA, TEMPLATES, FORMS) {
     const beyond = device.beyondByKey[key];
     if (place < 0 && beyond !== undefined) {
       const fit = device.beyond[beyond];
-      known.set(name, { ...fit, family: DATA.families[fit.family] });
+      known.set(name, { ...fit, family: DATA.families[fit.family], columns: DATA.columns[fit.columns] });
       return known.get(name);
     }
     const shared = place < 0 ? `${device.name}/prior/${DATA.keys[key][0]}` : `${device.name}/fit/${place}`;
@@ -38,15 +38,17 @@ function makeModel(DATA, TEMPLATES, FORMS) {
   function fitted(fit, place, device) {
     const family = DATA.families[fit.family];
     const borrowed = fit.borrowed ? DATA.transferSpread : 1;
+    const own = DATA.columns[fit.columns];
     if (device.stretched === null) {
-      return { ...fit, family, spread: fit.spread * borrowed, basis: fit.borrowed ? "transferred" : "fitted" };
+      const basis = fit.borrowed ? "transferred" : "fitted";
+      return { ...fit, family, columns: own, spread: fit.spread * borrowed, basis };
     }
     const values = fit.values.slice();
     let next = 0;
     family.seconds.forEach((isSeconds, index) => { if (isSeconds) values[index] = device.stretched[place][next++]; });
     const missed = device.missed[fit.missedAs] ?? device.missed[""];
     const widen = missed === undefined ? DATA.transferSpread : 1;
-    const columns = fit.columns.map((column) => column.map((change) => change * widen));
+    const columns = own.map((column) => column.map((change) => change * widen));
     const spread = Math.hypot(fit.spread * widen, missed || 0) * borrowed;
     return { ...fit, family, values, columns, spread, basis: "transferred" };
   }
