@@ -490,6 +490,7 @@ def test_chunks_that_find_no_room_warn_nobody() -> None:
     ("arguments", "told"),
     [
         (("--rate", "1/s", "--optimize", "speed"), "unknown objective 'speed'"),
+        (("--rate", "1/s", "--output", "1"), "answers of one token"),
         (("--rate", "1/s", "--prefix-hit", "0,1"), "'1' is not a share"),
         (("--rate", "1/s", "--prefix-hit", "half"), "'half' is not a share"),
         (("--rate", "1/s", "--weights", "fp9"), "did you mean 'fp8'"),

@@ -41,10 +41,15 @@ class Workload(NamedTuple):
 
 
 def workload(load: Load, snapshot_tokens: int | None = None) -> Workload:
-    """The means of a load. Raises BadInput for a trace whose requests all come at once, which has no rate."""
+    """The means of a load. Raises BadInput for a trace whose requests all come at once, which has no rate, and for
+    answers of one token, which have no time per further token."""
     found = means(
         load.requests() if load.trace is not None else islice(load.requests(), SAMPLE), load.longest, snapshot_tokens
     )
+    if not found.output > 1.0:
+        raise BadInput(
+            "output: answers of one token have no TPOT to plan for; give 2 or more, or replay them: simulate"
+        )
     if load.clients is not None:
         return found._replace(clients=load.clients, gap_variation=0.0)
     if load.trace is None:
