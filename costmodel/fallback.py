@@ -10,6 +10,8 @@ Files are read when a kernel first needs them.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,10 +43,19 @@ class Elsewhere:
     def __init__(self, hardware: Hardware, library: str, place: str) -> None:
         """place: the file of the calibration in use."""
         self.hardware, self.library, self.place = hardware, library, place
-        self._sources: tuple[Source, ...] | None = None
         self._read: dict[Path, Calibration] = {}
         self._left_out: dict[str, frozenset[str]] = {}
         self._found: dict[tuple[str, str, str], Fit | None] = {}
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """Every calibration of the device and its relatives, in the order in which they are asked."""
+        return tuple(_sources(self.hardware, self.library))
+
+    @cached_property
+    def of_libraries(self) -> dict[str, float]:
+        """By family, what another library's kernel was found to miss."""
+        return between_libraries()
 
     def fit(self, kernel: Kernel) -> Fit | None:
         """The parameters of a kernel that the calibration in use does not hold; None where nobody knows of any."""
@@ -58,14 +69,14 @@ class Elsewhere:
         return self._found[key]
 
     def _borrowed(self, kernel: Kernel) -> Fit | None:
-        for source in self._all():
+        for source in self.sources:
             step = LIBRARIES if source.device.name == self.hardware.name else RELATIVES
             if str(source.path) == self.place or kernel.family in self._worse(step):
                 continue
             calibration = self._calibration(source)
             fit = calibration.own_fit(kernel, strict=True)
             if fit is not None and fit.flops is not None:
-                spreads = {} if source.library == self.library else between_libraries()
+                spreads = {} if source.library == self.library else self.of_libraries
                 return widened(fit, spreads, str(calibration.id))._replace(transferred=True)
         return None
 
@@ -79,23 +90,15 @@ class Elsewhere:
         measured."""
         if not form.by_mechanism or form.family in self._worse(SIBLINGS):
             return None
-        by_device: dict[str, dict[str, Fit]] = {}
-        for source in self._all():
-            if by_device and source.device.name not in by_device:
-                break
-            found = measured_kernels(self._calibration(source), form)
-            if found:
-                kernels = by_device.setdefault(source.device.name, {})
-                kernels.update({name: fit for name, fit in found.items() if name not in kernels})
-        for device, kernels in by_device.items():
-            origin = f"{len(kernels)} other {form.family} kernel{'s' if len(kernels) > 1 else ''} of {device}"
-            return widened(pooled(form, list(kernels.values())), between_siblings(), origin)
+        for device, sources in groupby(self.sources, key=lambda source: source.device.name):
+            kernels: dict[str, Fit] = {}
+            for source in sources:
+                for name, fit in measured_kernels(self._calibration(source), form).items():
+                    kernels.setdefault(name, fit)
+            if kernels:
+                origin = f"{len(kernels)} other {form.family} kernel{'s' if len(kernels) > 1 else ''} of {device}"
+                return widened(pooled(form, list(kernels.values())), between_siblings(), origin)
         return None
-
-    def _all(self) -> tuple[Source, ...]:
-        if self._sources is None:
-            self._sources = tuple(_sources(self.hardware, self.library))
-        return self._sources
 
     def _calibration(self, source: Source) -> Calibration:
         if source.path not in self._read:

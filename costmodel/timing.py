@@ -132,11 +132,11 @@ def errors(times: Sequence[KernelTime], hardware: Hardware) -> dict[tuple[Any, .
         found[form] = found.get(form, 0.0) + error / total
     for source, group in by_fit.items():
         fit = group[0].fit
-        share = sum(entry.time_s for entry in group) / total
+        middle = sum(entry.time_s for entry in group)
         # A part of the step that cannot move the interval by a tenth of a percent is not differentiated.
-        if _all_below(share, 1e-3):
+        if _all_below(middle / total, 1e-3):
             continue
-        kernels, middle = _equal_once(group), sum(entry.time_s for entry in group)
+        kernels = _equal_once(group)
         for index, column in enumerate(fit.columns):
             above = _seconds(kernels, hardware, fit.shifted(column, 1.0))
             if fit.is_short(column):

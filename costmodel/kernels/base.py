@@ -248,10 +248,8 @@ def replayed(kernels: Sequence[Kernel], copies: Quantity = 1, inputs: bool = Fal
     copies: how many sets of weights the benchmark rotates over, and of inputs where told; everything else has one set.
     """
     once = sum(kernel.executed.hbm_bytes * kernel.count for kernel in kernels)
-    rotated = (
-        (work.read if inputs else work.weights) * kernel.count for kernel in kernels for work in [kernel.executed]
-    )
-    total = once + (copies - 1) * sum(rotated)
+    rotated = sum((kernel.executed.read if inputs else kernel.executed.weights) * kernel.count for kernel in kernels)
+    total = once + (copies - 1) * rotated
     return tuple(kernel._replace(circulating=total, returning=None if inputs else once) for kernel in kernels)
 
 
