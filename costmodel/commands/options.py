@@ -164,6 +164,42 @@ ContextExchange = Annotated[
         "[default: all-gather]",
     ),
 ]
+OutputLengths = Annotated[
+    str | None, typer.Option("--output", metavar="LENGTHS", help="Tokens of answers, in the same way.")
+]
+Trace = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="FILE", help="CSV of arrival_s, input, output and, optionally, cached_prefix."),
+]
+SkipBadLines = Annotated[
+    bool, typer.Option("--skip-bad-lines", help="Leave out bad lines of the trace, and count them.")
+]
+Rate = Annotated[
+    str | None, typer.Option("--rate", metavar="N/s", help="Requests per second that arrive, whatever happens.")
+]
+Burstiness = Annotated[
+    float, typer.Option("--burstiness", metavar="SHAPE", help="1: Poisson arrivals; below: bursts; above: regular.")
+]
+Concurrency = Annotated[
+    str | None,
+    typer.Option("--concurrency", metavar="COUNT", help="Clients that each wait for an answer, then ask again."),
+]
+SnapshotTokens = Annotated[
+    str | None,
+    typer.Option(
+        "--snapshot-tokens",
+        metavar="COUNT",
+        help="Recurrent states are kept every so many tokens. [default: vLLM's, with hits]",
+    ),
+]
+Accepted = Annotated[
+    float, typer.Option("--accepted", metavar="SHARE", help="Probability that a draft token is accepted.")
+]
+LinkBandwidth = Annotated[
+    str | None,
+    typer.Option("--link-bandwidth", metavar="RATE", help="Of a device that sends caches, such as '50 GB/s'."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Decides all that is random.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

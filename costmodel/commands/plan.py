@@ -5,15 +5,25 @@ from typing import Annotated, Any
 import typer
 
 from costmodel.commands.options import (
+    Accepted,
     Activations,
     Architectures,
+    Burstiness,
+    Concurrency,
     Devices,
     Format,
     Imbalance,
     Library,
+    LinkBandwidth,
     Mechanisms,
+    OutputLengths,
     Overlap,
+    Rate,
+    Seed,
     Settings,
+    SkipBadLines,
+    SnapshotTokens,
+    Trace,
     counted,
     shares,
     words,
@@ -35,26 +45,12 @@ def run(
         str | None,
         typer.Option("--input", metavar="LENGTHS", help="Tokens of prompts: 8k, 4k..8k, lognormal:4k:0.6."),
     ] = None,
-    output_tokens: Annotated[
-        str | None, typer.Option("--output", metavar="LENGTHS", help="Tokens of answers, in the same way.")
-    ] = None,
-    trace: Annotated[
-        str | None,
-        typer.Option("--trace", metavar="FILE", help="CSV of arrival_s, input, output and, optionally, cached_prefix."),
-    ] = None,
-    skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Leave out bad lines of the trace, and count them.")
-    ] = False,
-    rate: Annotated[
-        str | None, typer.Option("--rate", metavar="N/s", help="Requests per second that arrive, whatever happens.")
-    ] = None,
-    burstiness: Annotated[
-        float, typer.Option("--burstiness", metavar="SHAPE", help="1: Poisson arrivals; below: bursts; above: regular.")
-    ] = 1.0,
-    concurrency: Annotated[
-        str | None,
-        typer.Option("--concurrency", metavar="COUNT", help="Clients that each wait for an answer, then ask again."),
-    ] = None,
+    output_tokens: OutputLengths = None,
+    trace: Trace = None,
+    skip_bad_lines: SkipBadLines = False,
+    rate: Rate = None,
+    burstiness: Burstiness = 1.0,
+    concurrency: Concurrency = None,
     ttft: Annotated[
         str | None, typer.Option("--ttft", metavar="TIME", help="Service level: mean time to the first token at most.")
     ] = None,
@@ -109,21 +105,12 @@ def run(
             "--prefix-hit", metavar="SHARE,…", help="Part of every prompt that is cached; an answer each. [default: 0]"
         ),
     ] = None,
-    snapshot_tokens: Annotated[
-        str | None,
-        typer.Option(
-            "--snapshot-tokens",
-            metavar="COUNT",
-            help="Recurrent states are kept every so many tokens. [default: vLLM's, with hits]",
-        ),
-    ] = None,
+    snapshot_tokens: SnapshotTokens = None,
     draft_tokens: Annotated[
         list[str] | None,
         typer.Option("--draft-tokens", metavar="COUNTS", help="Tokens drafted per verification, to try. [default: 0]"),
     ] = None,
-    accepted: Annotated[
-        float, typer.Option("--accepted", metavar="SHARE", help="Probability that a draft token is accepted.")
-    ] = 0.7,
+    accepted: Accepted = 0.7,
     utilisation: Annotated[
         float | None,
         typer.Option(
@@ -132,17 +119,14 @@ def run(
     ] = None,
     overlap: Overlap = 0.0,
     imbalance: Imbalance = 1.0,
-    link_bandwidth: Annotated[
-        str | None,
-        typer.Option("--link-bandwidth", metavar="RATE", help="Of a device that sends caches, such as '50 GB/s'."),
-    ] = None,
+    link_bandwidth: LinkBandwidth = None,
     confirm: Annotated[
         bool, typer.Option("--confirm/--no-confirm", help="Replay the load on the plans, event by event.")
     ] = True,
     requests: Annotated[
         str | None, typer.Option("--requests", metavar="COUNT", help="Of the replay. [default: 2000]")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Decides all that is random.")] = 0,
+    seed: Seed = 0,
     engine: Annotated[
         str, typer.Option("--engine", metavar="NAME", help="Who searches: local, or dask for a cluster.")
     ] = "local",

@@ -5,14 +5,24 @@ from typing import Annotated
 import typer
 
 from costmodel.commands.options import (
+    Accepted,
     Activations,
     Architectures,
+    Burstiness,
+    Concurrency,
     Devices,
     Format,
     Kv,
     Library,
+    LinkBandwidth,
     Mechanisms,
+    OutputLengths,
+    Rate,
+    Seed,
     Settings,
+    SkipBadLines,
+    SnapshotTokens,
+    Trace,
     Weights,
     counted,
     words,
@@ -22,30 +32,16 @@ from costmodel.commands.options import (
 def run(
     arch: Architectures,
     hw: Devices,
-    trace: Annotated[
-        str | None,
-        typer.Option("--trace", metavar="FILE", help="CSV of arrival_s, input, output and, optionally, cached_prefix."),
-    ] = None,
-    skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Leave out bad lines of the trace, and count them.")
-    ] = False,
-    rate: Annotated[
-        str | None, typer.Option("--rate", metavar="N/s", help="Requests per second that arrive, whatever happens.")
-    ] = None,
-    burstiness: Annotated[
-        float, typer.Option("--burstiness", metavar="SHAPE", help="1: Poisson arrivals; below: bursts; above: regular.")
-    ] = 1.0,
-    concurrency: Annotated[
-        str | None,
-        typer.Option("--concurrency", metavar="COUNT", help="Clients that each wait for an answer, then ask again."),
-    ] = None,
+    trace: Trace = None,
+    skip_bad_lines: SkipBadLines = False,
+    rate: Rate = None,
+    burstiness: Burstiness = 1.0,
+    concurrency: Concurrency = None,
     input_tokens: Annotated[
         str | None,
         typer.Option("--input", metavar="LENGTHS", help="Tokens of prompts: 1k, 800..1k, lognormal:1k:0.6."),
     ] = None,
-    output_tokens: Annotated[
-        str | None, typer.Option("--output", metavar="LENGTHS", help="Tokens of answers, in the same way.")
-    ] = None,
+    output_tokens: OutputLengths = None,
     requests: Annotated[
         str | None,
         typer.Option("--requests", metavar="COUNT", help="How many. [default: 10 per client, or 10000 at a rate]"),
@@ -67,10 +63,7 @@ def run(
         float,
         typer.Option("--imbalance", metavar="FACTOR", help="Load of the fullest device of experts over the mean."),
     ] = 1.0,
-    link_bandwidth: Annotated[
-        str | None,
-        typer.Option("--link-bandwidth", metavar="RATE", help="Of a device that sends caches, such as '50 GB/s'."),
-    ] = None,
+    link_bandwidth: LinkBandwidth = None,
     replicas: Annotated[int, typer.Option("--replicas", metavar="N", min=1, help="Times the layout.")] = 1,
     routing: Annotated[
         str, typer.Option("--routing", metavar="NAME", help="round-robin or least-loaded.")
@@ -97,20 +90,11 @@ def run(
         list[str] | None,
         typer.Option("--engine-set", metavar="NAME=VALUE", help="Other settings of the engine; see docs/replay.md."),
     ] = None,
-    snapshot_tokens: Annotated[
-        str | None,
-        typer.Option(
-            "--snapshot-tokens",
-            metavar="COUNT",
-            help="Recurrent states are kept every so many tokens. [default: vLLM's, with hits]",
-        ),
-    ] = None,
+    snapshot_tokens: SnapshotTokens = None,
     draft_tokens: Annotated[
         int, typer.Option("--draft-tokens", metavar="N", min=0, help="Tokens drafted per verification.")
     ] = 0,
-    accepted: Annotated[
-        float, typer.Option("--accepted", metavar="SHARE", help="Probability that a draft token is accepted.")
-    ] = 0.7,
+    accepted: Accepted = 0.7,
     host_step: Annotated[
         str | None,
         typer.Option(
@@ -144,7 +128,7 @@ def run(
     timeline: Annotated[
         str | None, typer.Option("--timeline", metavar="FILE", help="Write what happened when, for ui.perfetto.dev.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Decides all that is random.")] = 0,
+    seed: Seed = 0,
     weights: Weights = None,
     kv: Kv = None,
     activations: Activations = None,
