@@ -164,7 +164,11 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    app()
+    try:
+        app()
+    finally:
+        # The interpreter looks for garbage once more as it leaves: a tenth of a short command's time, for nothing.
+        gc.freeze()
 
 
 if __name__ == "__main__":

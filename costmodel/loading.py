@@ -1,6 +1,5 @@
 """Reading files that strangers wrote: YAML and JSON with limits, and a strict reader with suggestions."""
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,8 @@ from costmodel.errors import BadInput, suggestion
 
 MAX_BYTES = 8 * 2**20
 MAX_DEPTH = 40
+SHALLOW_CHARACTERS = 10_000
+"""A text this short cannot be nested so deeply that a parser's stack overflows: its depth is counted afterwards."""
 
 
 def read_text(path: Path) -> str:
@@ -54,6 +55,8 @@ def parse_mapping(text: str, path: Path) -> dict[str, Any]:
 
 
 def _parse_json(text: str, path: Path) -> Any:
+    import json
+
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -68,16 +71,8 @@ def _parse_yaml(text: str, path: Path) -> Any:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        depth = 0
-        for event in yaml.parse(text, Loader=loader):
-            if isinstance(event, yaml.AliasEvent):
-                raise BadInput(f"{path}: YAML aliases (*{event.anchor}) are not accepted; write the value out")
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-                if depth > MAX_DEPTH:
-                    raise BadInput(f"{path}: nested deeper than {MAX_DEPTH} levels")
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
+        if "*" in text or len(text) > SHALLOW_CHARACTERS:
+            _check_events(yaml, yaml.parse(text, Loader=loader), path)
         return yaml.load(text, Loader=loader)  # a safe loader: builds plain values only
     except BadInput:
         raise
@@ -88,6 +83,20 @@ def _parse_yaml(text: str, path: Path) -> Any:
         raise BadInput(f"{path}: not valid YAML{place}: {reason}") from None
     except (RecursionError, ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: not readable as YAML ({str(error)[:120]})") from None
+
+
+def _check_events(yaml: Any, events: Iterable[Any], path: Path) -> None:
+    """Refuse aliases and depth before anything is built."""
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise BadInput(f"{path}: YAML aliases (*{event.anchor}) are not accepted; write the value out")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise BadInput(f"{path}: nested deeper than {MAX_DEPTH} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _check_depth(data: Any, path: Path) -> None:
