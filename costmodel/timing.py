@@ -4,6 +4,8 @@ Expected time: each kernel's form with its expected parameters. Lower bound `roo
 the datasheet's peaks with perfect overlap inside it. Upper bound `serial_s`: nothing overlaps. Interval
 (80 %): the parameters' standard deviations and each family's own model error, both carried through the
 sum to first order; parameters are shared by all kernels of an instance, so their errors do not average out.
+
+Kernels run one after another, but for communication that is meant to hide behind computation (`costmodel.overlap`).
 """
 
 import math
@@ -14,6 +16,7 @@ from costmodel.algebra import Quantity, maximum, root
 from costmodel.calibration import BASES, Calibration, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import BOUNDS, Kernel, Terms
+from costmodel.overlap import EXCHANGE, is_meant_to_hide, shown, shown_share
 
 Z80 = 1.2815515655446004
 """Standard deviations from the centre to either end of an 80 % interval."""
@@ -84,7 +87,10 @@ def expected(
     calibration: Calibration,
     corrections: Sequence[Correction | None] | None = None,
 ) -> list[KernelTime]:
-    """Every kernel with its expected time, corrected where a measured table speaks of it."""
+    """Every kernel with its expected time, corrected where a measured table speaks of it.
+
+    The share that hides of a kernel is what does: of what is meant to, the part that computation leaves exposed is not.
+    """
     times = []
     for index, kernel in enumerate(kernels):
         fit = calibration.fit(kernel)
@@ -92,18 +98,37 @@ def expected(
         terms = kernel.form.terms(kernel, hardware, fit.values)
         correction = corrections[index] if corrections else None
         factor = math.exp(correction.residual) if correction else 1.0
-        times.append(KernelTime(kernel, fit, terms, terms.total() * kernel.exposed * factor, correction))
-    return times
+        times.append(KernelTime(kernel, fit, terms, terms.total() * kernel.count * factor, correction))
+    if not any(is_meant_to_hide(kernel) for kernel in kernels):
+        return times
+    hides = 1.0 - shown_share([(entry.kernel, entry.time_s) for entry in times])
+    return [_partly_hidden(entry, hides) if is_meant_to_hide(entry.kernel) else entry for entry in times]
+
+
+def _partly_hidden(entry: KernelTime, hides: Quantity) -> KernelTime:
+    """The kernel with the share of what is meant to hide that does."""
+    hidden = entry.kernel.hidden * hides
+    return entry._replace(kernel=entry.kernel._replace(hidden=hidden), time_s=entry.time_s * (1.0 - hidden))
 
 
 def total_seconds(kernels: Sequence[Kernel], hardware: Hardware, calibration: Calibration) -> Quantity:
     """Expected seconds of the step alone, for sweeps: no interval, no bounds."""
     total: Quantity = 0.0
+    computed: Quantity = 0.0
+    hidden: Quantity = 0.0
+    held: Quantity = 0.0
+    overlaps = any(is_meant_to_hide(kernel) for kernel in kernels)
     for kernel in kernels:
         fit = calibration.fit(kernel)
         terms = kernel.form.terms(kernel.sharing(fit.occupancy), hardware, fit.values)
-        total = total + terms.total() * kernel.exposed
-    return total
+        one = terms.total()
+        total = total + one * kernel.exposed
+        if overlaps and kernel.family != EXCHANGE:
+            computed = computed + one * kernel.count
+        elif overlaps:
+            behind = one * kernel.count * kernel.hidden
+            hidden, held = hidden + behind, held + behind * kernel.holds
+    return total + shown(hidden, computed, held) if overlaps else total
 
 
 def spread(times: Sequence[KernelTime], hardware: Hardware) -> Quantity:
@@ -173,6 +198,13 @@ def _all_below(value: Quantity, limit: float) -> bool:
     return below if isinstance(below, bool) else bool(below.all())
 
 
+def _least_seconds(kernels: Sequence[Kernel], hardware: Hardware) -> float:
+    """Seconds at the datasheet's peaks, where what is meant to hide does as far as there is computation."""
+    times = [(kernel._replace(holds=0.0), roofline(kernel, hardware) * kernel.count) for kernel in kernels]
+    hides = 1.0 - shown_share(times)
+    return float(sum(seconds * (1.0 - kernel.hidden * hides) for kernel, seconds in times))
+
+
 def time_step(
     kernels: Sequence[Kernel],
     hardware: Hardware,
@@ -189,7 +221,7 @@ def time_step(
         by_bound[entry.bound] = by_bound.get(entry.bound, 0.0) + entry.time_s
         basis = entry.basis
         by_basis[basis] = by_basis.get(basis, 0.0) + entry.time_s
-    lower = float(sum(roofline(entry.kernel, hardware) * entry.kernel.exposed for entry in times))
+    lower = _least_seconds(kernels, hardware)
     return StepTime(
         kernels=tuple(times),
         time_s=total,

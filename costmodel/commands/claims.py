@@ -23,6 +23,10 @@ def run(
     record: Annotated[
         str | None, typer.Option("--record", metavar="FILE", help="Write the verdicts that `--check` compares with.")
     ] = None,
+    deployments: Annotated[
+        bool,
+        typer.Option("--deployments", help="Published deployments: their claims, and the parts that explain them."),
+    ] = False,
     form: Format = "table",
 ) -> None:
     """Published claims, derived again under their own set-up and a fair one: reproduced, with a condition, or not.
@@ -32,6 +36,11 @@ def run(
     from costmodel.report.output import checked_format
 
     checked_format(form)
+    if deployments:
+        from costmodel.report.deployments import deployments_and_print
+
+        deployments_and_print(form, {"id": list(name or ()), "all": everything, "check": check, "record": record})
+        return
     from costmodel.report.claims import claims_and_print
 
     claims_and_print(form, {"id": list(name or ()), "all": everything, "check": check, "record": record})

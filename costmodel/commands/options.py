@@ -78,7 +78,17 @@ Overlap = Annotated[
     typer.Option(
         "--overlap",
         metavar="SHARE",
-        help="Part of the communication's time that computation hides. [default: 0]",
+        help="Part of the communication's time that computation hides, as far as there is some. [default: 0]",
+        show_default=False,
+    ),
+]
+ExchangeUnits = Annotated[
+    int | None,
+    typer.Option(
+        "--exchange-units",
+        metavar="COUNT",
+        help="Processors that exchanges with the experts hold beside computation, prefill and training (DeepEP: 20 or "
+        "24 of 132). [default: none]",
         show_default=False,
     ),
 ]

@@ -11,6 +11,7 @@ from costmodel.commands.options import (
     Core,
     Devices,
     Exchange,
+    ExchangeUnits,
     Format,
     GradientBytes,
     Imbalance,
@@ -52,6 +53,7 @@ def run(
     table: Table = None,
     layout: Layouts = None,
     overlap: Overlap = None,
+    exchange_units: ExchangeUnits = None,
     imbalance: Imbalance = None,
     experts: Exchange = None,
     context_exchange: ContextExchange = None,
@@ -86,6 +88,7 @@ def run(
     inputs |= {"caches": caches, "table": table}
     how = {
         "overlap": overlap,
+        "exchange_units": exchange_units,
         "imbalance": imbalance,
         "experts": experts,
         "context_exchange": context_exchange,

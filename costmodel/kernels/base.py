@@ -149,7 +149,8 @@ class Kernel(NamedTuple):
     works for, such as "mla-prefill" ("" outside them). circulating: bytes that pass between two uses of the same
     buffers when a benchmark replays the kernel, so that what fits stays in L2; None as served, when every buffer is
     cold. returning: the same for all but weights, where only weights rotate over several sets (None: as circulating).
-    hidden: share of its time that passes behind other kernels, as of communication that overlaps computation.
+    hidden: share of its time that is meant to pass behind other kernels, as of communication that overlaps computation
+    (`costmodel.overlap`). holds: share of the device's processors that it keeps from computation meanwhile.
     """
 
     name: str
@@ -167,7 +168,8 @@ class Kernel(NamedTuple):
     module: str = ""
     circulating: Quantity | None = None
     returning: Quantity | None = None
-    hidden: float = 0.0
+    hidden: Quantity = 0.0
+    holds: float = 0.0
 
     @property
     def family(self) -> str:
@@ -193,7 +195,8 @@ class Kernel(NamedTuple):
     @property
     def exposed(self) -> Quantity:
         """Launches of which the step waits: those that nothing hides."""
-        return self.count * (1.0 - self.hidden) if self.hidden else self.count
+        serial = isinstance(self.hidden, float) and self.hidden == 0.0
+        return self.count if serial else self.count * (1.0 - self.hidden)
 
     def sharing(self, occupancy: int) -> "Kernel":
         """The same kernel with so many thread blocks in a unit at a time; as its grid says for 0."""

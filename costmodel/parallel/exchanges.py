@@ -19,6 +19,7 @@ from typing import NamedTuple
 from costmodel.algebra import Quantity, ceil_div, minimum
 from costmodel.architecture import Block, branches
 from costmodel.dtypes import element_bytes
+from costmodel.errors import Impossible
 from costmodel.ffns import moe
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention
@@ -84,7 +85,7 @@ class Exchanger(NamedTuple):
         """Bytes of the hidden states of the step's tokens."""
         return self.step.tokens * self.placed.whole.D * self.precision.hidden_bytes
 
-    def send(self, name: str, op: str, among: Group, size: Quantity, **more: Quantity) -> Kernel:
+    def send(self, name: str, op: str, among: Group, size: Quantity, **more: Quantity | None) -> Kernel:
         """One collective over a buffer of so many bytes."""
         own = op == "all_reduce" and self.step.phase != "train" and among.inside == among.size
         shape = Collective(op, among.size, size, self.precision.hidden, own=own, inside=among.inside, **more)
@@ -181,9 +182,22 @@ class Exchanger(NamedTuple):
                 places = at.ep if among.inside == at.ep else at.ep / among.inside
                 copies = (places - 1) * (1 - (1 - 1 / places) ** d.k)
                 among = among if places == at.ep else Group(among.size, 1)
+            units = None if self.step.decoding else self.placed.options.exchange_units
             for op, e in (("dispatch", sent), ("combine", back)):
                 size = tokens * width * e * d.place.hottest
-                yield self.send(op, op, among, size, copies=copies, tokens=tokens)._replace(group=name, count=count)
+                kernel = self.send(op, op, among, size, copies=copies, tokens=tokens, units=units)
+                yield kernel._replace(group=name, count=count, holds=self._held(units))
+
+    def _held(self, units: int | None) -> float:
+        """The share of the device's processors. Raises Impossible where it has no more than these."""
+        all_units = self.hardware.compute.units
+        if units is None:
+            return 0.0
+        if units >= all_units:
+            raise Impossible(
+                f"exchange units {units}: {self.hardware.name} has {all_units}, of which computation needs some"
+            )
+        return units / all_units
 
     def _context(self) -> Iterator[Kernel]:
         if self.placed.layout.cp == 1:

@@ -38,12 +38,14 @@ class Training(NamedTuple):
 class Options(NamedTuple):
     """How a layout is run.
 
-    overlap: share of the communication's time that computation hides. imbalance: load of the fullest device of the
-    experts over the mean. experts: tokens travel to the devices of their experts alone (alltoall, as DeepEP), or to all
-    (allgather). sequence_parallel: between blocks each device of a tensor-parallel group has a part of the tokens.
-    microbatches: parts in which a batch passes the pipeline (None: as many as there are stages). context_exchange: how
-    devices that share the tokens of a sequence get each other's keys and values in prefill and training, all at once or
-    block by block around a ring. training: see `Training`.
+    overlap: share of the communication's time that is meant to pass behind computation; no more of it does than there
+    is computation. exchange_units: processors that the exchanges of large batches with the experts hold, and that
+    computation beside them lacks; those of decode hold none (None: as many as it takes, and computation lacks none).
+    imbalance: load of the fullest device of the experts over the mean. experts: tokens travel to the devices of their
+    experts alone (alltoall, as DeepEP), or to all (allgather). sequence_parallel: between blocks each device of a
+    tensor-parallel group has a part of the tokens. microbatches: parts in which a batch passes the pipeline (None: as
+    many as there are stages). context_exchange: how devices that share the tokens of a sequence get each other's keys
+    and values in prefill and training, all at once or block by block around a ring. training: see `Training`.
     """
 
     overlap: float = 0.0
@@ -53,6 +55,7 @@ class Options(NamedTuple):
     microbatches: int | None = None
     context_exchange: str = "all-gather"
     training: Training = Training()
+    exchange_units: int | None = None
 
     @property
     def hidden_gradients(self) -> float:
@@ -76,6 +79,8 @@ class Options(NamedTuple):
             raise unknown("exchange of a context", self.context_exchange, CONTEXT_EXCHANGES)
         if self.microbatches is not None and not 1 <= self.microbatches <= 10**6:
             raise BadInput(f"microbatches {self.microbatches} is outside 1 to 1000000")
+        if self.exchange_units is not None and not 1 <= self.exchange_units <= 10**4:
+            raise BadInput(f"exchange units {self.exchange_units} are outside 1 to 10000")
         how = self.training
         if how.recompute not in RECOMPUTED:
             raise unknown("recomputation", how.recompute, RECOMPUTED)

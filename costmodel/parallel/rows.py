@@ -11,6 +11,7 @@ from costmodel.energy import energy_joules
 from costmodel.errors import Impossible
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
+from costmodel.overlap import exposed_parts, hidden_parts
 from costmodel.parallel.exchanges import between_stages, cache_transfer
 from costmodel.parallel.layout import Disaggregated, Layout
 from costmodel.parallel.memory import max_concurrency, memory_by_stage
@@ -99,9 +100,12 @@ def _flow(
     """The seconds of all parts of the batch, from those of the path of one."""
     if placed.layout.pp == 1:
         return StepSeconds(path_s, path_s)
-    hop = total_seconds(between_stages(placed, local, precision, hardware), hardware, calibration)
+    hops = between_stages(placed, local, precision, hardware)
+    hop = total_seconds(exposed_parts(hops), hardware, calibration)
     stages = [
-        total_seconds(stage_kernels(placed, stage, local, precision, hardware), hardware, calibration)
+        total_seconds(
+            [*stage_kernels(placed, stage, local, precision, hardware), *hidden_parts(hops)], hardware, calibration
+        )
         for stage in placed.stages
     ]
     found = flow(placed, local.decoding, parts, stages, hop)

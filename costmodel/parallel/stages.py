@@ -16,6 +16,7 @@ from costmodel.calibration import Calibration
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel, scaled
 from costmodel.layers.embedding import sampling
+from costmodel.overlap import exposed_parts, hidden_parts
 from costmodel.parallel.exchanges import Exchanger, between_stages
 from costmodel.parallel.placement import Placed, Stage, core_step, filled, local_step, splits_cache
 from costmodel.parallel.ring import AROUND, in_steps
@@ -133,6 +134,10 @@ def step_seconds(
     if placed.layout.pp == 1:
         time = seconds(stage_kernels(placed, placed.model, local, precision, hardware))
         return StepSeconds(time, time)
-    hop = seconds(between_stages(placed, local, precision, hardware))
-    stages = [seconds(stage_kernels(placed, stage, local, precision, hardware)) for stage in placed.stages]
+    hops = between_stages(placed, local, precision, hardware)
+    hop = seconds(exposed_parts(hops))
+    stages = [
+        seconds([*stage_kernels(placed, stage, local, precision, hardware), *hidden_parts(hops)])
+        for stage in placed.stages
+    ]
     return flow(placed, step.decoding, parts, stages, hop)

@@ -17,10 +17,12 @@ from costmodel.generation._rows import one_layer
 from costmodel.generation.speculative import tokens_per_verification
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
+from costmodel.overlap import exposed_parts, shown
 from costmodel.parallel.exchanges import between_stages, group
 from costmodel.parallel.layout import Layout
 from costmodel.parallel.placement import Placed, local_step, place
 from costmodel.parallel.stages import stage_kernels
+from costmodel.planning.behind import short_and_held
 from costmodel.planning.deployment import Served, host_seconds
 from costmodel.planning.kernel_kinds import kinds, named
 from costmodel.planning.workload import Workload
@@ -74,7 +76,7 @@ class EngineModel(NamedTuple):
         """Seconds in which so many tokens of each rank go from one stage to the next."""
         step = Step(B=tokens, S=numpy.float64(1.0), P=numpy.float64(0.0), phase="decode")
         hops = between_stages(self.decode, step, self.served.precision, self.served.hardware)
-        return numpy.asarray(self.seconds(hops), dtype=numpy.float64)
+        return numpy.asarray(self.seconds(exposed_parts(hops)), dtype=numpy.float64)
 
     def seconds(self, run: Sequence[Kernel]) -> Quantity:
         """Expected seconds of kernels."""
@@ -158,9 +160,16 @@ def grid(model: EngineModel, work: Workload, budgets: Sequence[int], most: int) 
     return Grid(n, left, chunks, size, numpy.where(chunks > 1, 1.0, together))
 
 
-def by_tokens(model: EngineModel, at: Grid, kind: Kinds) -> Array:
-    """Seconds of token-wise kernels at the tokens, and of row-wise ones at the sampled positions, of three iterations
-    one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk."""
+class Shared(NamedTuple):
+    """Seconds of kernels that are not sequence-wise, of three iterations one after another: n sequences decode, n − 1
+    do, and n − 1 beside a chunk. hiding: `behind.short_and_held` of them, where communication is meant to hide."""
+
+    seconds: Array
+    hiding: tuple[Array, Array] | None
+
+
+def by_tokens(model: EngineModel, at: Grid, kind: Kinds) -> Shared:
+    """Token-wise kernels at the tokens, and row-wise ones at the sampled positions, of the iterations of `Shared`."""
     S, others = float(model.draft_tokens + 1), at.others
     least = numpy.maximum(others, 1.0)
     beside = others[:, None] * S
@@ -168,25 +177,36 @@ def by_tokens(model: EngineModel, at: Grid, kind: Kinds) -> Array:
     rows = numpy.concatenate([at.n * S, least * S, (beside + at.together).ravel()])
     M = len(tokens)
     run = named(model.kernels(decode_step(numpy.concatenate([tokens, rows]), 1.0, 0.0)))
-    return _seconds(model, run, kind, "token", (2 * M,))[:M] + _seconds(model, run, kind, "row", (2 * M,))[M:]
+    of_tokens = exposed_parts(chosen(run, kind, "token"))
+    of_rows = _seconds(model, chosen(run, kind, "row"), (2 * M,))[M:]
+    hiding = short_and_held(chosen(run, kind, "token"), lambda kernels: _seconds(model, kernels, (2 * M,))[:M])
+    if hiding is not None:
+        hiding = hiding[0] - of_rows, hiding[1]
+    return Shared(_seconds(model, of_tokens, (2 * M,))[:M] + of_rows, hiding)
 
 
-def whole(model: EngineModel, work: Workload, at: Grid, shared: Array, kind: Kinds) -> Whole:
+def whole(model: EngineModel, work: Workload, at: Grid, shared: Shared, kind: Kinds) -> Whole:
     """The times of the grid, without hops between stages. shared: of `by_tokens`; kind: which kernels are token-wise,
     row-wise, neither. Host times are told beside, and not part of these."""
     N, C = at.size.shape
-    full, fewer, mixed = shared[:N], shared[N : 2 * N], shared[2 * N :].reshape(N, C)
     S = float(model.draft_tokens + 1)
     step = decode_step(at.n, S, max(work.context - S, 0.0))
     decoding = named(model.kernels(step))
-    own = _seconds(model, decoding, kind, "", (N,))
+    own = _seconds(model, chosen(decoding, kind, ""), (N,))
+    prompts = Step(B=at.together, S=at.size, P=numpy.maximum(work.position - at.size / 2, 0.0), phase="prefill")
+    prefilling = named(model.kernels(prompts))
+    of_prompts = _seconds(model, chosen(prefilling, kind, ""), (N, C))
+    seconds = shared.seconds
+    if shared.hiding is not None:
+        # Beside the chunk, n − 1 sequences decode.
+        fewer = numpy.interp(at.others, at.n, own, left=0.0)
+        computed = numpy.concatenate([own, fewer, (fewer[:, None] + of_prompts).ravel()])
+        seconds = seconds + shown(shared.hiding[0], computed, shared.hiding[1])
+    full, without, mixed = seconds[:N], seconds[N : 2 * N], seconds[2 * N :].reshape(N, C)
     if model.draft_tokens:
         drafts = model.draft_kernels(step._replace(S=numpy.float64(1.0)))
         own = own + model.draft_tokens * numpy.broadcast_to(model.seconds(drafts), (N,))
-    prompts = Step(B=at.together, S=at.size, P=numpy.maximum(work.position - at.size / 2, 0.0), phase="prefill")
-    prefilling = named(model.kernels(prompts))
-    of_prompts = _seconds(model, prefilling, kind, "", (N, C))
-    added = mixed - numpy.where(at.n > 1.0, fewer, 0.0)[:, None] + of_prompts
+    added = mixed - numpy.where(at.n > 1.0, without, 0.0)[:, None] + of_prompts
     added = numpy.where(at.left >= 1.0, added, numpy.inf)
     hardware = model.served.hardware
     first = float(_peak(decoding.values(), hardware, (N,))[0]) / model.pace
@@ -232,12 +252,14 @@ def decode_step(B: Any, S: Any, P: Any) -> Step:
     return Step(B=B, S=S, P=P, phase="decode")
 
 
-def _seconds(
-    model: EngineModel, run: Mapping[tuple[str, str, int], Kernel], kind: Kinds, wanted: str, shape: tuple[int, ...]
-) -> Array:
-    """Seconds of the kernels of one kind."""
-    chosen = [kernel for key, kernel in run.items() if kind.get(key, "") == wanted]
-    return numpy.array(numpy.broadcast_to(model.seconds(chosen), shape), dtype=numpy.float64)
+def chosen(run: Mapping[tuple[str, str, int], Kernel], kind: Kinds, wanted: str) -> list[Kernel]:
+    """The kernels of one kind."""
+    return [kernel for key, kernel in run.items() if kind.get(key, "") == wanted]
+
+
+def _seconds(model: EngineModel, run: Sequence[Kernel], shape: tuple[int, ...]) -> Array:
+    """Seconds of kernels, spread over a grid."""
+    return numpy.array(numpy.broadcast_to(model.seconds(run), shape), dtype=numpy.float64)
 
 
 def _peak(run: Iterable[Kernel], hardware: Hardware, shape: tuple[int, ...]) -> Array:
@@ -251,7 +273,7 @@ def seconds_by_block(model: EngineModel, context: float) -> dict[str, float]:
     found: dict[str, float] = {}
     step = Step(B=32, S=1, P=max(int(context) - 1, 0), phase="decode")
     for kernel in model.kernels(step):
-        found[kernel.group] = found.get(kernel.group, 0.0) + float(model.seconds([kernel]))
+        found[kernel.group] = found.get(kernel.group, 0.0) + float(model.seconds(exposed_parts([kernel])))
     return found
 
 

@@ -10,7 +10,8 @@ comparing the lists of decode and prefill steps:
 
 So T(n sequences at context L, m chunks of c tokens after p cached ones) =
 tokens(n·S + m·c) + rows(n·S + m) + decode(n, L) + prefill(m, c, p) + host, and every term is a table of its own.
-Attention's times stand at the batch's mean context, which is exact for work that is linear in it.
+Attention's times stand at the batch's mean context, which is exact for work that is linear in it. Of token-wise
+communication that is meant to hide, what finds no computation to hide behind is added (`costmodel.overlap`).
 """
 
 from bisect import bisect_right
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 from costmodel.algebra import Quantity
 from costmodel.kernels.base import Kernel
+from costmodel.overlap import exposed_parts
+from costmodel.planning.behind import Behind, short_and_held
 from costmodel.planning.kernel_kinds import KernelSource, kinds, named
 from costmodel.step import Step
 
@@ -92,7 +95,8 @@ class StepTimes:
 
     new_tokens: tokens that a decoding sequence processes in an iteration, 1 or, where drafts are verified, one more
     than the drafts. host_s: host time of an iteration, sequence_s of each sequence in it.
-    contexts: the nodes between which the time of a decode iteration is linear in the context.
+    contexts: the nodes between which the time of a decode iteration is linear in the context. behind: as `tokens`, of
+    what is meant to hide (None: nothing is).
     """
 
     def __init__(
@@ -105,10 +109,11 @@ class StepTimes:
         rows: Line,
         decode: tuple[list[float], list[float], list[list[float]]],
         prefill: tuple[list[float], list[float], list[float], list[list[list[float]]]],
+        behind: tuple[Behind, Behind] | None = None,
     ) -> None:
         self.new_tokens, self.host_s, self.sequence_s = new_tokens, host_s, sequence_s
         self.decode_tokens, self.prefill_tokens = tokens
-        self.rows = rows
+        self.rows, self.behind = rows, behind
         self.batches, self.contexts, self.decode_table = decode
         self.chunks, self.lengths, self.prefixes, self.prefill_table = prefill
         self._decode_rows: dict[int, list[float]] = {}
@@ -125,6 +130,7 @@ class StepTimes:
             rows=self.rows,
             decode=(self.batches, self.contexts, self.decode_table),
             prefill=(self.chunks, self.lengths, self.prefixes, self.prefill_table),
+            behind=self.behind,
         )
 
     def decode_row(self, sequences: int) -> list[float]:
@@ -135,6 +141,8 @@ class StepTimes:
             low, high = self.decode_table[j], self.decode_table[j + 1]
             rest = self._shared_s(sequences)
             row = [a + share * (b - a) + rest for a, b in zip(low, high, strict=True)]
+            if self.behind is not None:
+                row = [seconds + self._shown_s(sequences, seconds - rest) for seconds in row]
             self._decode_rows[sequences] = row
         return row
 
@@ -145,6 +153,21 @@ class StepTimes:
             found = self.decode_tokens.at(tokens) + self.rows.at(tokens) + self.host_s + sequences * self.sequence_s
             self._shared[sequences] = found
         return found
+
+    def _shown_s(self, sequences: int, of_sequences: float) -> float:
+        """What shows of hidden communication when so many decode; of_sequences: sequence-wise seconds."""
+        if self.behind is None:
+            return 0.0
+        tokens = sequences * self.new_tokens
+        return self.behind[0].shown(tokens, of_sequences + self.rows.at(tokens))
+
+    def _of_sequences_s(self, sequences: int, context: float) -> float:
+        """Sequence-wise seconds of decoding."""
+        j, share = cell(self.batches, sequences)
+        k, along = cell(self.contexts, context)
+        low, high = self.decode_table[j], self.decode_table[j + 1]
+        ends = [low[at] + share * (high[at] - low[at]) for at in (k, k + 1)]
+        return ends[0] + along * (ends[1] - ends[0])
 
     def decode_s(self, sequences: int, context: float) -> float:
         """Seconds in which so many sequences decode; context: tokens in each after the step, on average."""
@@ -162,9 +185,16 @@ class StepTimes:
         decoded = sequences * self.new_tokens
         seconds = self.prefill_tokens.at(decoded + chunks * length) + self.rows.at(decoded + chunks)
         seconds += self.host_s + (sequences + chunks) * self.sequence_s
+        of_prompts = self._prefill_s(chunks, length, prefix)
+        if self.behind is not None:
+            others = of_prompts + self.rows.at(decoded + chunks)
+            if sequences:
+                of_sequences = self._of_sequences_s(sequences, context)
+                seconds, others = seconds + of_sequences, others + of_sequences
+            return seconds + of_prompts + self.behind[1].shown(decoded + chunks * length, others)
         if sequences:
             seconds += self.decode_s(sequences, context) - self._shared_s(sequences)
-        return seconds + self._prefill_s(chunks, length, prefix)
+        return seconds + of_prompts
 
     def prefill_s(self, tokens: int, prefix: int = 0) -> float:
         """Seconds of an iteration with one chunk and nothing else."""
@@ -220,9 +250,19 @@ def tabulate(
     """
     kind = kinds(kernels)
 
+    def priced(run: Sequence[Kernel], shape: tuple[int, ...]) -> Array:
+        return numpy.array(numpy.broadcast_to(seconds(run), shape), dtype=numpy.float64)
+
+    def chosen(step: Step, wanted: str) -> list[Kernel]:
+        return [kernel for key, kernel in named(kernels(step)).items() if kind.get(key, "") == wanted]
+
     def table(step: Step, wanted: str, shape: tuple[int, ...]) -> Array:
-        chosen = [kernel for key, kernel in named(kernels(step)).items() if kind.get(key, "") == wanted]
-        return numpy.array(numpy.broadcast_to(seconds(chosen), shape), dtype=numpy.float64)
+        run = chosen(step, wanted)
+        return priced(exposed_parts(run) if wanted == "token" else run, shape)
+
+    def hiding(step: Step) -> Behind | None:
+        found = short_and_held(chosen(step, "token"), lambda run: priced(run, T.shape))
+        return None if found is None else Behind(*(Line(T.tolist(), values.tolist()) for values in found))
 
     T = numpy.array(_token_nodes(max(most_tokens, most_sequences * new_tokens) + most_sequences))
     n, L = numpy.array(_batch_nodes(most_sequences)), numpy.array(_nodes(1, max(most_context, 2 * new_tokens), 1.1))
@@ -238,10 +278,12 @@ def tabulate(
     grid = Step(B=m[:, None, None], S=c[None, :, None], P=p[None, None, :], phase="prefill")
     as_decode = Step(B=T, S=one_token, P=no_prefix, phase="decode")
     as_prefill = Step(B=one_token, S=T, P=no_prefix, phase="prefill")
+    of_decode, of_prefill = hiding(as_decode), hiding(as_prefill)
     return StepTimes(
         new_tokens=new_tokens,
         host_s=host_s,
         sequence_s=sequence_s,
+        behind=None if of_decode is None or of_prefill is None else (of_decode, of_prefill),
         tokens=(
             Line(T.tolist(), table(as_decode, "token", T.shape).tolist()),
             Line(T.tolist(), table(as_prefill, "token", T.shape).tolist()),

@@ -67,7 +67,7 @@ def _deployment(setup: SetUp) -> Deployment:
         precision_of(setup),
         setup.library,
         host_of(setup),
-        Options(overlap=setup.overlap, imbalance=setup.imbalance),
+        Options(overlap=setup.overlap, imbalance=setup.imbalance, exchange_units=setup.exchange_units),
     )
     longest = setup.prompt + setup.output
     more = Settings(longest=longest, draft_tokens=setup.draft_tokens, acceptance=setup.accepted or 0.7)

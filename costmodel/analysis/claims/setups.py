@@ -51,6 +51,7 @@ class SetUp(NamedTuple):
     layout: str = ""
     overlap: float = 0.0
     imbalance: float = 1.0
+    exchange_units: int | None = None
     weights: str | None = None
     kv: str | None = None
     activations: str | None = None
@@ -101,7 +102,19 @@ CHOICES = {
     "part": ("forward", "backward", "both"),
 }
 FLAGS = ("full_attention", "quantised")
-WHOLE = ("context", "tokens", "new_tokens", "prompt", "output", "block", "steps", "draft_tokens", "counted", "d_model")
+WHOLE = (
+    "context",
+    "tokens",
+    "new_tokens",
+    "prompt",
+    "output",
+    "block",
+    "steps",
+    "draft_tokens",
+    "counted",
+    "d_model",
+    "exchange_units",
+)
 REAL = ("overlap", "imbalance", "host_s", "accepted", "usd_per_gpu_hour")
 
 

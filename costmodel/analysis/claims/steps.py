@@ -111,7 +111,7 @@ def host_of(setup: SetUp) -> HostTime:
 def _placed_time(setup: SetUp) -> Value:
     model = model_of(setup)
     step = make_step(model, setup.phase, setup.context, sequences(setup), setup.new_tokens)
-    options = Options(overlap=setup.overlap, imbalance=setup.imbalance)
+    options = Options(overlap=setup.overlap, imbalance=setup.imbalance, exchange_units=setup.exchange_units)
     row = predict_layout(
         model,
         layout_of(setup),

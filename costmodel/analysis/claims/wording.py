@@ -99,7 +99,18 @@ def setup_text(claim: Claim) -> str:
     return " · ".join(parts)
 
 
-OPTIONS = ("layout", "weights", "kv", "activations", "library", "caches", "new_tokens")
+OPTIONS = (
+    "layout",
+    "overlap",
+    "exchange_units",
+    "imbalance",
+    "weights",
+    "kv",
+    "activations",
+    "library",
+    "caches",
+    "new_tokens",
+)
 
 
 def command(claim: Claim) -> str | None:
