@@ -1,10 +1,11 @@
 """Reading files that strangers wrote: YAML and JSON with limits, and a strict reader with suggestions."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from costmodel.errors import BadInput, suggestion
 
@@ -239,6 +240,16 @@ def check_folder(path: str | Path | None) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it, so that nobody sees half of it."""
+    with written_atomically(path) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def written_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A stream into a file that has a temporary name until its end; if that is not reached, nothing is left of it.
+
+    Raises BadInput where the file cannot be written.
+    """
     import tempfile
 
     check_folder(path)
@@ -246,10 +257,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
             temporary = stream.name
-            stream.write(content)
+            yield stream
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        _forget(temporary)
         raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
+    except BaseException:
+        _forget(temporary)
+        raise
+
+
+def _forget(temporary: str) -> None:
+    if temporary:
+        Path(temporary).unlink(missing_ok=True)

@@ -6,8 +6,8 @@ from costmodel.planning.cache import SequenceCache
 from costmodel.planning.engine import Engine
 from costmodel.planning.replay import Deployment, replay
 from costmodel.planning.step_times import Line, StepTimes
-from costmodel.planning.timeline import Timeline
 from costmodel.planning.traffic import Request
+from tests.recorded_timeline import RecordedTimeline
 
 STEP = 1.0
 
@@ -28,7 +28,7 @@ def times(per_token: float = 0.0) -> StepTimes:
 
 def first_tokens(engine: Engine, *requests: tuple[float, int, int]) -> list[float]:
     """When each request, given as (arrival, input, output), has its first token."""
-    timeline = Timeline()
+    timeline = RecordedTimeline()
     replay(Deployment(engine), [Request(*one) for one in requests], timeline=timeline)
     begins = {e["id"]: e["ts"] for e in timeline.events if e["name"] == "other tokens" and e["ph"] == "b"}
     return [round(begins[index] * 1e-6, 6) for index in range(len(requests))]
@@ -61,7 +61,7 @@ def test_prompts_wait_for_others_until_enough_tokens_or_iterations_have_come() -
 def test_whole_prompts_are_not_cut_unless_one_alone_exceeds_an_iteration() -> None:
     two = ((0.0, 60, 5), (0.0, 60, 5))
     assert first_tokens(Engine(times(), max_batched_tokens=100), *two) == [1.0, 2.0]
-    timeline = Timeline()
+    timeline = RecordedTimeline()
     engine = Engine(times(), max_batched_tokens=100, whole_prompts=True)
     replay(Deployment(engine), [Request(*one) for one in two], timeline=timeline)
     prefilled = [e["args"]["prompt tokens"] for e in timeline.events if e["ph"] == "X"]

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import tracemalloc
 from collections import deque
 from itertools import count, pairwise
 
@@ -16,6 +17,7 @@ from costmodel.planning.replay import Deployment, replay
 from costmodel.planning.step_times import Line, StepTimes
 from costmodel.planning.timeline import Timeline
 from costmodel.planning.traffic import Lengths, Request, drawn
+from tests.recorded_timeline import RecordedTimeline
 
 
 def linear_times(
@@ -49,7 +51,7 @@ def engine(**changes) -> Engine:
 BYTES = SequenceCache(token_bytes=1.0)
 
 
-def latencies(timeline: Timeline) -> dict[int, tuple[float, float, float]]:
+def latencies(timeline: RecordedTimeline) -> dict[int, tuple[float, float, float]]:
     """Sent, first token and last token of every request, in seconds, from the timeline."""
     found: dict[int, dict[str, float]] = {}
     for event in timeline.events:
@@ -132,7 +134,7 @@ def test_many_iterations_at_once_are_the_same_as_one_by_one(capacity: float, see
         for arrival in sorted(draw.uniform(0, 30) for _ in range(150))
     ]
     of = engine(cache=BYTES, cache_bytes=capacity, max_sequences=12)
-    timeline = Timeline()
+    timeline = RecordedTimeline()
     measures = replay(Deployment(of), requests, timeline=timeline)
     assert (measures.preemptions > 0) == (capacity < math.inf)
     expected, found = one_by_one(of, requests), latencies(timeline)
@@ -141,7 +143,7 @@ def test_many_iterations_at_once_are_the_same_as_one_by_one(capacity: float, see
         assert found[index] == pytest.approx(times, rel=1e-9), index
 
 
-def total_gap(timeline: Timeline) -> float:
+def total_gap(timeline: RecordedTimeline) -> float:
     return sum(last - first for _, first, last in latencies(timeline).values())
 
 
@@ -158,7 +160,7 @@ def total_gap(timeline: Timeline) -> float:
 )
 def test_every_token_is_counted_once(changes: dict, split: bool) -> None:
     requests = list(drawn(300, Lengths.parse("1..1500"), Lengths.parse("1..200"), rate=12.0, seed=5))
-    timeline = Timeline()
+    timeline = RecordedTimeline()
     of = engine(cache=BYTES, **changes)
     deployment = Deployment(of, prefill=engine(cache=BYTES) if split else None, link_bandwidth=1e6)
     measures = replay(deployment, requests, timeline=timeline)
@@ -284,7 +286,7 @@ def test_prompts_alone_hold_up_those_that_decode() -> None:
 def test_caches_travel_one_after_another_at_the_links_bandwidth() -> None:
     of = engine(times=constant_times(0.01), cache=BYTES)
     deployment = Deployment(of, prefill=of, link_bandwidth=1e4, link_s=0.002)
-    timeline = Timeline()
+    timeline = RecordedTimeline()
     replay(deployment, [Request(0.0, 1000, 1), Request(0.0, 1000, 1)], timeline=timeline)
     firsts = sorted(first for _, first, _ in latencies(timeline).values())
     # Both prompts take one iteration of 10 ms; each transfer takes 1000 B / 10 kB/s = 100 ms.
@@ -343,7 +345,7 @@ def test_warm_up_is_served_but_not_measured() -> None:
 
 def test_goodput_counts_requests_within_both_levels() -> None:
     requests = list(drawn(400, Lengths.parse("10..2000"), Lengths.parse("2..50"), rate=20.0, seed=8))
-    timeline = Timeline()
+    timeline = RecordedTimeline()
     level = ServiceLevel(ttft_s=0.03, tpot_s=0.008)
     measures = replay(Deployment(engine()), requests, level=level, timeline=timeline)
     good = sum(
@@ -371,22 +373,50 @@ def test_what_cannot_be_is_refused() -> None:
 
 def test_the_seed_decides_the_whole_run() -> None:
     def once() -> str:
-        timeline = Timeline()
+        timeline = RecordedTimeline()
         of = engine(times=linear_times(new_tokens=3), acceptance=0.5, cache=BYTES, cache_bytes=9000.0)
         stream = drawn(200, Lengths.parse("10..900"), Lengths.parse("1..100"), rate=30.0, seed=8)
         replay(Deployment(of, replicas=2, routing="least-loaded"), stream, seed=8, timeline=timeline)
-        return timeline.to_json()
+        return timeline.text()
 
     assert once() == once()
 
 
 def test_a_timeline_has_what_perfetto_reads() -> None:
-    timeline = Timeline()
+    timeline = RecordedTimeline()
     replay(Deployment(engine()), drawn(20, Lengths.parse("100"), Lengths.parse("20"), rate=10.0), timeline=timeline)
-    events = json.loads(timeline.to_json())["traceEvents"]
+    events = json.loads(timeline.text())["traceEvents"]
     assert {event["ph"] for event in events} == {"M", "X", "C", "b", "e"}
     spans = [event for event in events if event["ph"] == "X"]
     assert all(span["dur"] > 0 and "ts" in span and "pid" in span for span in spans)
     for before, after in pairwise(spans):
         assert before["ts"] + before["dur"] <= after["ts"] + 1e-3
     assert sum(event["ph"] == "b" for event in events) == sum(event["ph"] == "e" for event in events) == 40
+
+
+def test_a_timeline_of_a_long_run_is_cut_off_between_requests_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("costmodel.planning.timeline.MOST_EVENTS", 120)
+    timeline = RecordedTimeline()
+    replay(Deployment(engine()), drawn(90, Lengths.parse("100"), Lengths.parse("20"), rate=10.0), timeline=timeline)
+    whole = json.loads(timeline.text())
+    assert 115 < len(whole["traceEvents"]) <= 120
+    assert 0 < whole["otherData"]["cut_off_at_s"] < 9
+    open_spans = {(e["id"], e["name"]) for e in whole["traceEvents"] if e["ph"] == "b"}
+    assert open_spans == {(e["id"], e["name"]) for e in whole["traceEvents"] if e["ph"] == "e"}
+
+
+def test_a_timeline_takes_no_memory_for_what_it_has_written() -> None:
+    written = 0
+
+    def count(text: str) -> None:
+        nonlocal written
+        written += len(text)
+
+    timeline = Timeline(count)
+    tracemalloc.start()
+    for index in range(20_000):
+        timeline.request(index, float(index), index + 0.1, index + 1.0, (1000, 100))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert written > 5_000_000
+    assert peak < 200_000

@@ -1,9 +1,12 @@
 """A run as a timeline that Perfetto (ui.perfetto.dev) opens: the Chrome trace format, times in microseconds.
 
+Events are written as they come, so that a run of any length needs no memory for them.
+
 Source: "Trace Event Format", Google, 2016: complete events (X), counters (C), asynchronous spans (b, e), metadata (M).
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 MOST_EVENTS = 200_000
@@ -15,55 +18,62 @@ REQUESTS, FIRST_ENGINE = 1, 2
 
 
 class Timeline:
-    """Events of a run: a track of iterations for each engine, a counter of its sequences, a span for each request."""
+    """Events of a run: a track of iterations for each engine, a counter of its sequences, a span for each request.
 
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
+    write: takes the file's text piece by piece, from its head until `close`.
+    """
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write, self._count = write, 0
         self.cut_s: float | None = None
+        write('{"traceEvents": [\n')
+        self._add(0.0, {"ph": "M", "pid": REQUESTS, "name": "process_name", "args": {"name": "requests"}})
 
-    def _add(self, event: dict[str, Any], begin: float) -> None:
-        if len(self.events) < MOST_EVENTS:
-            self.events.append(event)
-        elif self.cut_s is None:
+    def _add(self, begin: float, *events: dict[str, Any]) -> None:
+        """Write events that belong together, or none of them."""
+        if self.cut_s is not None:
+            return
+        if self._count + len(events) > MOST_EVENTS:
             self.cut_s = begin
+            return
+        for event in events:
+            self._write((",\n" if self._count else "") + json.dumps(event))
+            self._count += 1
+
+    def close(self) -> None:
+        """Write the end of the file."""
+        cut = {} if self.cut_s is None else {"cut_off_at_s": self.cut_s}
+        self._write(f'],\n"displayTimeUnit": "ms", "otherData": {json.dumps(cut)}}}\n')
 
     def engine(self, number: int, name: str) -> None:
         """Name the track of an engine."""
-        self._add({"ph": "M", "pid": FIRST_ENGINE + number, "name": "process_name", "args": {"name": name}}, 0.0)
+        self._add(0.0, {"ph": "M", "pid": FIRST_ENGINE + number, "name": "process_name", "args": {"name": name}})
 
     def iterations(self, number: int, begin: float, seconds: float, decoding: int, count: int, new: int) -> None:
         """`count` iterations of so many decoding sequences, and so many new tokens of prompts."""
         parts = [f"decode {decoding} × {count}"] if count else []
         parts += [f"prefill {new}"] if new else []
         arguments = {"decoding": decoding, "iterations": count, "prompt tokens": new}
-        self._add(
-            {
-                "ph": "X",
-                "pid": FIRST_ENGINE + number,
-                "tid": 0,
-                "ts": begin * 1e6,
-                "dur": seconds * 1e6,
-                "name": " + ".join(parts),
-                "args": arguments,
-            },
-            begin,
-        )
+        event = {"ph": "X", "pid": FIRST_ENGINE + number, "tid": 0, "ts": begin * 1e6, "dur": seconds * 1e6}
+        self._add(begin, {**event, "name": " + ".join(parts), "args": arguments})
 
     def counters(self, number: int, now: float, waiting: int, running: int) -> None:
         """Requests that wait and run on an engine."""
         values = {"waiting": waiting, "running": running}
-        self._add({"ph": "C", "pid": FIRST_ENGINE + number, "ts": now * 1e6, "name": "requests", "args": values}, now)
+        self._add(now, {"ph": "C", "pid": FIRST_ENGINE + number, "ts": now * 1e6, "name": "requests", "args": values})
 
     def request(self, index: int, sent: float, first: float, last: float, counts: tuple[int, int]) -> None:
         """A request: the wait for its first token, then the others."""
         shared = {"cat": "request", "id": index, "pid": REQUESTS, "tid": 0}
         arguments = {"input": counts[0], "output": counts[1]}
-        for name, begin, end in (("first token", sent, first), ("other tokens", first, last)):
-            self._add({**shared, "ph": "b", "ts": begin * 1e6, "name": name, "args": arguments}, begin)
-            self._add({**shared, "ph": "e", "ts": end * 1e6, "name": name}, begin)
-
-    def to_json(self) -> str:
-        """The file's text."""
-        cut = {} if self.cut_s is None else {"cut_off_at_s": self.cut_s}
-        requests = {"ph": "M", "pid": REQUESTS, "name": "process_name", "args": {"name": "requests"}}
-        return json.dumps({"traceEvents": [requests, *self.events], "displayTimeUnit": "ms", "otherData": cut})
+        self._add(
+            sent,
+            *(
+                event
+                for name, begin, end in (("first token", sent, first), ("other tokens", first, last))
+                for event in (
+                    {**shared, "ph": "b", "ts": begin * 1e6, "name": name, "args": arguments},
+                    {**shared, "ph": "e", "ts": end * 1e6, "name": name},
+                )
+            ),
+        )

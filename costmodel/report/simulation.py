@@ -1,6 +1,7 @@
 """`simulate`: the question as plain inputs, the replay, and what is printed of it."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from costmodel.calibration import find_calibration
 from costmodel.coverage import told, unmeasured_in
 from costmodel.errors import BadInput, Impossible
 from costmodel.hardware import Hardware
-from costmodel.loading import write_atomically
+from costmodel.loading import written_atomically
 from costmodel.parallel.layout import parse_layout
 from costmodel.parallel.placement import Options
 from costmodel.planning.deployment import LONGEST, Served, deployment
@@ -70,18 +71,18 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
     progress = Progress()
     for device in devices:
         for model in models:
-            timeline = None if inputs["timeline"] is None else Timeline()
             engines = _deployment(model, device, inputs, load)
-            found = replay(
-                engines,
-                load.requests(),
-                clients=load.clients,
-                warmup=inputs["warmup"],
-                level=wanted,
-                timeline=timeline,
-                seed=inputs["seed"],
-                progress=partial(_show, progress, f"{model.name} on {device.name}", load.count),
-            )
+            with _timeline(inputs["timeline"]) as timeline:
+                found = replay(
+                    engines,
+                    load.requests(),
+                    clients=load.clients,
+                    warmup=inputs["warmup"],
+                    level=wanted,
+                    timeline=timeline,
+                    seed=inputs["seed"],
+                    progress=partial(_show, progress, f"{model.name} on {device.name}", load.count),
+                )
             if load.clients is None:
                 found.rate_per_s = inputs["rate"]
                 found.capacity_per_s = capacity(engines, load.requests, seed=inputs["seed"])
@@ -89,8 +90,6 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
             doubtful = unmeasured_in(model, find_calibration(device, inputs["library"]))
             rows.append({**names, **row_of(found, engines, wanted), "unmeasured": doubtful})
             courses.append(found.engines)
-            if timeline is not None:
-                _write(timeline, inputs["timeline"])
             if doubtful:
                 note(f"note: {model.name}: {told(doubtful)}")
             if inputs["draft_tokens"]:
@@ -260,7 +259,15 @@ def _judge(rows: list[dict[str, Any]]) -> None:
         raise Impossible("\n".join(told))
 
 
-def _write(timeline: Timeline, path: str) -> None:
-    write_atomically(Path(path), timeline.to_json().encode())
+@contextlib.contextmanager
+def _timeline(path: str | None) -> Iterator[Timeline | None]:
+    """The timeline of a run, written while it runs; nothing is left of the file of a run that fails."""
+    if path is None:
+        yield None
+        return
+    with written_atomically(Path(path)) as stream:
+        timeline = Timeline(lambda text: stream.write(text.encode()))
+        yield timeline
+        timeline.close()
     cut = "" if timeline.cut_s is None else f"; cut off at {timeline.cut_s:.4g} s, after which it would be too long"
     note(f"note: wrote {path} (opens in ui.perfetto.dev){cut}")
