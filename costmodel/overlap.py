@@ -14,7 +14,8 @@ deepseek-ai/DeepEP, docs/legacy.md (set_num_sms; receiving hooks without SMs); l
 (kernels that are slower beside communication).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity, maximum
 from costmodel.kernels.base import Kernel
@@ -62,20 +63,29 @@ def hidden_parts(kernels: Iterable[Kernel]) -> list[Kernel]:
     ]
 
 
-def unhidden(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """The kernels as if nothing of them hid."""
-    return [kernel._replace(hidden=0.0, holds=0.0) for kernel in kernels]
+class InParts(NamedTuple):
+    """Seconds of a part of a step. Those of all parts add up, and only then say how much of it shows (`total`).
+
+    exposed: of what is not meant to hide; short: of what is, beyond those of computation; held: that it costs
+    computation by the processors that it holds.
+    """
+
+    exposed: Quantity
+    short: Quantity
+    held: Quantity
+
+    def total(self) -> Quantity:
+        """Seconds of the step that these are all parts of."""
+        return self.exposed + maximum(self.short, self.held)
 
 
-def held_parts(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """What hides of the kernels, unhidden, as often as it costs computation its processors."""
-    return [
+def in_parts(kernels: Sequence[Kernel], seconds: Callable[[Sequence[Kernel]], Any]) -> InParts:
+    """The seconds of a part of a step, by a function that prices kernels."""
+    behind = [kernel._replace(hidden=0.0, holds=0.0) for kernel in hidden_parts(kernels)]
+    computing = [kernel for kernel in kernels if kernel.family != EXCHANGE]
+    holding = [
         kernel._replace(count=kernel.count * kernel.holds, hidden=0.0, holds=0.0)
         for kernel in hidden_parts(kernels)
         if kernel.holds
     ]
-
-
-def computing(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """The kernels behind which communication may hide."""
-    return [kernel for kernel in kernels if kernel.family != EXCHANGE]
+    return InParts(seconds(exposed_parts(kernels)), seconds(behind) - seconds(computing), seconds(holding))

@@ -67,12 +67,21 @@ def planned(**changes: Any) -> tuple[Question, Loaded, Found]:
 
 
 @pytest.mark.parametrize(
-    ("arch", "layout"),
-    [("llama-3.1-8b", "tp2"), ("llama-3.1-8b", "pp2"), ("kimi-linear-48b-a3b", "dp4ep4"), ("deepseek-v3", "tp8")],
+    ("arch", "layout", "overlap"),
+    [
+        ("llama-3.1-8b", "tp2", 0.0),
+        ("llama-3.1-8b", "pp2", 0.0),
+        ("kimi-linear-48b-a3b", "dp4ep4", 0.0),
+        ("deepseek-v3", "tp8", 0.0),
+        ("kimi-linear-48b-a3b", "dp4ep4", 1.0),
+        ("llama-3.1-8b", "tp8", 1.0),
+    ],
 )
-def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str) -> None:
+@pytest.mark.parametrize("links", ["1x", "0.05x"])
+def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str, overlap: float, links: str) -> None:
     # Two ways to the same iterations: arrays for one workload here, tables over all contexts there.
-    question = asked(arch=[arch], hw=["h200-sxm"], gpus=(8,), input="3k", output="200")
+    changed = [f"hw.links.scale_up.bandwidth={links}"]
+    question = asked(arch=[arch], hw=["h200-sxm"], gpus=(8,), input="3k", output="200", overlap=overlap, set=changed)
     known = load(question)
     model = known.engine("h200-sxm", None, None, 0, parse_layout(layout))
     n = numpy.array([1.0, 4.0, 32.0])

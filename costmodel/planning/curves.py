@@ -17,12 +17,11 @@ from costmodel.generation._rows import one_layer
 from costmodel.generation.speculative import tokens_per_verification
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
-from costmodel.overlap import exposed_parts, shown
+from costmodel.overlap import InParts, exposed_parts, in_parts
 from costmodel.parallel.exchanges import between_stages, group
 from costmodel.parallel.layout import Layout
 from costmodel.parallel.placement import Placed, local_step, place
 from costmodel.parallel.stages import stage_kernels
-from costmodel.planning.behind import short_and_held
 from costmodel.planning.deployment import Served, host_seconds
 from costmodel.planning.kernel_kinds import kinds, named
 from costmodel.planning.workload import Workload
@@ -160,16 +159,9 @@ def grid(model: EngineModel, work: Workload, budgets: Sequence[int], most: int) 
     return Grid(n, left, chunks, size, numpy.where(chunks > 1, 1.0, together))
 
 
-class Shared(NamedTuple):
-    """Seconds of kernels that are not sequence-wise, of three iterations one after another: n sequences decode, n − 1
-    do, and n − 1 beside a chunk. hiding: `behind.short_and_held` of them, where communication is meant to hide."""
-
-    seconds: Array
-    hiding: tuple[Array, Array] | None
-
-
-def by_tokens(model: EngineModel, at: Grid, kind: Kinds) -> Shared:
-    """Token-wise kernels at the tokens, and row-wise ones at the sampled positions, of the iterations of `Shared`."""
+def by_tokens(model: EngineModel, at: Grid, kind: Kinds) -> InParts:
+    """Seconds of token-wise kernels at the tokens, and of row-wise ones at the sampled positions, of three iterations
+    one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk."""
     S, others = float(model.draft_tokens + 1), at.others
     least = numpy.maximum(others, 1.0)
     beside = others[:, None] * S
@@ -177,42 +169,45 @@ def by_tokens(model: EngineModel, at: Grid, kind: Kinds) -> Shared:
     rows = numpy.concatenate([at.n * S, least * S, (beside + at.together).ravel()])
     M = len(tokens)
     run = named(model.kernels(decode_step(numpy.concatenate([tokens, rows]), 1.0, 0.0)))
-    of_tokens = exposed_parts(chosen(run, kind, "token"))
-    of_rows = _seconds(model, chosen(run, kind, "row"), (2 * M,))[M:]
-    hiding = short_and_held(chosen(run, kind, "token"), lambda kernels: _seconds(model, kernels, (2 * M,))[:M])
-    if hiding is not None:
-        hiding = hiding[0] - of_rows, hiding[1]
-    return Shared(_seconds(model, of_tokens, (2 * M,))[:M] + of_rows, hiding)
+    of_tokens, of_rows = (_seconds(model, run, kind, wanted, (2 * M,)) for wanted in ("token", "row"))
+    return InParts(*(a[:M] + b[M:] for a, b in zip(of_tokens, of_rows, strict=True)))
 
 
-def whole(model: EngineModel, work: Workload, at: Grid, shared: Shared, kind: Kinds) -> Whole:
+def whole(model: EngineModel, work: Workload, at: Grid, shared: InParts, kind: Kinds) -> Whole:
     """The times of the grid, without hops between stages. shared: of `by_tokens`; kind: which kernels are token-wise,
     row-wise, neither. Host times are told beside, and not part of these."""
     N, C = at.size.shape
     S = float(model.draft_tokens + 1)
     step = decode_step(at.n, S, max(work.context - S, 0.0))
     decoding = named(model.kernels(step))
-    own = _seconds(model, chosen(decoding, kind, ""), (N,))
+    own = _seconds(model, decoding, kind, "", (N,))
     prompts = Step(B=at.together, S=at.size, P=numpy.maximum(work.position - at.size / 2, 0.0), phase="prefill")
     prefilling = named(model.kernels(prompts))
-    of_prompts = _seconds(model, chosen(prefilling, kind, ""), (N, C))
-    seconds = shared.seconds
-    if shared.hiding is not None:
-        # Beside the chunk, n − 1 sequences decode.
-        fewer = numpy.interp(at.others, at.n, own, left=0.0)
-        computed = numpy.concatenate([own, fewer, (fewer[:, None] + of_prompts).ravel()])
-        seconds = seconds + shown(shared.hiding[0], computed, shared.hiding[1])
-    full, without, mixed = seconds[:N], seconds[N : 2 * N], seconds[2 * N :].reshape(N, C)
+    of_prompts = _seconds(model, prefilling, kind, "", (N, C))
+    fewer = InParts(*(numpy.interp(at.others, at.n, part, left=0.0) for part in own))
+    iterations = [
+        InParts(*(part[:N] for part in shared)),
+        InParts(*(part[N : 2 * N] for part in shared)),
+        InParts(*(part[2 * N :].reshape(N, C) for part in shared)),
+    ]
+    decode = _together(iterations[0], own).total()
+    without = _together(iterations[1], fewer).total()
+    mixed = _together(iterations[2], InParts(*(part[:, None] for part in fewer)), of_prompts).total()
     if model.draft_tokens:
         drafts = model.draft_kernels(step._replace(S=numpy.float64(1.0)))
-        own = own + model.draft_tokens * numpy.broadcast_to(model.seconds(drafts), (N,))
-    added = mixed - numpy.where(at.n > 1.0, without, 0.0)[:, None] + of_prompts
+        decode = decode + model.draft_tokens * numpy.broadcast_to(model.seconds(drafts), (N,))
+    added = mixed - numpy.where(at.n > 1.0, without, 0.0)[:, None]
     added = numpy.where(at.left >= 1.0, added, numpy.inf)
     hardware = model.served.hardware
     first = float(_peak(decoding.values(), hardware, (N,))[0]) / model.pace
     later = float((_peak(prefilling.values(), hardware, (N, C)) * at.chunks / at.together)[0].min())
     host = host_seconds(model.served.host, model.served.architecture, lambda _: list(decoding.values()))
-    return Whole(at.n, full + own, added, at.chunks, at.together, (first, later), host)
+    return Whole(at.n, decode, added, at.chunks, at.together, (first, later), host)
+
+
+def _together(*parts: InParts) -> InParts:
+    """Parts of the same iterations."""
+    return InParts(*(sum(values[1:], values[0]) for values in zip(*parts, strict=True)))
 
 
 def engine_curves(
@@ -252,14 +247,18 @@ def decode_step(B: Any, S: Any, P: Any) -> Step:
     return Step(B=B, S=S, P=P, phase="decode")
 
 
-def chosen(run: Mapping[tuple[str, str, int], Kernel], kind: Kinds, wanted: str) -> list[Kernel]:
-    """The kernels of one kind."""
-    return [kernel for key, kernel in run.items() if kind.get(key, "") == wanted]
+def _seconds(
+    model: EngineModel, run: Mapping[tuple[str, str, int], Kernel], kind: Kinds, wanted: str, shape: tuple[int, ...]
+) -> InParts:
+    """Seconds of the kernels of one kind."""
+    chosen = [kernel for key, kernel in run.items() if kind.get(key, "") == wanted]
 
+    def seconds(kernels: Sequence[Kernel]) -> Array:
+        return numpy.array(numpy.broadcast_to(model.seconds(kernels), shape), dtype=numpy.float64)
 
-def _seconds(model: EngineModel, run: Sequence[Kernel], shape: tuple[int, ...]) -> Array:
-    """Seconds of kernels, spread over a grid."""
-    return numpy.array(numpy.broadcast_to(model.seconds(run), shape), dtype=numpy.float64)
+    if not model.served.options.overlap:
+        return InParts(seconds(chosen), numpy.zeros(shape), numpy.zeros(shape))
+    return in_parts(chosen, seconds)
 
 
 def _peak(run: Iterable[Kernel], hardware: Hardware, shape: tuple[int, ...]) -> Array:

@@ -10,8 +10,9 @@ comparing the lists of decode and prefill steps:
 
 So T(n sequences at context L, m chunks of c tokens after p cached ones) =
 tokens(n·S + m·c) + rows(n·S + m) + decode(n, L) + prefill(m, c, p) + host, and every term is a table of its own.
-Attention's times stand at the batch's mean context, which is exact for work that is linear in it. Of token-wise
-communication that is meant to hide, what finds no computation to hide behind is added (`costmodel.overlap`).
+Attention's times stand at the batch's mean context, which is exact for work that is linear in it. Of communication that
+is meant to hide, the terms hold nothing; what finds no computation to hide behind in any of them is added
+(`costmodel.overlap.InParts`), from tables of the same kind.
 """
 
 from bisect import bisect_right
@@ -23,8 +24,7 @@ from numpy.typing import NDArray
 
 from costmodel.algebra import Quantity
 from costmodel.kernels.base import Kernel
-from costmodel.overlap import exposed_parts
-from costmodel.planning.behind import Behind, short_and_held
+from costmodel.overlap import in_parts, is_meant_to_hide
 from costmodel.planning.kernel_kinds import KernelSource, kinds, named
 from costmodel.step import Step
 
@@ -95,21 +95,21 @@ class StepTimes:
 
     new_tokens: tokens that a decoding sequence processes in an iteration, 1 or, where drafts are verified, one more
     than the drafts. host_s: host time of an iteration, sequence_s of each sequence in it.
-    contexts: the nodes between which the time of a decode iteration is linear in the context. behind: as `tokens`, of
-    what is meant to hide (None: nothing is).
+    contexts: the nodes between which the time of a decode iteration is linear in the context. behind: the same tables
+    of `InParts.short` and of `InParts.held`, where communication is meant to hide.
     """
 
     def __init__(
         self,
         *,
         new_tokens: int,
-        host_s: float,
+        host_s: float = 0.0,
         sequence_s: float = 0.0,
         tokens: tuple[Line, Line],
         rows: Line,
         decode: tuple[list[float], list[float], list[list[float]]],
         prefill: tuple[list[float], list[float], list[float], list[list[list[float]]]],
-        behind: tuple[Behind, Behind] | None = None,
+        behind: "tuple[StepTimes, StepTimes] | None" = None,
     ) -> None:
         self.new_tokens, self.host_s, self.sequence_s = new_tokens, host_s, sequence_s
         self.decode_tokens, self.prefill_tokens = tokens
@@ -142,7 +142,8 @@ class StepTimes:
             rest = self._shared_s(sequences)
             row = [a + share * (b - a) + rest for a, b in zip(low, high, strict=True)]
             if self.behind is not None:
-                row = [seconds + self._shown_s(sequences, seconds - rest) for seconds in row]
+                short, held = (times.decode_row(sequences) for times in self.behind)
+                row = [seconds + max(more) for seconds, *more in zip(row, short, held, strict=True)]
             self._decode_rows[sequences] = row
         return row
 
@@ -153,13 +154,6 @@ class StepTimes:
             found = self.decode_tokens.at(tokens) + self.rows.at(tokens) + self.host_s + sequences * self.sequence_s
             self._shared[sequences] = found
         return found
-
-    def _shown_s(self, sequences: int, of_sequences: float) -> float:
-        """What shows of hidden communication when so many decode; of_sequences: sequence-wise seconds."""
-        if self.behind is None:
-            return 0.0
-        tokens = sequences * self.new_tokens
-        return self.behind[0].shown(tokens, of_sequences + self.rows.at(tokens))
 
     def _of_sequences_s(self, sequences: int, context: float) -> float:
         """Sequence-wise seconds of decoding."""
@@ -185,16 +179,12 @@ class StepTimes:
         decoded = sequences * self.new_tokens
         seconds = self.prefill_tokens.at(decoded + chunks * length) + self.rows.at(decoded + chunks)
         seconds += self.host_s + (sequences + chunks) * self.sequence_s
-        of_prompts = self._prefill_s(chunks, length, prefix)
         if self.behind is not None:
-            others = of_prompts + self.rows.at(decoded + chunks)
-            if sequences:
-                of_sequences = self._of_sequences_s(sequences, context)
-                seconds, others = seconds + of_sequences, others + of_sequences
-            return seconds + of_prompts + self.behind[1].shown(decoded + chunks * length, others)
-        if sequences:
+            seconds += max(times.step_s(sequences, context, chunks, length, prefix) for times in self.behind)
+            seconds += self._of_sequences_s(sequences, context) if sequences else 0.0
+        elif sequences:
             seconds += self.decode_s(sequences, context) - self._shared_s(sequences)
-        return seconds + of_prompts
+        return seconds + self._prefill_s(chunks, length, prefix)
 
     def prefill_s(self, tokens: int, prefix: int = 0) -> float:
         """Seconds of an iteration with one chunk and nothing else."""
@@ -250,19 +240,8 @@ def tabulate(
     """
     kind = kinds(kernels)
 
-    def priced(run: Sequence[Kernel], shape: tuple[int, ...]) -> Array:
-        return numpy.array(numpy.broadcast_to(seconds(run), shape), dtype=numpy.float64)
-
     def chosen(step: Step, wanted: str) -> list[Kernel]:
         return [kernel for key, kernel in named(kernels(step)).items() if kind.get(key, "") == wanted]
-
-    def table(step: Step, wanted: str, shape: tuple[int, ...]) -> Array:
-        run = chosen(step, wanted)
-        return priced(exposed_parts(run) if wanted == "token" else run, shape)
-
-    def hiding(step: Step) -> Behind | None:
-        found = short_and_held(chosen(step, "token"), lambda run: priced(run, T.shape))
-        return None if found is None else Behind(*(Line(T.tolist(), values.tolist()) for values in found))
 
     T = numpy.array(_token_nodes(max(most_tokens, most_sequences * new_tokens) + most_sequences))
     n, L = numpy.array(_batch_nodes(most_sequences)), numpy.array(_nodes(1, max(most_context, 2 * new_tokens), 1.1))
@@ -270,33 +249,41 @@ def tabulate(
     c, p = numpy.array(_length_nodes(most_tokens)), numpy.array([0.0, *_nodes(32, max(most_context, 64), 1.25)])
     L = numpy.unique(numpy.maximum(L, float(new_tokens)))
     S = numpy.float64(new_tokens)
-    decode = table(Step(B=n[:, None], S=S, P=L[None, :] - S, phase="decode"), "", (len(n), len(L)))
-    if draft is not None and new_tokens > 1:
-        one = Step(B=n[:, None], S=numpy.float64(1.0), P=L[None, :] - S, phase="decode")
-        decode = decode + (new_tokens - 1) * numpy.broadcast_to(seconds(draft(one)), decode.shape)
     one_token, no_prefix = numpy.float64(1.0), numpy.float64(0.0)
+    decoding = Step(B=n[:, None], S=S, P=L[None, :] - S, phase="decode")
+    drafting = decoding._replace(S=one_token)
+    drafts = draft(drafting) if draft is not None and new_tokens > 1 else ()
     grid = Step(B=m[:, None, None], S=c[None, :, None], P=p[None, None, :], phase="prefill")
     as_decode = Step(B=T, S=one_token, P=no_prefix, phase="decode")
     as_prefill = Step(B=one_token, S=T, P=no_prefix, phase="prefill")
-    of_decode, of_prefill = hiding(as_decode), hiding(as_prefill)
-    return StepTimes(
-        new_tokens=new_tokens,
-        host_s=host_s,
-        sequence_s=sequence_s,
-        behind=None if of_decode is None or of_prefill is None else (of_decode, of_prefill),
-        tokens=(
-            Line(T.tolist(), table(as_decode, "token", T.shape).tolist()),
-            Line(T.tolist(), table(as_prefill, "token", T.shape).tolist()),
-        ),
-        rows=Line(T.tolist(), table(as_decode, "row", T.shape).tolist()),
-        decode=(n.tolist(), L.tolist(), decode.tolist()),
-        prefill=(
-            m.tolist(),
-            c.tolist(),
-            p.tolist(),
-            table(grid, "", (len(m), len(c), len(p))).tolist(),
-        ),
-    )
+    of_tokens = chosen(as_decode, "token"), chosen(as_prefill, "token")
+    of_rows, of_decode, of_prefill = chosen(as_decode, "row"), chosen(decoding, ""), chosen(grid, "")
+
+    def tables(value: Pricing, **more: Any) -> StepTimes:
+        def over(run: Sequence[Kernel], *shape: int) -> Any:
+            return numpy.array(numpy.broadcast_to(value(run), shape), dtype=numpy.float64)
+
+        decode = over(of_decode, len(n), len(L))
+        if drafts:
+            decode = decode + (new_tokens - 1) * over(drafts, len(n), len(L))
+        return StepTimes(
+            new_tokens=new_tokens,
+            tokens=(
+                Line(T.tolist(), over(of_tokens[0], len(T)).tolist()),
+                Line(T.tolist(), over(of_tokens[1], len(T)).tolist()),
+            ),
+            rows=Line(T.tolist(), over(of_rows, len(T)).tolist()),
+            decode=(n.tolist(), L.tolist(), decode.tolist()),
+            prefill=(m.tolist(), c.tolist(), p.tolist(), over(of_prefill, len(m), len(c), len(p)).tolist()),
+            **more,
+        )
+
+    hosted = {"host_s": host_s, "sequence_s": sequence_s}
+    if not any(is_meant_to_hide(kernel) for kernel in (*of_tokens[0], *of_decode, *of_prefill)):
+        return tables(seconds, **hosted)
+    short = tables(lambda run: in_parts(run, seconds).short)
+    held = tables(lambda run: in_parts(run, seconds).held)
+    return tables(lambda run: in_parts(run, seconds).exposed, **hosted, behind=(short, held))
 
 
 def _nodes(first: int, last: int, ratio: float) -> list[float]:
