@@ -264,6 +264,8 @@ def test_prefixes_of_a_hybrid_are_found_where_states_are_kept() -> None:
     assert asked(**hybrid).work.computed == 8192 - 2 * 1888
     assert asked(**hybrid).work.snapshots == 4
     assert asked(**{**hybrid, "prefix_hit": 0.0}).snapshot_tokens is None
+    assert asked(**hybrid, library="sglang").snapshot_tokens is None
+    assert asked(**hybrid, library="sglang").work.computed == 8192 - 4096
     assert asked(prefix_hit=0.5).snapshot_tokens is None
 
 

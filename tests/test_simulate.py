@@ -196,6 +196,11 @@ def test_prefixes_of_recurrent_models_count_up_to_the_last_state_that_is_kept(tm
     own, less = (run(*arguments, "--arch", "qwen3.5-27b", "--snapshot-tokens", tokens) for tokens in ("784", "1500"))
     assert ttft(told) == ttft(own) > ttft(less)
     assert "prefixes are found" not in own.stderr
+    # SGLang keeps them where requests ended: the whole prefix is found, whatever a page holds.
+    sglang = (*arguments, "--arch", "qwen3.5-27b", "--library", "sglang")
+    ends, paged = run(*sglang), run(*sglang, "--snapshot-tokens", "784")
+    assert "SGLang keeps recurrent states where requests ended" in " ".join(ends.stderr.split())
+    assert ttft(ends) < ttft(paged)
     pure = run(*arguments, "--arch", "mamba2-2.7b")
     assert "copies of recurrent states take no memory" in pure.stderr
 

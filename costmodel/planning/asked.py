@@ -35,7 +35,8 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
     (model,), devices = loaded(inputs["arch"], inputs["hw"], inputs["set"])
     names = tuple(device.name for device in devices)
     priced = prices_for(names, inputs["price"])
-    snapshots = inputs["snapshot_tokens"] or (snapshot_tokens(model) if load_of.has_prefixes else None)
+    of_library = snapshot_tokens(model, inputs["library"]) if load_of.has_prefixes else None
+    snapshots = inputs["snapshot_tokens"] or of_library
     layouts = []
     for text in inputs["layout"]:
         layout = parse_layout(text)

@@ -104,7 +104,7 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
         print_launches(form, lists["launch"])
     loads = [answer.load for answer in answers if answer.load.has_prefixes]
     for load_of in loads[:1]:
-        note_snapshots(first.known.model, load_of, inputs["snapshot_tokens"])
+        note_snapshots(first.known.model, load_of, inputs["snapshot_tokens"], inputs["library"])
     _remarks(first.known, first.question, [each for answer in answers for each in answer.assessed], lists, inputs)
     if refused := [_refusal(name, answer) for answer in answers if not answer.found.best]:
         raise Impossible("\n".join(refused))

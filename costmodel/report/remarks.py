@@ -2,7 +2,7 @@
 
 from costmodel.architecture import Architecture
 from costmodel.planning.load import Load
-from costmodel.planning.snapshots import recurrent, snapshot_tokens
+from costmodel.planning.snapshots import at_ends, recurrent, snapshot_tokens
 from costmodel.report.output import note
 
 
@@ -15,11 +15,17 @@ def note_drafter(model: Architecture) -> None:
         )
 
 
-def note_snapshots(model: Architecture, load: Load, told: int | None) -> None:
+def note_snapshots(model: Architecture, load: Load, told: int | None, library: str | None) -> None:
     """Say where copies of recurrent states are taken to be, unless the question says it."""
     if told is not None or not load.has_prefixes or not recurrent(model):
         return
-    tokens = snapshot_tokens(model)
+    tokens = snapshot_tokens(model, library)
+    if at_ends(library):
+        note(
+            f"note: {model.name}: cached prefixes count in full, for SGLang keeps recurrent states where requests "
+            "ended; where requests only begin alike it finds none; --snapshot-tokens says otherwise"
+        )
+        return
     note(
         f"note: {model.name}: prefixes are found at multiples of {tokens:,} tokens, where vLLM keeps recurrent states; "
         "--snapshot-tokens changes it"

@@ -94,7 +94,7 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
                 note(f"note: {model.name}: {told(doubtful)}")
             if inputs["draft_tokens"]:
                 note_drafter(model)
-            note_snapshots(model, load, inputs["snapshot_tokens"])
+            note_snapshots(model, load, inputs["snapshot_tokens"], inputs["library"])
             if model.max_context is not None and load.longest > model.max_context:
                 note(f"note: {model.name}: requests are longer than the context that its publisher states")
     progress.close()
@@ -112,7 +112,8 @@ def _deployment(model: Architecture, device: Hardware, inputs: Inputs, load: Loa
     given = {name: inputs[name] for name in ("max_sequences", "max_batched_tokens", "page_tokens", "mixed")}
     given |= dict(parse_setting(text) for text in inputs["engine_set"])
     settings = changed(library_settings(inputs["library"], device), given)._replace(
-        snapshot_tokens=inputs["snapshot_tokens"] or (snapshot_tokens(model) if load.has_prefixes else None),
+        snapshot_tokens=inputs["snapshot_tokens"]
+        or (snapshot_tokens(model, inputs["library"]) if load.has_prefixes else None),
         draft_tokens=inputs["draft_tokens"],
         acceptance=inputs["accepted"],
         longest=min(max(load.longest, 1024), 64 * LONGEST),
