@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from costmodel.analysis.crossover import step_at
 from costmodel.architecture import Architecture
-from costmodel.calibration import BASES, Calibration
+from costmodel.calibration import BASES, Calibration, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.prediction import MAX_BATCH, make_step
@@ -87,11 +87,29 @@ def of_mixing(entry: KernelTime, model: Architecture) -> bool:
     return entry.kernel.group in model.mixers and entry.kernel.family not in PROJECTIONS
 
 
+CHAIN_STEP = "step_s"
+"""The parameter that is one step of a chain."""
+NEAR_BOUND = 0.1
+"""A fit that ends this near to a bound of a parameter, as a share of it, was stopped there."""
+
+
 def chain_bound(times: Sequence[KernelTime], model: Architecture) -> bool:
-    """Whether the mixers' kernels, their projections left out, spend most of their time bound by a chain."""
+    """Whether the mixers' kernels, their projections left out, spend most of their time bound by a chain.
+
+    Where the fit of a chain's step was stopped by the parameter's bound, the chain stands for time of something else
+    (products of chunks that do not wait for each other grow with them alike), and is not believed.
+    """
     own = [entry for entry in times if of_mixing(entry, model)]
     whole = sum(float(entry.time_s) for entry in own)
-    return sum(float(entry.time_s) for entry in own if entry.bound == "chain") > whole / 2
+    return sum(float(entry.time_s) for entry in own if entry.bound == "chain" and not stopped(entry.fit)) > whole / 2
+
+
+def stopped(fit: Fit) -> bool:
+    """Whether a fit of a chain's step ended at one of its bounds."""
+    if fit.flops is None or CHAIN_STEP not in fit.values:
+        return False
+    low, high = fit.bounds[CHAIN_STEP]
+    return not low * (1 + NEAR_BOUND) < fit.values[CHAIN_STEP] < high * (1 - NEAR_BOUND)
 
 
 class Kept(NamedTuple):

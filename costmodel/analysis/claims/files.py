@@ -22,6 +22,7 @@ claims:
   claimed: [0.103, 0.132]
   relation: equals             # or at-least, at-most
   condition: {text: …, setup: {…}, baseline: {…}}      # entries of the set-up under which it is asked again
+                               # split: true: its calibration was fitted to every second number, from the first
   fair: {text: …, setup: {…}, baseline: {…}, quantity: …}
   why: what explains a difference, where something does
 """
@@ -62,7 +63,7 @@ CLAIM_FIELDS = (
     "fair",
     "why",
 )
-CHANGE_FIELDS = ("text", "setup", "baseline", "quantity", "as")
+CHANGE_FIELDS = ("text", "setup", "baseline", "quantity", "as", "split")
 KINDS = ("text", "figure")
 RELATIONS = ("equals", "at-least", "at-most")
 UNITS = {
@@ -95,13 +96,18 @@ UNITS = {
 
 
 class Change(NamedTuple):
-    """A set-up that differs from the claim's: its own entries, those of the baseline, and what is asked of them."""
+    """A set-up that differs from the claim's: its own entries, those of the baseline, and what is asked of them.
+
+    split: the parameters of its calibration come from every second number of the claim, from the first; the others
+    judge them.
+    """
 
     text: str
     setup: Mapping[str, Any]
     baseline: Mapping[str, Any] | None
     quantity: str | None
     compared: str | None
+    split: bool = False
 
 
 class Claim(NamedTuple):
@@ -281,4 +287,5 @@ class _Reader(NamedTuple):
             baseline=None if raw.get("baseline") is None else self._setup(raw["baseline"], f"{field}.baseline"),
             quantity=self._one_of("quantity", QUANTITIES, raw),
             compared=self._one_of("as", COMPARISONS, raw),
+            split=bool(raw.get("split", False)),
         )

@@ -117,7 +117,8 @@ def judged(
     everything: also claims that are uncertain or whose set-up is not stated. step: is called after each claim with the
     number of all. Keys: id, paper, mechanism, what, kind, source, uncertain, unstated, setup, unit, claimed, predicted,
     low, high (80 % interval), ratio (predicted over claimed; of a cut, what is left), verdict, reason, tolerance,
-    points, points_within (points_within_if: under the condition), points_in_interval, basis, condition,
+    points, points_within (points_within_if: under the condition, of the numbers that did not give its parameters),
+    points_in_interval, basis, condition, condition_split (whether every second number gave them),
     condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command. Of a claim of several
     numbers, claimed, predicted, low, high and the ratios are lists, and `at` names the points.
 
@@ -140,7 +141,8 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     setup_unstated_within: of the others, those of which every number comes out under the set-up that is taken instead.
     median_within: contradicted ones whose median number is within the tolerance all the same. points, points_within:
     numbers of these claims, and those within the tolerance under the set-up as stated; points_within_or_if: under that
-    or the condition, whichever has more of a claim. points_timed, points_in_interval: numbers that are times or come
+    or the condition, whichever has more of a claim. reproduced_if_split: of reproduced_if, those whose kernel has
+    parameters from every second number of the claim. points_timed, points_in_interval: numbers that are times or come
     from them, and those whose claimed value lies in the 80 % interval.
     """
     rows = list(rows)
@@ -154,6 +156,7 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "stated_and_certain": n,
         **{name.replace("-", "_"): count for name, count in counts.items()},
         **{f"{name.replace('-', '_')}_share": count / n if n else None for name, count in counts.items()},
+        "reproduced_if_split": sum(row["verdict"] == CONDITIONAL and row["condition_split"] for row in stated),
         "setup_unstated": sum(bool(row["unstated"]) for row in certain),
         "setup_unstated_within": sum(
             bool(row["unstated"]) and row["points_within"] == row["points"] for row in certain
@@ -222,10 +225,11 @@ def _row(
         "tolerance": claim.tolerance,
         "points": len(claim.claimed),
         "points_within": sum(outcome.holds) if outcome else 0,
-        "points_within_if": sum(conditional.holds) if conditional else None,
+        "points_within_if": sum(_judging(claim.condition, conditional.holds)) if conditional else None,
         "points_in_interval": sum(inside),
         "basis": weaker(*(value.basis for value in values)) if values else None,
         "condition": claim.condition.text if claim.condition else None,
+        "condition_split": claim.condition is not None and claim.condition.split,
         "condition_predicted": _shown([value.value for value in conditional.values]) if conditional else None,
         "condition_ratio": _shown(conditional.ratios) if conditional else None,
         "fair": claim.fair.text if claim.fair else None,
@@ -245,18 +249,26 @@ def _reason(claim: Claim, outcome: Outcome | None, why_not: str, conditional: Ou
     else:
         parts.append(found)
     if claim.condition is not None and (conditional or refused):
-        parts.append(f"if {claim.condition.text}: {_found(claim, conditional) if conditional else refused}")
+        then = _found(claim, conditional, claim.condition) if conditional else refused
+        parts.append(f"if {claim.condition.text}: {then}")
     if claim.why and not (outcome and outcome.all_hold):
         parts.append(claim.why)
     return "; ".join(parts)
 
 
-def _found(claim: Claim, outcome: Outcome) -> str:
+def _judging(change: Change | None, holds: Sequence[bool]) -> Sequence[bool]:
+    """Of a claim's numbers under a condition, those that its parameters were not fitted to."""
+    return holds[1::2] if change is not None and change.split else holds
+
+
+def _found(claim: Claim, outcome: Outcome, change: Change | None = None) -> str:
     n, within = len(outcome.holds), sum(outcome.holds)
     text = f"predicted is {span(outcome.ratios)} of claimed"
     if claim.relation != "equals":
         text += f", claimed as {claim.relation.replace('-', ' ')}"
     if n > 1:
         text += f", {within} of {n} within {claim.tolerance:.0%}"
+        if change is not None and change.split:
+            text += f", {n - n // 2} of which gave the parameters"
     basis = weaker(*(value.basis for value in outcome.values))
     return f"{text} ({basis})"

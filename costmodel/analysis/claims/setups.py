@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from costmodel.analysis.full_attention import one_layer, with_full_attention
 from costmodel.architecture import Architecture, Block
-from costmodel.calibration import Calibration, calibration_path, find_calibration, transferred_from
+from costmodel.calibration import Calibration, calibration_path, find_calibration, read_calibration, transferred_from
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.loading import Problems
@@ -22,6 +22,9 @@ from costmodel.step import Precision
 
 FILL = "fill"
 """A batch as large as memory holds."""
+MMA_SYNC_ON_HOPPER = 0.629
+"""Share of Hopper's peak that `mma.sync` reaches, by which kernels written for Ampere multiply; the peak is that of
+`wgmma`. Source: arXiv:2501.12084, section 6.2, table 7 (H800)."""
 
 
 class SetUp(NamedTuple):
@@ -29,7 +32,9 @@ class SetUp(NamedTuple):
 
     architecture: a name, or a file beside the claim; mixer: instead, one layer of this mechanism (fields as in an
     architecture's file) of width d_model. full_attention: the same model with full attention in every layer.
-    settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's.
+    settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's; those of
+    Ampere multiply by `mma.sync`, wherever they run. calibration: instead, a file beside the claim with parameters of
+    the claim's own kernels, fitted to other numbers of its tables (`validation/paper_kernels.py`).
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
     quantised: activations arrive in the format of the products, so that no quantisation is timed.
     new_tokens: of the step, None: one in decode, the whole context in prefill. library: whose kernels run (none:
@@ -48,6 +53,7 @@ class SetUp(NamedTuple):
     hardware: str = ""
     library: str | None = None
     calibrated_on: str = ""
+    calibration: str = ""
     layout: str = ""
     overlap: float = 0.0
     imbalance: float = 1.0
@@ -95,6 +101,7 @@ class SetUp(NamedTuple):
         return parse_layout(self.layout).gpus if self.layout else 1
 
 
+FILES = ("architecture", "calibration")
 LISTS = ("settings", "kernels", "without", "engine_set", "contexts")
 CHOICES = {
     "caches": ("served", "benchmarked"),
@@ -127,7 +134,7 @@ def entries(problems: Problems, raw: Any, where: str, folder: Path) -> dict[str,
 
 
 def entry(problems: Problems, name: str, value: Any, place: str, folder: Path) -> Any:
-    """One entry of a set-up. An architecture's file in the claim's folder becomes its path."""
+    """One entry of a set-up. A file in the claim's folder becomes its path."""
     if name in LISTS:
         if not isinstance(value, list):
             problems.add(f"{place}: {str(value)[:60]!r} is not a list")
@@ -148,7 +155,7 @@ def entry(problems: Problems, name: str, value: Any, place: str, folder: Path) -
     if name in CHOICES and value not in CHOICES[name]:
         problems.add(f"{place}: {unknown(name, str(value), CHOICES[name])}")
     text = str(value)
-    return str(folder / text) if name == "architecture" and (folder / text).is_file() else text
+    return str(folder / text) if name in FILES and (folder / text).is_file() else text
 
 
 @functools.lru_cache(maxsize=256)
@@ -189,16 +196,34 @@ def model_of(setup: SetUp) -> Architecture:
 
 
 def device_of(setup: SetUp) -> Hardware:
-    """The device, changed by the set-up's settings."""
+    """The device, changed by the set-up's settings, with the peak of the instruction that its kernels multiply by."""
     if not setup.hardware:
         raise BadInput("the set-up names no hardware")
-    return _device(setup.hardware, split_settings(setup.settings)[1])
+    return _device(setup.hardware, _of_hardware(setup))
+
+
+def _of_hardware(setup: SetUp) -> tuple[str, ...]:
+    """The set-up's settings of its device."""
+    given = split_settings(setup.settings)[1]
+    if not setup.calibrated_on:
+        return given
+    generations = [_device(name, ()).generation for name in (setup.calibrated_on, setup.hardware)]
+    if generations != ["ampere", "hopper"]:
+        return given
+    return (*given, *(f"compute.tensor.{dtype}={MMA_SYNC_ON_HOPPER}x" for dtype in ("bf16", "fp16")))
 
 
 def calibration_of(setup: SetUp) -> Calibration:
-    """The measured kernels that the set-up's device has of its library, else of its engine."""
-    _, of_hardware = split_settings(setup.settings)
-    return _calibration(setup.hardware, of_hardware, setup.library or setup.engine or None, setup.calibrated_on)
+    """The measured kernels that the set-up's device has of its library, else of its engine; or those of its own file."""
+    if setup.calibration:
+        return _own_kernels(setup.calibration)
+    library = setup.library or setup.engine or None
+    return _calibration(setup.hardware, _of_hardware(setup), library, setup.calibrated_on)
+
+
+@functools.lru_cache(maxsize=64)
+def _own_kernels(path: str) -> Calibration:
+    return read_calibration(Path(path))
 
 
 def precision_of(setup: SetUp) -> Precision:

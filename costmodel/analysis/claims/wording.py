@@ -49,6 +49,8 @@ def _entry_text(name: str, value: Any) -> str:
         return f"from {format_count(value[0])} to {format_count(value[1])}"
     if name == "engine":
         return f"engine of {value}"
+    if name == "calibration":
+        return "parameters of its own kernel"
     if name == "host_s":
         return f"host adds {format_seconds(value)}"
     if name in ("kernels", "without"):

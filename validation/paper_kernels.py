@@ -1,0 +1,146 @@
+"""Parameters of kernels that only their papers measured: `python -m validation.paper_kernels`.
+
+A kernel of which a paper prints a table, and which no calibration holds (cuDNN's attention, lightning attention's own
+Triton, FlashAttention-2 on Hopper), is split as measured kernels are: every second number, from the first, gives the
+parameters of its form, by the fit of `costmodel calibrate`; the others judge them. A claim asks for it with a condition
+that is `split` and names a calibration file; this writes the file beside the claim. Claims of one file whose kernels are
+of the same instance share a fit.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy
+import pandas
+
+from costmodel.analysis.claims import Claim, load_claims
+from costmodel.analysis.claims.files import UNITS
+from costmodel.analysis.claims.setups import SetUp, calibration_of, device_of, sequences
+from costmodel.analysis.claims.steps import kernels_of, new_tokens_of
+from costmodel.analysis.comparisons import papers_folder
+from costmodel.calibration import Fit
+from costmodel.errors import BadInput
+from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
+from costmodel.fitting.least_squares import Points, block, fit
+from costmodel.fitting.library import Entry, described
+from costmodel.fitting.series import Indices, Part, Series
+from costmodel.kernels.base import Kernel
+from costmodel.loading import write_atomically
+
+FEWEST = 5
+"""With fewer numbers a table is not split."""
+
+
+def split_claims() -> dict[Path, list[Claim]]:
+    """The claims whose condition is split, by the calibration file that it names."""
+    found: dict[Path, list[Claim]] = {}
+    for claim in load_claims():
+        if claim.condition is not None and claim.condition.split:
+            if len(claim.claimed) < FEWEST:
+                raise BadInput(f"claim {claim.id}: {len(claim.claimed)} numbers are too few to be split")
+            name = Path(str(claim.condition.setup["calibration"])).name
+            found.setdefault(papers_folder() / claim.paper / name, []).append(claim)
+    return found
+
+
+def measured(claim: Claim) -> list[tuple[SetUp, float]]:
+    """The set-ups of the numbers that give parameters, with the seconds of their kernels that the claim states."""
+    assert claim.condition is not None
+    changes = {**claim.condition.setup, "calibration": ""}
+    setups = [claim.setup.changed(point).changed(changes) for point in claim.points]
+    numbers = [value * UNITS[claim.unit] for value in claim.claimed]
+    return [
+        (setup, seconds(claim.quantity, setup, number) - setup.host_s)
+        for setup, number in zip(setups[::2], numbers[::2], strict=True)
+    ]
+
+
+def seconds(quantity: str, setup: SetUp, value: float) -> float:
+    """The seconds that a claimed time or rate stands for."""
+    if quantity == "time":
+        return value
+    if quantity == "token-rate":
+        return sequences(setup) * new_tokens_of(setup) / value
+    if quantity == "flop-rate":
+        return sum(float(kernel.ideal.flops * kernel.count) for kernel in kernels_of(setup)) / value
+    raise BadInput(f"{quantity}: a table of it gives no parameters")
+
+
+def series_of(claim: Claim) -> Series:
+    """The numbers of a claim that give parameters, as a table of one kernel."""
+    setups, times = zip(*measured(claim), strict=True)
+    kernels = [tuple(kernels_of(setup)) for setup in setups]
+    last = kernels[0][-1]
+
+    def build(shapes: pandas.DataFrame) -> list[Part]:
+        return [Part(numpy.array([row]), kernels[number]) for row, number in enumerate(shapes["number"])]
+
+    return Series(
+        system=setups[0].hardware,
+        library=claim.paper,
+        version="",
+        family=last.family,
+        kernel=claim.mechanism,
+        instance=last.instance,
+        phase="",
+        shapes=pandas.DataFrame({"number": range(len(setups))}),
+        seconds=numpy.array(times),
+        flags=numpy.array([""] * len(setups)),
+        tokens=numpy.array([float(setup.context) for setup in setups]),
+        build=build,
+    )
+
+
+def entries(claims: Iterable[Claim]) -> list[Entry]:
+    """The fits of the claims' kernels, one for each instance."""
+    together: dict[str, list[Claim]] = {}
+    for claim in claims:
+        together.setdefault(series_of(claim).instance, []).append(claim)
+    return [fitted(same) for same in together.values()]
+
+
+def fitted(claims: list[Claim]) -> Entry:
+    """The fit of one kernel instance to the numbers that give its parameters."""
+    tables = [series_of(claim) for claim in claims]
+    first = measured(claims[0])[0][0]
+    known = calibration_of(first)
+
+    def lookup(kernel: Kernel) -> Fit:
+        return known.fit(kernel)
+
+    pools = [Points(table, every(table)) for table in tables]
+    form = kernels_of(first)[-1].form
+    one = block(form, (tables[0].family, tables[0].instance, ""))
+    result = fit(pools, device_of(first), [one], lookup)
+    return described(pools, device_of(first), [one], result, known)[0]
+
+
+def every(table: Series) -> Indices:
+    """All rows of a table."""
+    return numpy.arange(len(table.seconds))
+
+
+def text_of(path: Path, claims: list[Claim]) -> str:
+    """The calibration file of some claims."""
+    hardware = claims[0].setup.hardware
+    header = Header(
+        id=f"{claims[0].paper}/{path.stem}",
+        hardware=hardware,
+        library=path.stem,
+        version="",
+        source="; ".join(dict.fromkeys(claim.source for claim in claims)),
+        notice=f"Fitted to every second number, from the first, of {', '.join(claim.id for claim in claims)}.",
+        command="python -m validation.paper_kernels",
+    )
+    return calibration_text(header, [entry_mapping(entry) for entry in entries(claims)])
+
+
+def main() -> None:
+    """Write every file."""
+    for path, claims in split_claims().items():
+        write_atomically(path, text_of(path, claims).encode())
+        print(f"{path.parent.name}/{path.name}: {', '.join(claim.id for claim in claims)}")
+
+
+if __name__ == "__main__":
+    main()
