@@ -16,6 +16,7 @@ from costmodel.analysis.claims.setups import (
 )
 from costmodel.analysis.claims.values import Value, counted
 from costmodel.analysis.crossover import model_precision
+from costmodel.dtypes import element_bytes
 from costmodel.errors import BadInput
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.chunk_scan import Pipeline
@@ -174,6 +175,23 @@ def kernel_share(setup: SetUp) -> Value:
 def flops(setup: SetUp) -> Value:
     """FLOPs of the step, or of the kernels that the set-up names: exact pairs, no padding."""
     return counted(float(sum(kernel.ideal.flops * kernel.count for kernel in _counted_kernels(setup))))
+
+
+def fp8_flops(setup: SetUp) -> Value:
+    """FLOPs of the step as so many in fp8: a product in bf16 counts twice, one in fp4 half, as their peaks have it."""
+    work = [(kernel.ideal.tensor, kernel.count) for kernel in _counted_kernels(setup)]
+    return counted(
+        float(sum(flops * count * _over_fp8(dtype) for tensor, count in work for dtype, flops in tensor.items()))
+    )
+
+
+def _over_fp8(dtype: str) -> float:
+    """Width of a number format over that of fp8, scales left out.
+
+    >>> _over_fp8("bf16"), _over_fp8("fp8"), _over_fp8("mxfp4")
+    (2.0, 1.0, 0.5)
+    """
+    return 2.0 ** round(math.log2(element_bytes(dtype)))
 
 
 def hbm_bytes(setup: SetUp) -> Value:
