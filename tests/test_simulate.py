@@ -116,6 +116,32 @@ def test_a_trace_is_replayed_or_refused_by_line(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["rows"][0]["requests"] == 2
 
 
+def test_clients_without_a_request_are_told() -> None:
+    assert "3 requests are fewer than the 8 clients" in run(*SMALL, "--concurrency", "8", "--requests", "3").stderr
+    assert "fewer than" not in run(*SMALL, "--concurrency", "8", "--requests", "8").stderr
+
+
+def test_exchanges_of_an_engine_hide_and_hold_processors() -> None:
+    def ttft(*more: str) -> float:
+        arguments = (
+            "--arch",
+            "qwen3-30b-a3b",
+            "--hw",
+            "h200-sxm",
+            "--layout",
+            "dp4ep4",
+            "--rate",
+            "5",
+            "--requests",
+            "40",
+        )
+        lengths = ("--input", "2k", "--output", "8", "--format", "json")
+        return float(json.loads(run("simulate", *arguments, *lengths, *more).stdout)["rows"][0]["ttft_mean_s"])
+
+    hidden, held = ttft("--overlap", "1"), ttft("--overlap", "1", "--exchange-units", "40")
+    assert hidden < held < ttft()
+
+
 def test_a_timeline_is_written(tmp_path: Path) -> None:
     path = tmp_path / "timeline.json"
     result = run(*SMALL, "--rate", "10", "--timeline", str(path))

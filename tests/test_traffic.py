@@ -62,6 +62,19 @@ def test_a_trace_is_read_with_and_without_cached_prefixes(tmp_path: Path) -> Non
     assert (found.longest, len(found), found.skipped) == ((100, 105), 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("arrival_s;input;output", "columns are separated by semicolons; write commas"),
+        ("arrival_s\tinput\toutput", "columns are separated by tabs; write commas"),
+        ('{"timestamp": 0, "input_length": 5}', "line 1 is JSON; a trace is a CSV file of arrival_s, input, output"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_what_a_trace_is(tmp_path: Path, header: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        read_trace(trace(tmp_path, f"{header}\n0,1,1\n"))
+
+
 BAD = {
     "-1,10,5,0": "arrival_s -1 is outside",
     "nan,10,5,0": "arrival_s nan is outside",

@@ -11,6 +11,7 @@ from costmodel.commands.options import (
     Burstiness,
     Concurrency,
     Devices,
+    ExchangeUnits,
     Format,
     Imbalance,
     Library,
@@ -118,6 +119,7 @@ def run(
         ),
     ] = None,
     overlap: Overlap = 0.0,
+    exchange_units: ExchangeUnits = None,
     imbalance: Imbalance = 1.0,
     link_bandwidth: LinkBandwidth = None,
     confirm: Annotated[
@@ -192,6 +194,7 @@ def run(
         "utilisation": utilisation,
         "headroom": headroom,
         "overlap": overlap,
+        "exchange_units": exchange_units,
         "imbalance": imbalance,
         "link_bandwidth": link_bandwidth,
         "confirm": confirm,

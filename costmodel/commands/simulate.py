@@ -11,6 +11,7 @@ from costmodel.commands.options import (
     Burstiness,
     Concurrency,
     Devices,
+    ExchangeUnits,
     Format,
     Kv,
     Library,
@@ -57,8 +58,12 @@ def run(
         typer.Option("--layout", metavar="LAYOUT", help="tp8, tp4pp2, dp8ep8, or prefill:2xtp4,decode:3xtp8."),
     ] = "tp1",
     overlap: Annotated[
-        float, typer.Option("--overlap", metavar="SHARE", help="Part of communication that computation hides.")
+        float,
+        typer.Option(
+            "--overlap", metavar="SHARE", help="Part of communication that computation hides, as far as there is some."
+        ),
     ] = 0.0,
+    exchange_units: ExchangeUnits = None,
     imbalance: Annotated[
         float,
         typer.Option("--imbalance", metavar="FACTOR", help="Load of the fullest device of experts over the mean."),
@@ -161,6 +166,7 @@ def run(
         "prefix_hit": prefix_hit,
         "layout": layout,
         "overlap": overlap,
+        "exchange_units": exchange_units,
         "imbalance": imbalance,
         "link_bandwidth": link_bandwidth,
         "replicas": replicas,

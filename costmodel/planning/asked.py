@@ -73,6 +73,7 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
         layouts=tuple(layouts),
         context_parallel=inputs["context_parallel"],
         mechanisms=tuple(inputs["mechanism"]),
+        exchange_units=inputs.get("exchange_units"),
     ).checked()
 
 

@@ -72,6 +72,12 @@ class Question(NamedTuple):
     layouts: tuple[Layout, ...] = ()
     context_parallel: bool = False
     mechanisms: tuple[str, ...] = ()
+    exchange_units: int | None = None
+
+    @property
+    def options(self) -> Options:
+        """How layouts are run."""
+        return Options(overlap=self.overlap, imbalance=self.imbalance, exchange_units=self.exchange_units)
 
     def checked(self) -> "Question":
         """This question. Raises BadInput for values outside their range."""
@@ -80,7 +86,7 @@ class Question(NamedTuple):
         for mode in self.modes:
             if mode not in MODES:
                 raise unknown("mode", mode, MODES)
-        Options(overlap=self.overlap, imbalance=self.imbalance).checked()
+        self.options.checked()
         for hw in self.engines:
             for draft in self.drafts:
                 self.settings(hw, max(self.budgets), draft).checked()
@@ -140,7 +146,7 @@ class Loaded(NamedTuple):
             self.precision(hw, weights, kv),
             asked.library,
             asked.host[hw].host,
-            Options(overlap=asked.overlap, imbalance=asked.imbalance),
+            asked.options,
         )
         return engine_model(served, layout, self.calibrations[hw], draft_tokens, asked.acceptance)
 

@@ -207,6 +207,13 @@ def read_trace(path: Path, *, skip: bool = False) -> Trace:
 
 
 def _columns(header: list[str], shown: str) -> list[int | None]:
+    if header and header[0].lstrip().startswith(("{", "[")):
+        raise BadInput(
+            f"{shown}: line 1 is JSON; a trace is a CSV file of {', '.join(COLUMNS)} and, optionally, {OPTIONAL}"
+        )
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise BadInput(f"{shown}: line 1: columns are separated by {name}; write commas")
     names = [name.strip() for name in header]
     missing = [name for name in COLUMNS if name not in names]
     strange = [name for name in names if name not in (*COLUMNS, OPTIONAL)]

@@ -28,6 +28,7 @@ CHANGES = (
     "concurrency",
     "context",
     "draft_tokens",
+    "exchange_units",
     "headroom",
     "hw",
     "imbalance",
@@ -49,7 +50,7 @@ CHANGES = (
     "weights",
 )
 """What can be changed by name; a name with a dot is an entry of the model or, after `hw.`, of the device."""
-COUNTS = ("concurrency", "snapshot_tokens")
+COUNTS = ("concurrency", "exchange_units", "snapshot_tokens")
 SHARES = ("accepted", "headroom", "imbalance", "overlap", "prefix_hit", "utilisation")
 
 

@@ -98,6 +98,8 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
             if model.max_context is not None and load.longest > model.max_context:
                 note(f"note: {model.name}: requests are longer than the context that its publisher states")
     progress.close()
+    if load.clients is not None and load.count < load.clients:
+        note(f"note: {load.count:,} requests are fewer than the {load.clients:,} clients, of which so many ask, once")
     if load.trace is not None and load.trace.skipped:
         note(f"note: {inputs['trace']}: {load.trace.skipped} bad lines were skipped")
     _print(form, inputs, rows, courses, str(load), wanted)
@@ -124,7 +126,7 @@ def _deployment(model: Architecture, device: Hardware, inputs: Inputs, load: Loa
         make_precision(model, device, inputs["weights"], inputs["kv"], inputs["activations"]),
         inputs["library"],
         _host(device, inputs),
-        Options(overlap=inputs["overlap"], imbalance=inputs["imbalance"]),
+        Options(overlap=inputs["overlap"], imbalance=inputs["imbalance"], exchange_units=inputs["exchange_units"]),
     )
     return deployment(
         served,
