@@ -29,6 +29,8 @@ def test_the_days_totals_give_the_nodes_the_requests_and_the_users_of_the_set_up
     assert DAY_6.prefilling_nodes + DAY_6.decoding_nodes == pytest.approx(226.75, rel=1e-3)
     # A prompt and half of its answer are cached on average: 4989 = I + O/2, I/O = 608/168.
     assert DAY_6.prompt + DAY_6.answer / 2 == pytest.approx(4989)
+    # Of exponential lengths, the mean prompt and the mean answer.
+    assert DAY_6.spread_prompt * (1 + 168 / 608) == pytest.approx(4989)
     (prefill,), (decode,) = load_claims(["day6-prefill"]), load_claims(["day6-decode"])
     assert prefill.setup.context == round(DAY_6.prompt)
     assert prefill.setup.new_tokens == pytest.approx(DAY_6.prompt * DAY_6.new, abs=1)
@@ -54,6 +56,8 @@ def test_a_busy_node_prefills_more_than_the_days_average_and_exchanges_slow_it(l
     assert found["the day's average over a busy node"] == pytest.approx(average / busy)
     assert found["prefill, if no communication hid"] < busy < found["prefill, if exchanges held no processors"]
     assert found["prefill, experts loaded as in sglang-prefill"] < busy
+    # Named causes bring a busy node nearer to the average, and do not make up the rest.
+    assert average < found["prefill, both"] < min(0.9 * busy, found["prefill, if lengths were exponential"])
     assert found["prefill, a busy node, with cache hits"] == pytest.approx(busy / 0.437)
 
 

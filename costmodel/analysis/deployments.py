@@ -80,6 +80,12 @@ class Published(NamedTuple):
         return self.answer * self.input / self.output
 
     @property
+    def spread_prompt(self) -> float:
+        """Mean tokens of a prompt, if prompts and answers had exponential lengths, whatever each other's: while a token
+        comes out, the mean prompt is cached then, and as many tokens as the mean answer has."""
+        return self.cached / (1.0 + self.output / self.input)
+
+    @property
     def prefilling_nodes(self) -> float:
         """Nodes that prefill, averaged over the day."""
         return self.input / DAY / self.prefill_with_hits_per_s
@@ -98,13 +104,20 @@ class Published(NamedTuple):
 DAY_6 = Published()
 
 
-VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ("prefill, a busy node", {}),
-    ("prefill, experts loaded as in sglang-prefill", {"imbalance": SGLANG_IMBALANCE}),
-    ("prefill, if exchanges held no processors", {"exchange_units": None}),
-    ("prefill, if no communication hid", {"overlap": 0.0}),
-)
-"""What is asked of DeepSeek's prefill, and how the claim's set-up changes for it."""
+def variants(setup: SetUp) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What is asked of DeepSeek's prefill, and how the claim's set-up changes for it.
+
+    Prompts of exponential lengths have as many pairs as half as many that are all twice as long.
+    """
+    prompt = 2 * DAY_6.spread_prompt
+    spread = {"context": round(prompt), "new_tokens": round(prompt * DAY_6.new), "batch": int(setup.batch) // 2}
+    uneven = {"imbalance": SGLANG_IMBALANCE}
+    yield "prefill, a busy node", {}
+    yield "prefill, experts loaded as in sglang-prefill", uneven
+    yield "prefill, if lengths were exponential", spread
+    yield "prefill, both", {**uneven, **spread}
+    yield "prefill, if exchanges held no processors", {"exchange_units": None}
+    yield "prefill, if no communication hid", {"overlap": 0.0}
 
 
 def _setup(claim: str, point: int = 0, **changes: Any) -> SetUp:
@@ -139,7 +152,7 @@ def deepseek() -> Iterator[Part]:
     for library, rate in busy.items():
         with_hits = day.prefill_with_hits_per_s
         yield Part("prefill, a busy node, with cache hits", library, rate / day.new, "tok/s/node", with_hits)
-    for what, changes in VARIANTS:
+    for what, changes in variants(prefill):
         for library in LIBRARIES:
             rate = _node_rate(prefill._replace(library=library, **changes))
             yield Part(what, library, rate, "tok/s/node", published)
