@@ -7,7 +7,8 @@ cost it h·H seconds. Both add up to
 
     T = exposed + max(C + h·H, H) = exposed + C + max(H − C, h·H)
 
-over a whole step: which exchange passes behind which kernel is not asked.
+over a whole step: which exchange passes behind which kernel is not asked, and exchanges follow one another, whichever
+links they use.
 
 Source: deepseek-ai/profile-data, README (two micro-batches; exchanges of prefill occupy SMs, those of decode do not);
 deepseek-ai/DeepEP, docs/legacy.md (set_num_sms; receiving hooks without SMs); lmsys.org/blog/2025-05-05-large-scale-ep
@@ -35,7 +36,7 @@ def shown(hidden: Quantity, computed: Quantity, held: Quantity) -> Quantity:
 
 def is_meant_to_hide(kernel: Kernel) -> bool:
     """Whether a share of the kernel's time is meant to pass behind others."""
-    return not (isinstance(kernel.hidden, float) and kernel.hidden == 0.0)
+    return not (isinstance(kernel.hidden, int | float) and kernel.hidden == 0)
 
 
 def shown_share(times: Sequence[tuple[Kernel, Quantity]]) -> Quantity:

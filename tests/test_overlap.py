@@ -85,20 +85,30 @@ def test_the_stages_of_a_pipeline_hide_what_their_own_computation_allows() -> No
     assert halves < 0.95 * seconds("tp4pp2", 0.0)
 
 
-def test_gradients_hide_behind_no_more_than_the_step_computes() -> None:
-    def trained(share: float, *settings: str) -> StepPrediction:
-        options = Options(training=Training(zero=1, overlap_gradients=share))
-        found = predict(
-            "llama-3.1-8b", "h100-sxm", 2048, phase="train", batch=8, layout="dp8", options=options, settings=settings
-        )
-        return found.row
+def trained(share: float, batch: int, *settings: str) -> StepPrediction:
+    options = Options(training=Training(zero=1, overlap_gradients=share))
+    more: dict[str, Any] = {"batch": batch, "layout": "dp8", "options": options, "settings": settings}
+    return predict("llama-3.1-8b", "h100-sxm", 2048, phase="train", **more).row
 
-    slow = "hw.links.scale_up.bandwidth=0.01x"
-    talk, compute = parts(trained(0.0, slow))
-    assert talk > 2 * compute
-    assert trained(1.0, slow).time_s == pytest.approx(talk)
-    talk, compute = parts(trained(0.0))
-    assert trained(1.0).time_s == pytest.approx(max(talk, compute))
+
+@pytest.mark.parametrize("links", ["1x", "0.01x"])
+@pytest.mark.parametrize("microbatches", [1, 8])
+def test_gradients_hide_behind_the_last_backward_pass_alone(links: str, microbatches: int) -> None:
+    slow = f"hw.links.scale_up.bandwidth={links}"
+    serial = trained(0.0, 8 * microbatches, slow)
+    talk = {entry.kernel: entry.time_s for entry in serial.breakdown if entry.family == "collective"}
+    assert talk.keys() == {"gradients reduce-scatter", "new weights all-gather"}
+    computed = serial.time_s - sum(talk.values())
+    (updating,) = (entry.time_s for entry in serial.breakdown if entry.kernel == "optimizer")
+    (model,), (device,) = loaded("llama-3.1-8b", "h100-sxm")
+    calibration = find_calibration(device, None)
+    kernels = model.kernels(Step(B=1, S=2048, P=0, phase="train"), make_precision(model, device))
+    forward = float(total_seconds([kernel for kernel in kernels if not kernel.gradient], device, calibration))
+    backward = float(total_seconds([kernel for kernel in kernels if kernel.gradient], device, calibration))
+    assert microbatches * (forward + backward) + updating == pytest.approx(computed)
+    shown = max(talk["gradients reduce-scatter"] - backward, 0) + max(talk["new weights all-gather"] - forward, 0)
+    assert trained(1.0, 8 * microbatches, slow).time_s == pytest.approx(computed + shown)
+    assert (shown > computed) == (links == "0.01x")
 
 
 def engine_times(overlap: float, *settings: str) -> tuple[StepTimes, Callable[[Step], float]]:

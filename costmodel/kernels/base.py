@@ -195,7 +195,7 @@ class Kernel(NamedTuple):
     @property
     def exposed(self) -> Quantity:
         """Launches of which the step waits: those that nothing hides."""
-        serial = isinstance(self.hidden, float) and self.hidden == 0.0
+        serial = isinstance(self.hidden, int | float) and self.hidden == 0
         return self.count if serial else self.count * (1.0 - self.hidden)
 
     def sharing(self, occupancy: int) -> "Kernel":

@@ -1,9 +1,12 @@
 """The row of a training step under a layout, and the model FLOPs utilisation of its devices."""
 
+from collections.abc import Callable
+
 from costmodel.calibration import Calibration
 from costmodel.energy import energy_joules
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
+from costmodel.overlap import EXCHANGE, is_meant_to_hide
 from costmodel.parallel.placement import Placed
 from costmodel.parallel.rows import waiting_row
 from costmodel.parallel.training import (
@@ -43,7 +46,9 @@ def predict_training(
     times = [seconds([*run, *between]) for run in runs]
     slowest = max(range(len(times)), key=times.__getitem__)
     last = max(range(len(times)), key=lambda index: seconds(updates[index]))
-    path = [kernel.times(m) for kernel in (*runs[slowest], *between)] + updates[last]
+    path = [kernel.times(m) for kernel in (*runs[slowest], *between)] + behind_passes(
+        updates[last], runs[last], seconds
+    )
     time = time_step(path, hardware, calibration)
     all_stages = sum(stage.times * found for stage, found in zip(placed.stages, times, strict=True))
     bubble = (all_stages - times[slowest]) / how.interleave
@@ -102,6 +107,23 @@ def predict_training(
         / (total * placed.layout.gpus * hardware.tensor_peak(precision.activations)),
         breakdown=tuple(rows),
     )
+
+
+def behind_passes(updates: list[Kernel], run: list[Kernel], seconds: Callable[[list[Kernel]], float]) -> list[Kernel]:
+    """What follows the last microbatch, of which no more hides than the pass that it can hide behind takes.
+
+    Gradients are there when the backward pass of the last microbatch makes them (each reduction: of one microbatch),
+    gathered weights are awaited by the forward pass of the next step's first. run: kernels of one microbatch.
+    """
+    found = []
+    for kernel in updates:
+        if is_meant_to_hide(kernel):
+            backward = kernel.name.startswith("gradients")
+            room = seconds([one for one in run if one.family != EXCHANGE and one.gradient == backward])
+            hidden = seconds([kernel._replace(count=1, hidden=0.0)]) * kernel.hidden
+            kernel = kernel._replace(hidden=kernel.hidden * min(1.0, room / hidden))
+        found.append(kernel)
+    return found
 
 
 def model_flops(placed: Placed, step: Step, precision: Precision) -> float:
