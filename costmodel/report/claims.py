@@ -174,8 +174,7 @@ def _in_full(form: str, row: Row) -> None:
         told.append(f"Condition: {row['condition']}.")
     if row["fair"]:
         told.append(f"Fair: {row['fair']}.")
-    if row["command"]:
-        told.append(f"The kernels behind the last number: {row['command']}")
+    told += [f"Behind the last number: {text}" for text in row["commands"]]
     for text in told:
         _line(form, text)
     emit("")

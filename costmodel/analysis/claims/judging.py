@@ -12,7 +12,7 @@ from costmodel.analysis.claims.files import UNITS, Change, Claim, load_claims
 from costmodel.analysis.claims.quantities import QUANTITIES
 from costmodel.analysis.claims.setups import SetUp
 from costmodel.analysis.claims.values import COMPARISONS, COUNTED, Value, weaker
-from costmodel.analysis.claims.wording import command, point_text, setup_text, span
+from costmodel.analysis.claims.wording import command, commands, point_text, setup_text, span
 from costmodel.calibration import BASES
 from costmodel.errors import BadInput, Impossible
 
@@ -119,7 +119,7 @@ def judged(
     low, high (80 % interval), ratio (predicted over claimed; of a cut, what is left), verdict, reason, tolerance,
     points, points_within (points_within_if: under the condition, of the numbers that did not give its parameters),
     points_in_interval, basis, condition, condition_split (whether every second number gave them),
-    condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command. Of a claim of several
+    condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command, commands. Of a claim of several
     numbers, claimed, predicted, low, high and the ratios are lists, and `at` names the points.
 
     Raises BadInput for an unknown name, or with every problem of a file.
@@ -237,6 +237,7 @@ def _row(
         "fair_low": _shown([value.low for value in fair.values]) if fair else None,
         "fair_high": _shown([value.high for value in fair.values]) if fair else None,
         "command": command(claim),
+        "commands": commands(claim),
     }
 
 

@@ -1,10 +1,12 @@
 """A claim's set-up and numbers in words, and the command that shows the kernels behind them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from costmodel.analysis.claims.files import Claim
-from costmodel.analysis.claims.setups import REAL, SetUp, sequences
+from costmodel.analysis.claims.setups import FILL, REAL, SetUp, calibration_of, model_of, sequences
+from costmodel.dims import by_name
 from costmodel.units import format_count, format_seconds
 
 
@@ -113,6 +115,59 @@ OPTIONS = (
     "caches",
     "new_tokens",
 )
+
+
+def commands(claim: Claim) -> list[str]:
+    """Command lines from a claim to what its last number rests on: the kernels or passes and their times, the formulas
+    in its dimensions, and the measured errors of its kernels; without those that it does not have."""
+    return [text for text in (command(claim) or _generation(claim), _formulas(claim), _errors(claim)) if text]
+
+
+def _generation(claim: Claim) -> str | None:
+    """The passes of a generation; None where none is measured, or a whole engine is."""
+    setup = claim.setup.changed(claim.points[-1])
+    if not (claim.quantity.startswith("generation") and setup.architecture and setup.output):
+        return None
+    words = [f"costmodel generate --arch {setup.architecture} --hw {setup.hardware}"]
+    words.append(f"--prompt {setup.prompt} --new-tokens {setup.output} --method {setup.method} --block {setup.block}")
+    words += [f"--{name} {value}" for name in ("steps", "accepted", "weights", "kv") if (value := getattr(setup, name))]
+    return " ".join(words)
+
+
+def _formulas(claim: Claim) -> str | None:
+    """The formulas of the model or the lone layer, in its own dimensions."""
+    setup = claim.setup.changed(claim.points[-1])
+    context = setup.context or setup.prompt + setup.output or max(setup.contexts, default=0)
+    if not context or setup.full_attention:
+        return None
+    words = [f"costmodel explain {setup.architecture}"]
+    if setup.mixer is not None:
+        [block] = model_of(setup).mixers.values()
+        usual = {item.metadata["name"]: item.default for item in fields(block.dims)}
+        sizes = [
+            f"--set {name}={str(value).lower()}" for name, value in by_name(block.dims).items() if value != usual[name]
+        ]
+        words = [f"costmodel explain {block.module.NAME}", *sizes]
+    words.append(f"--phase {setup.phase} --context {context}")
+    if setup.mixer is not None or setup.context:
+        batch = sequences(setup) if setup.batch != FILL or setup.hardware else 1
+        words.append(f"--batch {batch}")
+    return " ".join(words + ([f"--hw {setup.hardware}"] if setup.hardware else []))
+
+
+def _errors(claim: Claim) -> str | None:
+    """The parameters of the kernels, with the errors that their fits show on what they did not see."""
+    setup = claim.setup.changed(claim.points[-1])
+    if claim.quantity in COUNTS or not setup.hardware:
+        return None
+    if setup.calibration:
+        return f"costmodel show {setup.calibration}"
+    name = calibration_of(setup).id
+    return f"costmodel show {name.rpartition('-')[0]}" if name else None
+
+
+COUNTS = ("flops", "fp8-flops", "hbm-bytes", "cache-bytes", "batch-that-fits", "generation-flops")
+"""Quantities in which no time is."""
 
 
 def command(claim: Claim) -> str | None:
