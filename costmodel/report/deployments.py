@@ -63,21 +63,18 @@ def deployments_and_print(form: str, inputs: Mapping[str, Any]) -> None:
             emit(_tables(form, one.name, claims, parts))
 
 
-def _tables(form: str, name: str, claims: Sequence[Row], parts: Sequence[Row]) -> str:
+def _tables(form: str, name: str, claims: Sequence[Row], parts: Sequence[Row], reasons: bool = True) -> str:
     """The claims of a deployment, the reasons of those that are not reproduced, and its parts."""
     own = [row for row in claims if row["deployment"] == name]
-    reasons = [f"{row['id']}: {row['reason']}." for row in own if row["verdict"] != "reproduced"]
     found = [row for row in parts if row["deployment"] == name]
+    told = [f"{row['id']}: {row['reason']}." for row in own if reasons and row["verdict"] != "reproduced"]
     if form == "markdown":
-        lines = [f"- {reason}" for reason in reasons]
-        return "\n\n".join(
-            [markdown_table(own, TABLE), *(["\n".join(lines)] if lines else []), markdown_table(found, PARTS)]
-        )
-    width = terminal_width() or WIDTH
-    lines = [wrapped(reason, width) for reason in reasons]
-    return "\n\n".join(
-        [text_table(own, TABLE, width), *(["\n".join(lines)] if lines else []), text_table(found, PARTS, width)]
-    )
+        blocks = [markdown_table(own, TABLE), "\n".join(f"- {text}" for text in told), markdown_table(found, PARTS)]
+    else:
+        width = terminal_width() or WIDTH
+        lines = "\n".join(wrapped(text, width) for text in told)
+        blocks = [text_table(own, TABLE, width), lines, text_table(found, PARTS, width)]
+    return "\n\n".join(block for block in blocks if block)
 
 
 def page(text: str) -> str:
@@ -89,7 +86,8 @@ def page(text: str) -> str:
         name = found[1]
         if name not in names:
             raise unknown("deployment", name, names)
-        return f"<!-- deployment {name}: {HEAD} -->\n\n{_tables('markdown', name, claims, parts)}\n\n<!-- end -->"
+        tables = _tables("markdown", name, claims, parts, reasons=False)
+        return f"<!-- deployment {name}: {HEAD} -->\n\n{tables}\n\n<!-- end -->"
 
     return BLOCK.sub(block, text)
 
