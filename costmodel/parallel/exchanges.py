@@ -176,14 +176,14 @@ class Exchanger(NamedTuple):
                 continue
             # Low-latency kernels send a copy for each expert. Those of large batches send one to each domain, where
             # fast links pass it on; inside one domain, one to each device.
-            copies = d.k * (at.ep - 1) / at.ep
+            copies, reached = d.k * (at.ep - 1) / at.ep, among
             if not self.step.decoding:
                 places = at.ep if among.inside == at.ep else at.ep / among.inside
                 copies = (places - 1) * (1 - (1 - 1 / places) ** d.k)
-                among = among if places == at.ep else Group(among.size, 1)
+                reached = among if places == at.ep else Group(among.size, 1)
             for op, e in (("dispatch", sent), ("combine", back)):
                 size = tokens * width * e * d.place.hottest
-                yield self.send(op, op, among, size, copies=copies, tokens=tokens)._replace(group=name, count=count)
+                yield self.send(op, op, reached, size, copies=copies, tokens=tokens)._replace(group=name, count=count)
 
     def _context(self) -> Iterator[Kernel]:
         if self.placed.layout.cp == 1:
