@@ -13,7 +13,7 @@ of keys and values); arXiv:2310.01889 (ring of keys and values); arXiv:2502.0756
 vllm-project/vllm, docs/serving (context_parallel_deployment) and attention/ops/common.py (cp_lse_ag_out_rs).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, minimum
@@ -90,9 +90,13 @@ class Exchanger(NamedTuple):
         shape = Collective(op, among.size, size, self.precision.hidden, own=own, inside=among.inside, **more)
         return collective(name, shape)._replace(hidden=self.placed.options.overlap)
 
-    def all(self) -> list[Kernel]:
-        """Every exchange of the stage's layers, embedding and head, equal ones as one entry with a count."""
-        run = [*self._tensor(), *self._experts(), *self._context()]
+    def all(self, only: Collection[str] | None = None) -> list[Kernel]:
+        """Every exchange of the stage's layers, embedding and head, equal ones as one entry with a count.
+
+        only: the groups whose exchanges are wanted (None: all).
+        """
+        wanted = self.stage.part.groups if only is None else only
+        run = [*self._tensor(wanted), *self._experts(wanted), *self._context(wanted)]
         return [kernel for kernel in run if not (isinstance(kernel.count, int) and kernel.count == 0)]
 
     def _summed(self, name: str, of: str, count: int, scattered: int = 0) -> Iterator[Kernel]:
@@ -108,22 +112,26 @@ class Exchanger(NamedTuple):
         if halves:
             yield self.send(f"{name} all-gather", "all_gather", among, self.hidden)._replace(group=of, count=halves)
 
-    def _tensor(self) -> Iterator[Kernel]:
+    def _tensor(self, wanted: Collection[str]) -> Iterator[Kernel]:
         placed, part = self.placed, self.stage.part
         ways = placed.ways
         if ways == 1:
             return
-        if part.embeds:
+        if part.embeds and "embedding" in wanted:
             yield from self._summed("embedding", "embedding", 1)
         mixers, ffns = part.counts()
         travelling = {name for name, block in part.ffns.items() if dispatches(block)}
         for name, count in mixers.items():
+            if name not in wanted:
+                continue
             whole, local = placed.whole.mixers[name], part.mixers[name]
             before = sum(name in branches(names) and ffn in travelling for names, ffn in part.layers)
             if is_partial(whole, local):
                 yield from self._summed("output", name, count, before)
             yield from self._inner(whole, name, count)
         for name, count in ffns.items():
+            if name not in wanted:
+                continue
             whole, local = placed.whole.ffns[name], part.ffns[name]
             if name in travelling:
                 among = group(placed, self.hardware, "ways")
@@ -131,7 +139,7 @@ class Exchanger(NamedTuple):
             elif is_partial(whole, local):
                 yield from self._summed("output", name, count)
             yield from self._inner(whole, name, count)
-        if part.predicts:
+        if part.predicts and "head" in wanted:
             yield self._logits()
 
     def _inner(self, whole: Block, name: str, count: int) -> Iterator[Kernel]:
@@ -154,11 +162,11 @@ class Exchanger(NamedTuple):
         size = tokens * self.placed.whole.V * self.precision.hidden_bytes
         return self.send("logits all-gather", "all_gather", among, size)._replace(group="head")
 
-    def _experts(self) -> Iterator[Kernel]:
+    def _experts(self, wanted: Collection[str]) -> Iterator[Kernel]:
         among = group(self.placed, self.hardware, "ep")
         for name, count in self.stage.part.counts()[1].items():
             block = self.stage.part.ffns[name]
-            if not dispatches(block):
+            if name not in wanted or not dispatches(block):
                 continue
             d: moe.PlacedDims = block.dims
             width = self.placed.whole.D if d.latent is None else d.latent
@@ -185,11 +193,13 @@ class Exchanger(NamedTuple):
                 size = tokens * width * e * d.place.hottest
                 yield self.send(op, op, reached, size, copies=copies, tokens=tokens)._replace(group=name, count=count)
 
-    def _context(self) -> Iterator[Kernel]:
+    def _context(self, wanted: Collection[str]) -> Iterator[Kernel]:
         if self.placed.layout.cp == 1:
             return
         among = group(self.placed, self.hardware, "cp")
         for name, count in self.stage.part.counts()[0].items():
+            if name not in wanted:
+                continue
             found = self._of_tokens(name, among) if self.placed.by_tokens else self._of_cache(name, among)
             for kernel in found:
                 yield kernel._replace(group=name).times(count)
