@@ -21,8 +21,9 @@ from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.assess import assess, difference, spread
 from costmodel.planning.candidates import evaluate, rank
 from costmodel.planning.confirm import replayed, workers
-from costmodel.planning.curves import engine_curves, kinds_of, likeness
+from costmodel.planning.curves import engine_curves
 from costmodel.planning.deployment import engine
+from costmodel.planning.kernel_kinds import kinds
 from costmodel.planning.launch import Worker, documented, launches
 from costmodel.planning.load import Load
 from costmodel.planning.operating import line, places_wait
@@ -97,8 +98,8 @@ def test_kinds_of_kernels_are_the_same_for_layouts_that_are_alike() -> None:
             model = known.engine("h200-sxm", None, None, 0, layout)
         except Exception:
             continue
-        kinds = kinds_of(model)
-        assert found.setdefault(likeness(model), kinds) == kinds, layout
+        found_here = kinds(model.kernels)
+        assert found.setdefault(model.likeness(), found_here) == found_here, layout
     assert len(found) > 3
 
 

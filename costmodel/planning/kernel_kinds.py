@@ -12,12 +12,16 @@ KernelSource = Callable[[Step], Sequence[Kernel]]
 """The kernels of a step, such as those of a model on one device, or of one rank of a parallel layout."""
 
 
-def kinds(kernels: KernelSource) -> dict[tuple[str, str, int], str]:
+Kinds = dict[tuple[str, str, int], str]
+"""The kind of kernels by (group, name, how many of that name came before)."""
+
+
+def kinds(kernels: KernelSource) -> Kinds:
     """Which kernels are token-wise ("token") and which row-wise ("row"); all others are sequence-wise.
 
     The key is (group, name, how many of that name came before).
     """
-    found: dict[tuple[str, str, int], str] = {}
+    found: Kinds = {}
     for index, n in enumerate((4, 208)):
         decode = named(kernels(Step(B=n, S=1, P=96, phase="decode")))
         others = {

@@ -1,8 +1,11 @@
 """The question that a plan answers, as plain values that can be sent to other processes, and what it means loaded."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial, reduce
 from typing import Any, NamedTuple
+
+import numpy
 
 from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration, find_calibration
@@ -11,26 +14,18 @@ from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.hardware import Hardware
 from costmodel.parallel.layout import Layout
 from costmodel.parallel.options import Options
-from costmodel.planning.curves import (
-    Array,
-    EngineModel,
-    Whole,
-    by_tokens,
-    engine_model,
-    grid,
-    kinds_of,
-    likeness,
-    seconds_by_block,
-    split,
-    whole,
-)
+from costmodel.parallel.pipeline import stage_cuts
+from costmodel.planning.curves import Whole, draft_seconds, stage_shares, stretch, whole
 from costmodel.planning.deployment import LONGEST, Served, Settings
 from costmodel.planning.engine_constants import EngineConstants
+from costmodel.planning.engine_model import Array, EngineModel, Places, places
+from costmodel.planning.group_times import Grid, GroupTimes, Prices, Source, grid, group_times
+from costmodel.planning.kernel_kinds import kinds
 from costmodel.planning.measures import ServiceLevel
-from costmodel.planning.room import largest_results
+from costmodel.planning.room import Held, chunk_step, held, largest_results, sent_bytes, written_bytes
 from costmodel.planning.workload import Workload
 from costmodel.prediction import loaded, make_precision
-from costmodel.step import Precision
+from costmodel.step import Precision, Step
 
 OBJECTIVES = ("cost", "throughput", "gpus", "latency")
 OWN = "own"
@@ -134,49 +129,123 @@ class Loaded(NamedTuple):
     def engine(self, hw: str, weights: str | None, kv: str | None, draft_tokens: int, layout: Layout) -> EngineModel:
         """One engine. Raises Impossible where the model cannot be split or computed so."""
         asked = self.question
+        options = Options(overlap=asked.overlap, imbalance=asked.imbalance)
         served = Served(
-            self.model,
-            self.devices[hw],
-            self.precision(hw, weights, kv),
-            asked.library,
-            asked.host[hw].host,
-            Options(overlap=asked.overlap, imbalance=asked.imbalance),
+            self.model, self.devices[hw], self.precision(hw, weights, kv), asked.library, asked.host[hw].host, options
         )
-        return engine_model(served, layout, self.calibrations[hw], draft_tokens, asked.acceptance)
+        placed = self._placed(layout, options, draft_tokens > 0)
+        accepted = asked.acceptance if draft_tokens else 0.0
+        return EngineModel(served, layout, *placed, self.calibrations[hw], draft_tokens, accepted)
+
+    def _placed(self, layout: Layout, options: Options, drafts: bool) -> Places:
+        cuts = self._once(("cuts", layout.pp), lambda: stage_cuts(self.model, layout.pp))
+        one = layout._replace(pp=1)
+        found: Places = self._once(("placed", one, drafts), lambda: places(self.model, one, options, drafts))
+        return self._once(("placed", layout, drafts), lambda: found.in_stages(cuts))
 
     def whole(self, engine: EngineModel) -> Whole:
         """The times of all layers, computed once for all engines that split them alike."""
-        asked, drafts = self.question, engine.draft_tokens
 
         def compute() -> Whole:
-            kind = self._once(("kinds", *likeness(engine)), lambda: kinds_of(engine))
-            most = asked.engines[engine.served.hardware.name].max_sequences
-            at = self._once(("grid", drafts, most), lambda: grid(engine, asked.work, asked.budgets, most))
-            return whole(engine, asked.work, at, by_tokens(engine, at, kind), kind)
+            at = self.grid(engine)
+            times = reduce(GroupTimes.plus, self._groups(engine, at))
+            drafting = draft_seconds(engine, at, self.question.work, self._prices(engine))
+            return whole(engine, at, times._replace(own=times.own + drafting))
 
-        return self._once(("times", *_formats(engine), engine.served.hardware.name, drafts, *split(engine)), compute)
+        return self._once(("whole", *self._device(engine), engine.draft_tokens, *engine.split()), compute)
+
+    def grid(self, engine: EngineModel) -> Grid:
+        """The batch sizes and chunk budgets of engines on a device."""
+        asked, drafts = self.question, engine.draft_tokens
+        most = asked.engines[engine.served.hardware.name].max_sequences
+        return self._once(("grid", drafts, most), lambda: grid(asked.work, asked.budgets, most, drafts, engine.pace))
+
+    def _groups(self, engine: EngineModel, at: Grid) -> Iterator[GroupTimes]:
+        """The times of each group of kernels, those of devices and those of communication apart."""
+        work, prices = self.question.work, self._prices(engine)
+        fixed = (*self._device(engine), engine.draft_tokens)
+        for name, part, kernels in self._parts(engine):
+            kind = self._once(("kinds", name, *part[:1], *engine.likeness()), partial(kinds, kernels))
+            yield self._once(("times", *part, *fixed), partial(group_times, kernels, kind, at, work, prices))
+
+    def _parts(self, engine: EngineModel) -> Iterator[tuple[str, tuple[Any, ...], Source]]:
+        """The groups of an engine's kernels, of devices and of communication: name, what they depend on, and source."""
+        for name in dict.fromkeys(engine.decode.model.part.groups):
+            yield name, ("device", *engine.part_of(name)), partial(engine.device_kernels, only=(name,))
+            if engine.layout.gpus > 1:
+                yield name, ("sent", *engine.sent_of(name)), partial(engine.sent, only=(name,))
+
+    def _prices(self, engine: EngineModel) -> Prices:
+        hardware = engine.served.hardware
+        return self._once(("prices", hardware.name), lambda: Prices(hardware, engine.calibration))
 
     def blocks(self, engine: EngineModel) -> Mapping[str, float]:
-        """Seconds of each block."""
-        key = ("blocks", *_formats(engine), engine.served.hardware.name, *split(engine))
-        return self._once(key, lambda: seconds_by_block(engine, self.question.work.context))
+        """Seconds of each block in a decode iteration of 32 sequences."""
+        step = Step(B=32, S=1, P=max(int(self.question.work.context) - 1, 0), phase="decode")
+        prices, fixed = self._prices(engine), self._device(engine)
+
+        def seconds_of(kernels: Source) -> float:
+            return float(prices.seconds(kernels(step)))
+
+        def compute() -> dict[str, float]:
+            found: dict[str, float] = {}
+            for name, part, kernels in self._parts(engine):
+                seconds = self._once(("block", *part, *fixed), partial(seconds_of, kernels))
+                found[name] = found.get(name, 0.0) + seconds
+            return found
+
+        return self._once(("blocks", *fixed, *engine.split()), compute)
 
     def results(self, engine: EngineModel) -> Array:
         """Bytes of the largest results of a chunk, by budget."""
-        asked = self.question
-        key = ("results", *_formats(engine), *engine.layout._replace(pp=1))
-        return self._once(key, lambda: largest_results(engine, asked.budgets, asked.work.longest))
+        asked, formats = self.question, engine.formats()
+        step = chunk_step(asked.budgets, asked.work.longest)
+
+        def written(kernels: Source) -> Array:
+            return written_bytes(kernels(step), len(asked.budgets))
+
+        def compute() -> Array:
+            found = [
+                self._once(("written", *part, *formats), partial(written, kernels))
+                for _, part, kernels in self._parts(engine)
+                if part[0] == "device"
+            ]
+            return largest_results(numpy.concatenate([*found, written(engine.sent)]))
+
+        return self._once(("results", *formats, *engine.layout._replace(pp=1)), compute)
+
+    def held(self, engine: EngineModel) -> Held:
+        """What the stages of an engine hold in memory."""
+        asked, hw = self.question, engine.served.hardware.name
+        settings = asked.settings(hw, max(asked.budgets), engine.draft_tokens)
+        return self._once(("held", *self._device(engine), engine.layout), lambda: held(engine, asked.work, settings))
+
+    def stretch(self, engine: EngineModel) -> float:
+        """How much longer the slowest stage of an engine's pipeline takes than the mean one."""
+        pp = engine.layout.pp
+        if pp == 1:
+            return 1.0
+        shares = self._once(("shares", pp), lambda: stage_shares(self.model, stage_cuts(self.model, pp)))
+        return stretch(shares, self.blocks(engine))
+
+    def send_s(self, engine: EngineModel) -> float:
+        """Seconds in which a device sends its part of a prompt's cache."""
+        served, asked = engine.served, self.question
+        bandwidth = asked.link_bandwidth or served.hardware.links.scale_out.bandwidth
+        if not bandwidth:
+            return math.inf
+        size = self._once(
+            ("sent cache", *engine.formats(), engine.layout), lambda: sent_bytes(engine, round(asked.work.input))
+        )
+        return size / bandwidth
+
+    def _device(self, engine: EngineModel) -> tuple[Any, ...]:
+        return (engine.served.hardware.name, *engine.formats())
 
     def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         if key not in self.kept:
             self.kept[key] = compute()
         return self.kept[key]
-
-
-def _formats(engine: EngineModel) -> tuple[Any, ...]:
-    """Number formats of the weights and what multiplies them, and of the cache."""
-    precision = engine.served.precision
-    return (precision.activations, *sorted(precision.weights.items()), precision.kv)
 
 
 def load(question: Question) -> Loaded:
