@@ -99,7 +99,8 @@ class EngineModel(NamedTuple):
         return self.decode if step.phase == "decode" else self.prefill
 
     def _local(self, placed: Placed, step: Step) -> Step:
-        return local_step(placed, step._replace(B=step.B * self.layout.dp))
+        """The step of one rank of dp, which all others are like: a mean number of sequences stays that mean."""
+        return local_step(placed._replace(layout=placed.layout._replace(dp=1)), step)
 
     def _kernels(self, placed: Placed, step: Step) -> list[Kernel]:
         local = self._local(placed, step)
@@ -138,9 +139,9 @@ class EngineModel(NamedTuple):
 
     def part_of(self, name: str) -> tuple[Any, ...]:
         """What the kernels of a group depend on beside device and formats: how its heads, widths or experts are
-        divided, and whether ranks share out sequences, which are whole ones then."""
+        divided."""
         layout = self.layout
-        return (name, layout.tp, layout.cp, layout.dp > 1, layout.ep if self._has_experts(name) else 1)
+        return (name, layout.tp, layout.cp, layout.ep if self._has_experts(name) else 1)
 
     def sent_of(self, name: str) -> tuple[Any, ...]:
         """What the communication of a group depends on: also how its devices lie in domains, and whether tokens travel
