@@ -4,7 +4,8 @@ Placing does not know of devices and formats, and stages do not change what a de
 once for all engines that agree in the rest.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy
@@ -24,7 +25,7 @@ from costmodel.parallel.pipeline import Cut
 from costmodel.parallel.placement import Placed, in_stages, local_step, place
 from costmodel.parallel.stages import device_kernels, stage_kernels
 from costmodel.planning.deployment import Served
-from costmodel.step import Step
+from costmodel.step import Precision, Step
 from costmodel.timing import total_seconds
 
 Array = NDArray[numpy.float64]
@@ -116,40 +117,47 @@ class EngineModel(NamedTuple):
         """Expected seconds of kernels."""
         return total_seconds(run, self.served.hardware, self.calibration)
 
-    def formats(self) -> tuple[Any, ...]:
-        """Number formats of the weights and what multiplies them, and of the cache."""
-        precision = self.served.precision
-        return (precision.activations, *sorted(precision.weights.items()), precision.kv)
+    def parts(self) -> Iterator["Part"]:
+        """The groups of the engine's kernels, computation and communication apart."""
+        for name in dict.fromkeys(self.decode.model.part.groups):
+            yield Part(name, "computed", partial(self.device_kernels, only=(name,)), *self._computed(name))
+            if self.layout.gpus > 1:
+                yield Part(name, "sent", partial(self.sent, only=(name,)), *self._sent(name))
+
+    def _computed(self, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Of the computation of a group: how its heads, widths or experts are divided; and whether they are."""
+        layout, spread = self.layout, self._has_experts(name)
+        kinds = (layout.cp > 1, *(self._spread() if spread else ()), self.served.precision.activations)
+        return (layout.tp, layout.cp, layout.ep if spread else 1, *self._formats(name)), kinds
+
+    def _sent(self, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Of the communication of a group: how its devices lie in domains, and whether tokens travel to experts after
+        it; and which exchanges there are."""
+        layout, spread = self.layout, self._has_experts(name)
+        among = self._among("ways", "cp", *(["ep"] if spread else []))
+        kinds = (layout.tp > 1, layout.cp > 1, *self._spread(), self.served.precision.activations)
+        travels = layout.ep > layout.tp, layout.ep > layout.tp * layout.cp
+        # Sums are of hidden states; experts get tokens in a format of their own, and gathered caches have theirs.
+        formats = self._formats(name) if spread or layout.cp > 1 else (self.served.precision.hidden,)
+        return (layout.tp, layout.cp, layout.ep if spread else 1, *travels, *among, *formats), kinds
+
+    def _spread(self) -> tuple[bool, bool]:
+        return self.layout.ep > 1, self.layout.ep > self.layout.tp
+
+    def _formats(self, name: str) -> tuple[Any, ...]:
+        """The formats that a group may see: caches are of mixers."""
+        formats = self.served.precision
+        return formats_of(formats) if name in self.served.architecture.mixers else formats_of(formats)[:-2]
 
     def split(self) -> tuple[Any, ...]:
-        """What the times of all layers depend on beside device, formats and drafts: all degrees but pp, and how groups
-        lie in domains."""
-        return (*self.layout._replace(pp=1), *self._among("ways", "cp", "ep"))
-
-    def likeness(self) -> tuple[Any, ...]:
-        """What the kinds of kernels depend on: which exchanges a layout has, not how many devices take part in them."""
-        layout = self.layout
-        spread = layout.ep > 1, layout.ep > layout.tp
-        return (layout.tp > 1, layout.cp > 1, layout.dp > 1, *spread, self.served.precision.activations)
+        """What the times of all layers depend on beside device, formats and drafts: all degrees but pp and dp, and how
+        groups lie in domains."""
+        return (*self.layout._replace(pp=1, dp=1), *self._among("ways", "cp", "ep"))
 
     def hop_of(self) -> tuple[Any, ...]:
         """What the seconds between two stages depend on, beside device, formats and tokens."""
         ways, apart = self._among("ways", "pp")
         return (ways, apart.inside > 1)
-
-    def part_of(self, name: str) -> tuple[Any, ...]:
-        """What the kernels of a group depend on beside device and formats: how its heads, widths or experts are
-        divided."""
-        layout = self.layout
-        return (name, layout.tp, layout.cp, layout.ep if self._has_experts(name) else 1)
-
-    def sent_of(self, name: str) -> tuple[Any, ...]:
-        """What the communication of a group depends on: also how its devices lie in domains, and whether tokens travel
-        to experts after it."""
-        layout = self.layout
-        travels = layout.ep > layout.tp, layout.ep > layout.tp * layout.cp
-        among = self._among("ways", "cp", *(["ep"] if self._has_experts(name) else []))
-        return (*self.part_of(name), *travels, *among)
 
     def _among(self, *degrees: str) -> list[Group]:
         return [group(self.decode, self.served.hardware, degree) for degree in degrees]
@@ -157,3 +165,22 @@ class EngineModel(NamedTuple):
     def _has_experts(self, name: str) -> bool:
         block = self.served.architecture.ffns.get(name)
         return block is not None and isinstance(block.dims, moe.Dims)
+
+
+class Part(NamedTuple):
+    """The kernels of a group that are computation, or communication.
+
+    depends: what they depend on beside the device; kinds: what it depends on which of them are token-wise.
+    """
+
+    group: str
+    what: str
+    kernels: Callable[[Step], list[Kernel]]
+    depends: tuple[Any, ...]
+    kinds: tuple[Any, ...]
+
+
+def formats_of(precision: Precision) -> tuple[Any, ...]:
+    """Number formats, those of weights and what multiplies them first, those of caches last."""
+    weights = sorted(precision.weights.items())
+    return (precision.activations, precision.hidden, *weights, precision.kv, precision.attention)

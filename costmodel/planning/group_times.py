@@ -5,7 +5,7 @@ nothing on pp. So a search prices every group once for all layouts that divide i
 groups in which the same work turns up.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -17,16 +17,13 @@ from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.planning.deployment import quantised_products
 from costmodel.planning.engine_model import Array
-from costmodel.planning.kernel_kinds import Kinds, named
+from costmodel.planning.kernel_kinds import KernelSource, Key, Kinds, named
 from costmodel.planning.workload import Workload
 from costmodel.step import Step
 from costmodel.timing import roofline
 
 POINTS = 64
 """Batch sizes of an engine, from 1 to the most that it can hold, in equal ratios."""
-
-Source = Callable[[Step], Sequence[Kernel]]
-"""The kernels of a part of a step."""
 
 
 class Grid(NamedTuple):
@@ -103,7 +100,7 @@ class GroupTimes(NamedTuple):
     shared: token-wise kernels at the tokens, and row-wise ones at the sampled positions, of three iterations one after
     another: n sequences decode, n − 1 do, and n − 1 beside a chunk. own, prompts: other kernels of n decoding sequences
     and of chunks. first, later: at the datasheet's peaks, of one decoding sequence and of its prompt's chunk by budget.
-    products: those with quantised activations in a decode iteration.
+    sample: all kernels where `SAMPLE` sequences decode. products: those with quantised activations in an iteration.
     """
 
     shared: Array
@@ -111,6 +108,7 @@ class GroupTimes(NamedTuple):
     prompts: Array
     first: float
     later: Array
+    sample: float
     products: int
 
     def plus(self, other: "GroupTimes") -> "GroupTimes":
@@ -121,47 +119,58 @@ class GroupTimes(NamedTuple):
             self.prompts + other.prompts,
             self.first + other.first,
             self.later + other.later,
+            self.sample + other.sample,
             self.products + other.products,
         )
 
 
-def group_times(kernels: Source, kind: Kinds, at: Grid, work: Workload, prices: Prices) -> GroupTimes:
+def group_times(kernels: KernelSource, kind: Kinds, at: Grid, work: Workload, prices: Prices) -> GroupTimes:
     """The times of a group. kind: which of its kernels are token-wise, row-wise, neither."""
     N, C = at.size.shape
     S, others = at.new_tokens, at.n - 1.0
     beside, least = others[:, None] * S, numpy.maximum(others, 1.0)
-    tokens = numpy.concatenate([at.n * S, least * S, (beside + at.together * at.size).ravel()])
-    rows = numpy.concatenate([at.n * S, least * S, (beside + at.together).ravel()])
-    shared = _seconds(kernels(decode_step(tokens, 1.0, 0.0)), kind, "token", tokens.shape, prices)
+    tokens, rows = (
+        numpy.concatenate([at.n * S, least * S, (beside + chunk).ravel(), numpy.array([SAMPLE])])
+        for chunk in (at.together * at.size, at.together)
+    )
+    run = kernels(decode_step(tokens, 1.0, 0.0))
+    products = quantised_products(run)
+    found = named(run)
+    shared, peak = _of_kind(found, kind, "token", prices, len(tokens))
     if "row" in kind.values():
-        shared += _seconds(kernels(decode_step(rows, 1.0, 0.0)), kind, "row", rows.shape, prices)
-    decoding = kernels(decode_step(at.n, S, max(work.context - S, 0.0)))
-    prefilling = kernels(
-        Step(B=at.together, S=at.size, P=numpy.maximum(work.position - at.size / 2, 0.0), phase="prefill")
+        more, further = _of_kind(named(kernels(decode_step(rows, 1.0, 0.0))), kind, "row", prices, len(tokens))
+        shared, peak = shared + more, peak + further
+    own, prompts = numpy.zeros(N + 1), numpy.zeros((N, C))
+    # One sequence decodes at first; one prompt alone is the first row of those beside others.
+    first, later = peak[0], peak[2 * N : 2 * N + C]
+    if not all(key in kind for key in found):
+        step = decode_step(
+            numpy.append(at.n, SAMPLE), numpy.append(numpy.full(N, S), 1.0),
+            numpy.append(numpy.full(N, max(work.context - S, 0.0)), max(int(work.context) - 1, 0)),
+        )  # fmt: skip
+        own, of_own = _of_kind(named(kernels(step)), kind, "", prices, N + 1)
+        chunk = Step(B=at.together, S=at.size, P=numpy.maximum(work.position - at.size / 2, 0.0), phase="prefill")
+        prompts, of_prompts = _of_kind(named(kernels(chunk)), kind, "", prices, N, C)
+        first, later = first + of_own[0], later + of_prompts[0]
+    return GroupTimes(shared[:-1], own[:-1], prompts, float(first), later, float(shared[-1] + own[-1]), products)
+
+
+SAMPLE = 32.0
+"""Sequences that decode where the groups of a model are compared with one another."""
+
+
+def _of_kind(run: Mapping[Key, Kernel], kind: Kinds, wanted: str, prices: Prices, *shape: int) -> tuple[Array, Array]:
+    """Expected seconds of the kernels of one kind, and those at the datasheet's peaks."""
+    chosen = [kernel for key, kernel in run.items() if kind.get(key, "") == wanted]
+    peak = sum(roofline(kernel, prices.hardware) * kernel.exposed for kernel in chosen)
+    expected, least = (
+        numpy.array(numpy.broadcast_to(numpy.asarray(total, dtype=numpy.float64), shape))
+        for total in (prices.seconds(chosen), peak)
     )
-    return GroupTimes(
-        shared,
-        _seconds(decoding, kind, "", (N,), prices),
-        _seconds(prefilling, kind, "", (N, C), prices),
-        float(_peak(decoding, prices.hardware, (N,))[0]),
-        _peak(prefilling, prices.hardware, (N, C))[0],
-        quantised_products(decoding),
-    )
+    return expected, least
 
 
 def decode_step(B: Any, S: Any, P: Any) -> Step:
     """A step of arrays."""
     B, S, P = (numpy.asarray(value, dtype=numpy.float64) for value in (B, S, P))
     return Step(B=B, S=S, P=P, phase="decode")
-
-
-def _seconds(run: Sequence[Kernel], kind: Kinds, wanted: str, shape: tuple[int, ...], prices: Prices) -> Array:
-    """Seconds of the kernels of one kind."""
-    chosen = [kernel for key, kernel in named(run).items() if kind.get(key, "") == wanted]
-    return numpy.array(numpy.broadcast_to(prices.seconds(chosen), shape), dtype=numpy.float64)
-
-
-def _peak(run: Iterable[Kernel], hardware: Hardware, shape: tuple[int, ...]) -> Array:
-    """Seconds of kernels at the datasheet's peaks."""
-    total = sum(roofline(kernel, hardware) * kernel.exposed for kernel in run)
-    return numpy.broadcast_to(numpy.asarray(total, dtype=numpy.float64), shape)

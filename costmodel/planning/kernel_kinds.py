@@ -12,8 +12,10 @@ KernelSource = Callable[[Step], Sequence[Kernel]]
 """The kernels of a step, such as those of a model on one device, or of one rank of a parallel layout."""
 
 
-Kinds = dict[tuple[str, str, int], str]
-"""The kind of kernels by (group, name, how many of that name came before)."""
+Key = tuple[str, str, int]
+"""Group, name, how many of that name came before."""
+Kinds = dict[Key, str]
+"""The kind of kernels by what they are called."""
 
 
 def kinds(kernels: KernelSource) -> Kinds:

@@ -18,14 +18,22 @@ from costmodel.parallel.pipeline import stage_cuts
 from costmodel.planning.curves import Whole, draft_seconds, stage_shares, stretch, whole
 from costmodel.planning.deployment import LONGEST, Served, Settings
 from costmodel.planning.engine_constants import EngineConstants
-from costmodel.planning.engine_model import Array, EngineModel, Places, places
-from costmodel.planning.group_times import Grid, GroupTimes, Prices, Source, grid, group_times
+from costmodel.planning.engine_model import Array, EngineModel, Places, formats_of, places
+from costmodel.planning.group_times import Grid, GroupTimes, Prices, grid, group_times
 from costmodel.planning.kernel_kinds import kinds
 from costmodel.planning.measures import ServiceLevel
-from costmodel.planning.room import Held, chunk_step, held, largest_results, sent_bytes, written_bytes
+from costmodel.planning.room import (
+    Held,
+    chunk_step,
+    largest_results,
+    sent_bytes,
+    stage_sequences,
+    stage_weights,
+    written_bytes,
+)
 from costmodel.planning.workload import Workload
 from costmodel.prediction import loaded, make_precision
-from costmodel.step import Precision, Step
+from costmodel.step import Precision
 
 OBJECTIVES = ("cost", "throughput", "gpus", "latency")
 OWN = "own"
@@ -148,11 +156,11 @@ class Loaded(NamedTuple):
 
         def compute() -> Whole:
             at = self.grid(engine)
-            times = reduce(GroupTimes.plus, self._groups(engine, at))
+            times = reduce(GroupTimes.plus, (found for _, found in self._groups(engine)))
             drafting = draft_seconds(engine, at, self.question.work, self._prices(engine))
             return whole(engine, at, times._replace(own=times.own + drafting))
 
-        return self._once(("whole", *self._device(engine), engine.draft_tokens, *engine.split()), compute)
+        return self._once(("whole", *self._split(engine)), compute)
 
     def grid(self, engine: EngineModel) -> Grid:
         """The batch sizes and chunk budgets of engines on a device."""
@@ -160,73 +168,61 @@ class Loaded(NamedTuple):
         most = asked.engines[engine.served.hardware.name].max_sequences
         return self._once(("grid", drafts, most), lambda: grid(asked.work, asked.budgets, most, drafts, engine.pace))
 
-    def _groups(self, engine: EngineModel, at: Grid) -> Iterator[GroupTimes]:
-        """The times of each group of kernels, those of devices and those of communication apart."""
-        work, prices = self.question.work, self._prices(engine)
-        fixed = (*self._device(engine), engine.draft_tokens)
-        for name, part, kernels in self._parts(engine):
-            kind = self._once(("kinds", name, *part[:1], *engine.likeness()), partial(kinds, kernels))
-            yield self._once(("times", *part, *fixed), partial(group_times, kernels, kind, at, work, prices))
-
-    def _parts(self, engine: EngineModel) -> Iterator[tuple[str, tuple[Any, ...], Source]]:
-        """The groups of an engine's kernels, of devices and of communication: name, what they depend on, and source."""
-        for name in dict.fromkeys(engine.decode.model.part.groups):
-            yield name, ("device", *engine.part_of(name)), partial(engine.device_kernels, only=(name,))
-            if engine.layout.gpus > 1:
-                yield name, ("sent", *engine.sent_of(name)), partial(engine.sent, only=(name,))
+    def _groups(self, engine: EngineModel) -> Iterator[tuple[str, GroupTimes]]:
+        """The times of each group of kernels, computation and communication apart."""
+        at, work, prices = self.grid(engine), self.question.work, self._prices(engine)
+        fixed = engine.served.hardware.name, engine.draft_tokens
+        for name, what, kernels, depends, alike in engine.parts():
+            kind = self._once(("kinds", name, what, *alike), partial(kinds, kernels))
+            compute = partial(group_times, kernels, kind, at, work, prices)
+            yield name, self._once(("times", name, what, *depends, *fixed), compute)
 
     def _prices(self, engine: EngineModel) -> Prices:
         hardware = engine.served.hardware
         return self._once(("prices", hardware.name), lambda: Prices(hardware, engine.calibration))
 
-    def blocks(self, engine: EngineModel) -> Mapping[str, float]:
-        """Seconds of each block in a decode iteration of 32 sequences."""
-        step = Step(B=32, S=1, P=max(int(self.question.work.context) - 1, 0), phase="decode")
-        prices, fixed = self._prices(engine), self._device(engine)
-
-        def seconds_of(kernels: Source) -> float:
-            return float(prices.seconds(kernels(step)))
-
-        def compute() -> dict[str, float]:
-            found: dict[str, float] = {}
-            for name, part, kernels in self._parts(engine):
-                seconds = self._once(("block", *part, *fixed), partial(seconds_of, kernels))
-                found[name] = found.get(name, 0.0) + seconds
-            return found
-
-        return self._once(("blocks", *fixed, *engine.split()), compute)
-
     def results(self, engine: EngineModel) -> Array:
         """Bytes of the largest results of a chunk, by budget."""
-        asked, formats = self.question, engine.formats()
-        step = chunk_step(asked.budgets, asked.work.longest)
-
-        def written(kernels: Source) -> Array:
-            return written_bytes(kernels(step), len(asked.budgets))
+        asked = self.question
+        step, budgets = chunk_step(asked.budgets, asked.work.longest), len(asked.budgets)
 
         def compute() -> Array:
             found = [
-                self._once(("written", *part, *formats), partial(written, kernels))
-                for _, part, kernels in self._parts(engine)
-                if part[0] == "device"
+                self._once(("written", part.group, *part.depends), partial(written_bytes, part.kernels, step, budgets))
+                for part in engine.parts()
+                if part.what == "computed"
             ]
-            return largest_results(numpy.concatenate([*found, written(engine.sent)]))
+            return largest_results(numpy.concatenate([*found, written_bytes(engine.sent, step, budgets)]))
 
-        return self._once(("results", *formats, *engine.layout._replace(pp=1)), compute)
+        return self._once(("results", *self._split(engine)), compute)
 
     def held(self, engine: EngineModel) -> Held:
         """What the stages of an engine hold in memory."""
-        asked, hw = self.question, engine.served.hardware.name
+        asked, hw, formats = self.question, engine.served.hardware.name, formats_of(engine.served.precision)
         settings = asked.settings(hw, max(asked.budgets), engine.draft_tokens)
-        return self._once(("held", *self._device(engine), engine.layout), lambda: held(engine, asked.work, settings))
+        pages = settings.page_tokens, settings.reserve_output
+        return Held(
+            self._once(("weights", *formats[:-2], engine.layout), lambda: stage_weights(engine)),
+            self._once(
+                ("caches", *formats[-2:], formats[1], *pages, engine.layout),
+                lambda: stage_sequences(engine, asked.work, settings),
+            ),
+        )
 
     def stretch(self, engine: EngineModel) -> float:
         """How much longer the slowest stage of an engine's pipeline takes than the mean one."""
         pp = engine.layout.pp
         if pp == 1:
             return 1.0
+
+        def seconds() -> dict[str, float]:
+            found: dict[str, float] = {}
+            for name, times in self._groups(engine):
+                found[name] = found.get(name, 0.0) + times.sample
+            return found
+
         shares = self._once(("shares", pp), lambda: stage_shares(self.model, stage_cuts(self.model, pp)))
-        return stretch(shares, self.blocks(engine))
+        return stretch(shares, self._once(("samples", *self._split(engine)), seconds))
 
     def send_s(self, engine: EngineModel) -> float:
         """Seconds in which a device sends its part of a prompt's cache."""
@@ -235,12 +231,14 @@ class Loaded(NamedTuple):
         if not bandwidth:
             return math.inf
         size = self._once(
-            ("sent cache", *engine.formats(), engine.layout), lambda: sent_bytes(engine, round(asked.work.input))
+            ("sent cache", *formats_of(served.precision)[-2:], engine.layout),
+            lambda: sent_bytes(engine, round(asked.work.input)),
         )
         return size / bandwidth
 
-    def _device(self, engine: EngineModel) -> tuple[Any, ...]:
-        return (engine.served.hardware.name, *engine.formats())
+    def _split(self, engine: EngineModel) -> tuple[Any, ...]:
+        served = engine.served
+        return (served.hardware.name, *formats_of(served.precision), engine.draft_tokens, *engine.split())
 
     def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         if key not in self.kept:

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy
 
-from costmodel.kernels.base import Kernel
 from costmodel.parallel.memory import VLLM
 from costmodel.planning.cache import SequenceCache
 from costmodel.planning.deployment import Settings, stage_cache
 from costmodel.planning.engine_model import Array, EngineModel
 from costmodel.planning.group_times import decode_step
+from costmodel.planning.kernel_kinds import KernelSource
 from costmodel.planning.workload import Workload
 from costmodel.step import Step
 
@@ -28,9 +28,9 @@ def chunk_step(budgets: Sequence[int], longest: int) -> Step:
     return decode_step(1.0, tokens, 0.0)._replace(phase="prefill")
 
 
-def written_bytes(run: Sequence[Kernel], budgets: int) -> Array:
+def written_bytes(kernels: KernelSource, chunk: Step, budgets: int) -> Array:
     """Bytes that each kernel of a chunk writes, by budget."""
-    launched = [kernel for kernel in run if not (isinstance(kernel.count, int) and kernel.count == 0)]
+    launched = [kernel for kernel in kernels(chunk) if not (isinstance(kernel.count, int) and kernel.count == 0)]
     found = [numpy.broadcast_to(kernel.executed.written, (budgets,)) for kernel in launched]
     return numpy.array(found, dtype=numpy.float64).reshape(len(found), budgets)
 
@@ -55,14 +55,15 @@ NO_STAGE = Held(numpy.array([-numpy.inf]), numpy.array([1.0]))
 """What stands where an engine has fewer stages than others: a device that is never full."""
 
 
-def held(model: EngineModel, work: Workload, settings: Settings) -> Held:
-    """What the stages of an engine hold."""
-    precision = model.served.precision
-    caches = [stage_cache(model.decode, stage, precision) for stage in model.decode.stages]
-    return Held(
-        numpy.array([float(stage.part.weight_bytes(precision)) for stage in model.decode.stages]),
-        numpy.array([mean_bytes(cache, work, settings) for cache in caches]),
-    )
+def stage_weights(model: EngineModel) -> Array:
+    """Bytes of the weights on a device of each different stage."""
+    return numpy.array([float(stage.part.weight_bytes(model.served.precision)) for stage in model.decode.stages])
+
+
+def stage_sequences(model: EngineModel, work: Workload, settings: Settings) -> Array:
+    """Bytes of a mean sequence on a device of each different stage."""
+    caches = [stage_cache(model.decode, stage, model.served.precision) for stage in model.decode.stages]
+    return numpy.array([mean_bytes(cache, work, settings) for cache in caches])
 
 
 def sent_bytes(model: EngineModel, input_tokens: int) -> float:
