@@ -7,6 +7,7 @@ drafts lie side by side, in arrays whose first axis they are.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy
@@ -54,7 +55,8 @@ class Whole(NamedTuple):
 
     n: batch sizes. decode: seconds of an iteration. added, chunks, together: as in `Curves`, and how many short prompts
     share an iteration. peak: seconds at the datasheet's peaks, per token of one sequence and of a prompt alone.
-    host: what the host adds to an iteration and to each sequence in it.
+    host: what the host adds to an iteration and to each sequence in it. samples: seconds of each group where `SAMPLE`
+    sequences decode.
     """
 
     n: Array
@@ -64,23 +66,28 @@ class Whole(NamedTuple):
     together: Array
     peak: tuple[float, float]
     host: Mapping[str, float]
+    samples: Mapping[str, float]
 
 
-def whole(model: EngineModel, at: Grid, times: GroupTimes) -> Whole:
-    """All groups of a model together. times: their sum, that of drafts included."""
+def whole(model: EngineModel, at: Grid, groups: Sequence[tuple[str, GroupTimes]], drafting: Array | float) -> Whole:
+    """All groups of a model together. drafting: seconds in which n sequences draft."""
+    times = reduce(GroupTimes.plus, (found for _, found in groups))
+    samples: dict[str, float] = {}
+    for name, found in groups:
+        samples[name] = samples.get(name, 0.0) + found.sample
     N, C = at.size.shape
     full, fewer, mixed = times.shared[:N], times.shared[N : 2 * N], times.shared[2 * N :].reshape(N, C)
     added = mixed - numpy.where(at.n > 1.0, fewer, 0.0)[:, None] + times.prompts
     added = numpy.where(at.left >= 1.0, added, numpy.inf)
     peak = times.first / model.pace, float((times.later * at.chunks[0] / at.together[0]).min())
     host = host_of(model.served.host, model.served.architecture, times.products)
-    return Whole(at.n, full + times.own, added, at.chunks, at.together, peak, host)
+    return Whole(at.n, full + times.own + drafting, added, at.chunks, at.together, peak, host, samples)
 
 
-def draft_seconds(model: EngineModel, at: Grid, work: Workload, prices: Prices) -> Array:
+def draft_seconds(model: EngineModel, at: Grid, work: Workload, prices: Prices) -> Array | float:
     """Seconds in which n sequences draft their tokens, one after another."""
     if not model.draft_tokens:
-        return numpy.zeros_like(at.n)
+        return 0.0
     step = decode_step(at.n, 1.0, max(work.context - at.new_tokens, 0.0))
     return model.draft_tokens * numpy.broadcast_to(prices.seconds(model.draft_kernels(step)), at.n.shape)
 
@@ -178,8 +185,10 @@ def stage_shares(model: Architecture, cuts: Sequence[Cut]) -> Shares:
     return Shares(groups, numpy.array(parts), numpy.array([float(cut.times) for cut in cuts]))
 
 
-def stretch(shares: Shares, blocks: Mapping[str, float]) -> float:
-    """How much longer the slowest stage of a pipeline takes than the mean one: the pace of all. blocks: seconds of each
-    group."""
-    seconds = shares.parts @ numpy.array([blocks.get(name, 0.0) for name in shares.groups])
+def stretch(shares: Shares, samples: Mapping[str, float]) -> float:
+    """How much longer the slowest stage of a pipeline takes than the mean one: the pace of all.
+
+    samples: seconds of each group.
+    """
+    seconds = shares.parts @ numpy.array([samples.get(name, 0.0) for name in shares.groups])
     return float(seconds.max() * shares.times.sum() / (shares.times @ seconds))

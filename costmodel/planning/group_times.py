@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from costmodel.algebra import Quantity
-from costmodel.calibration import Calibration
+from costmodel.calibration import Calibration, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.planning.deployment import quantised_products
@@ -57,6 +57,7 @@ class Prices:
     def __init__(self, hardware: Hardware, calibration: Calibration) -> None:
         self.hardware, self.calibration = hardware, calibration
         self.known: dict[tuple[Any, ...], Quantity] = {}
+        self.fits: dict[tuple[str, str, str], Fit] = {}
 
     def seconds(self, run: Iterable[Kernel]) -> Quantity:
         """Expected seconds of all kernels together, element by element where they are of arrays."""
@@ -78,7 +79,9 @@ class Prices:
             None if kernel.ideal is kernel.executed else _content(kernel.ideal),
         )
         if key not in self.known:
-            fit = self.calibration.fit(kernel)
+            fit = self.fits.get(key[:3])
+            if fit is None:
+                fit = self.fits[key[:3]] = self.calibration.fit(kernel)
             self.known[key] = kernel.form.terms(kernel.sharing(fit.occupancy), self.hardware, fit.values).total()
         return self.known[key]
 

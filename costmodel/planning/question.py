@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy
@@ -155,10 +155,9 @@ class Loaded(NamedTuple):
         """The times of all layers, computed once for all engines that split them alike."""
 
         def compute() -> Whole:
-            at = self.grid(engine)
-            times = reduce(GroupTimes.plus, (found for _, found in self._groups(engine)))
-            drafting = draft_seconds(engine, at, self.question.work, self._prices(engine))
-            return whole(engine, at, times._replace(own=times.own + drafting))
+            groups = list(self._groups(engine))
+            drafting = draft_seconds(engine, self.grid(engine), self.question.work, self._prices(engine))
+            return whole(engine, self.grid(engine), groups, drafting)
 
         return self._once(("whole", *self._split(engine)), compute)
 
@@ -182,8 +181,8 @@ class Loaded(NamedTuple):
         return self._once(("prices", hardware.name), lambda: Prices(hardware, engine.calibration))
 
     def results(self, engine: EngineModel) -> Array:
-        """Bytes of the largest results of a chunk, by budget."""
-        asked = self.question
+        """Bytes of the largest results of a chunk, by budget. They do not depend on the device."""
+        asked, formats, layout = self.question, formats_of(engine.served.precision), engine.layout._replace(pp=1, dp=1)
         step, budgets = chunk_step(asked.budgets, asked.work.longest), len(asked.budgets)
 
         def compute() -> Array:
@@ -192,9 +191,13 @@ class Loaded(NamedTuple):
                 for part in engine.parts()
                 if part.what == "computed"
             ]
-            return largest_results(numpy.concatenate([*found, written_bytes(engine.sent, step, budgets)]))
+            sent = self._once(
+                ("sent", *(formats if layout.cp > 1 else formats[:-2]), *layout),
+                partial(written_bytes, engine.sent, step, budgets),
+            )
+            return largest_results(numpy.concatenate([*found, sent]))
 
-        return self._once(("results", *self._split(engine)), compute)
+        return self._once(("results", *formats, *layout), compute)
 
     def held(self, engine: EngineModel) -> Held:
         """What the stages of an engine hold in memory."""
@@ -214,15 +217,8 @@ class Loaded(NamedTuple):
         pp = engine.layout.pp
         if pp == 1:
             return 1.0
-
-        def seconds() -> dict[str, float]:
-            found: dict[str, float] = {}
-            for name, times in self._groups(engine):
-                found[name] = found.get(name, 0.0) + times.sample
-            return found
-
         shares = self._once(("shares", pp), lambda: stage_shares(self.model, stage_cuts(self.model, pp)))
-        return stretch(shares, self._once(("samples", *self._split(engine)), seconds))
+        return stretch(shares, self.whole(engine).samples)
 
     def send_s(self, engine: EngineModel) -> float:
         """Seconds in which a device sends its part of a prompt's cache."""
