@@ -215,14 +215,18 @@ class Architecture(NamedTuple):
 
         only: the groups whose kernels are wanted (None: all).
         """
-        wanted = self.groups if only is None else [name for name in self.groups if name in only]
-        run = [embedding(self.D, step, precision)._replace(group="embedding")] if "embedding" in wanted else []
+
+        def wanted(group: str) -> bool:
+            return only is None or group in only
+
+        of_embedding = self.embeds and wanted("embedding")
+        run = [embedding(self.D, step, precision)._replace(group="embedding")] if of_embedding else []
         per_part = 2 if self.sandwich_norm else 1
         phase = "decode" if step.decoding else "prefill"
         parts = zip((self.mixers, self.ffns), self.counts(), self.sites(), strict=True)
         for blocks, counts, sites in parts:
             for name, count in counts.items():
-                if name not in wanted:
+                if not wanted(name):
                     continue
                 block, before = blocks[name], sites.get(name, 0)
                 if before:
@@ -232,9 +236,9 @@ class Architecture(NamedTuple):
                     run.append(kernel._replace(group=name, module=f"{block.kind}-{phase}", count=kernel.count * count))
                 if count > before:
                     run.append(_sum_of_branches(self.D, step, precision)._replace(group=name, count=count - before))
-        if "hyper-connections" in wanted:
+        if wanted("hyper-connections"):
             run += self._hyper_kernels(step, precision)
-        if "head" in wanted:
+        if self.predicts and wanted("head"):
             end = [norm("final norm", self.D, step, precision), *head(self.D, self.V, step, precision)]
             run += [kernel._replace(group="head") for kernel in end]
         if step.phase == "train":

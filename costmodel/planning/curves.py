@@ -75,7 +75,7 @@ def whole(model: EngineModel, at: Grid, groups: Sequence[tuple[str, GroupTimes]]
     samples: dict[str, float] = {}
     for name, found in groups:
         samples[name] = samples.get(name, 0.0) + found.sample
-    N, C = at.size.shape
+    N, C = at.together.shape
     full, fewer, mixed = times.shared[:N], times.shared[N : 2 * N], times.shared[2 * N :].reshape(N, C)
     added = mixed - numpy.where(at.n > 1.0, fewer, 0.0)[:, None] + times.prompts
     added = numpy.where(at.left >= 1.0, added, numpy.inf)
@@ -88,8 +88,8 @@ def draft_seconds(model: EngineModel, at: Grid, work: Workload, prices: Prices) 
     """Seconds in which n sequences draft their tokens, one after another."""
     if not model.draft_tokens:
         return 0.0
-    step = decode_step(at.n, 1.0, max(work.context - at.new_tokens, 0.0))
-    return model.draft_tokens * numpy.broadcast_to(prices.seconds(model.draft_kernels(step)), at.n.shape)
+    step = decode_step(at.n, 1.0, max(work.context - (model.draft_tokens + 1), 0.0))
+    return model.draft_tokens * (numpy.zeros_like(at.n) + prices.seconds(model.draft_kernels(step)).expected)
 
 
 def between(low: Array, high: Array, share: Array) -> Array:

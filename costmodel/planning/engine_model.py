@@ -119,10 +119,11 @@ class EngineModel(NamedTuple):
 
     def parts(self) -> Iterator["Part"]:
         """The groups of the engine's kernels, computation and communication apart."""
+        among = self._among("ways", "cp", "ep")
         for name in dict.fromkeys(self.decode.model.part.groups):
             yield Part(name, "computed", partial(self.device_kernels, only=(name,)), *self._computed(name))
             if self.layout.gpus > 1:
-                yield Part(name, "sent", partial(self.sent, only=(name,)), *self._sent(name))
+                yield Part(name, "sent", partial(self.sent, only=(name,)), *self._sent(name, among))
 
     def _computed(self, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Of the computation of a group: how its heads, widths or experts are divided; and whether they are."""
@@ -130,16 +131,16 @@ class EngineModel(NamedTuple):
         kinds = (layout.cp > 1, *(self._spread() if spread else ()), self.served.precision.activations)
         return (layout.tp, layout.cp, layout.ep if spread else 1, *self._formats(name)), kinds
 
-    def _sent(self, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def _sent(self, name: str, among: Sequence[Group]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Of the communication of a group: how its devices lie in domains, and whether tokens travel to experts after
         it; and which exchanges there are."""
         layout, spread = self.layout, self._has_experts(name)
-        among = self._among("ways", "cp", *(["ep"] if spread else []))
         kinds = (layout.tp > 1, layout.cp > 1, *self._spread(), self.served.precision.activations)
         travels = layout.ep > layout.tp, layout.ep > layout.tp * layout.cp
         # Sums are of hidden states; experts get tokens in a format of their own, and gathered caches have theirs.
         formats = self._formats(name) if spread or layout.cp > 1 else (self.served.precision.hidden,)
-        return (layout.tp, layout.cp, layout.ep if spread else 1, *travels, *among, *formats), kinds
+        experts = (layout.ep, among[2]) if spread else ()
+        return (layout.tp, layout.cp, *experts, *travels, *among[:2], *formats), kinds
 
     def _spread(self) -> tuple[bool, bool]:
         return self.layout.ep > 1, self.layout.ep > self.layout.tp

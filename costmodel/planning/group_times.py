@@ -6,7 +6,6 @@ groups in which the same work turns up.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy
@@ -26,29 +25,59 @@ POINTS = 64
 """Batch sizes of an engine, from 1 to the most that it can hold, in equal ratios."""
 
 
+SAMPLE = 32.0
+"""Sequences that decode where the groups of a model are compared with one another."""
+
+
 class Grid(NamedTuple):
-    """Batch sizes n (rows) by chunk budgets (columns): tokens that a budget leaves beside the n − 1 others, iterations
-    that a prompt takes, tokens of its chunk, and how many short prompts share an iteration. new_tokens: of a decoding
-    sequence in an iteration."""
+    """Batch sizes n (rows) by chunk budgets (columns), and the steps at which kernels are priced for it.
+
+    left: tokens that a budget leaves beside the n − 1 others. chunks: iterations that a prompt takes. together: how
+    many short prompts share an iteration. tokens, rows: steps of as many tokens, and of as many sampled positions, as three
+    iterations have, one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk. decoding: steps of n
+    sequences. prompts: of chunks. At the end of all but the last stands a step in which `SAMPLE` sequences decode.
+    """
 
     n: Array
     left: Array
     chunks: Array
-    size: Array
     together: Array
-    new_tokens: float
+    tokens: Step
+    rows: Step
+    decoding: Step
+    prompts: Step
 
 
 def grid(work: Workload, budgets: Sequence[int], most: int, draft_tokens: int, pace: float) -> Grid:
     """The grid up to so many sequences. pace: tokens that a sequence gains in an iteration."""
     n = numpy.unique(numpy.round(numpy.geomspace(1, max(most, 1), POINTS)))
-    S, budget = float(draft_tokens + 1), numpy.array(budgets, dtype=numpy.float64)
+    S, budget, sample = float(draft_tokens + 1), numpy.array(budgets, dtype=numpy.float64), numpy.array([SAMPLE])
     left = budget - (n - 1.0)[:, None] * S
     chunks = numpy.ceil(work.computed / numpy.clip(left, 1.0, work.computed))
     size = work.computed / chunks
     # Short prompts share iterations: as many as arrive in one while n sequences are kept, if they fit.
     together = numpy.clip(n[:, None] * pace / max(work.output - 1.0, 1.0), 1.0, numpy.maximum(left / size, 1.0))
-    return Grid(n, left, chunks, size, numpy.where(chunks > 1, 1.0, together), S)
+    together = numpy.where(chunks > 1, 1.0, together)
+    beside, least = (n - 1.0)[:, None] * S, numpy.maximum(n - 1.0, 1.0)
+    tokens, rows = (
+        decode_step(numpy.concatenate([n * S, least * S, (beside + chunk).ravel(), sample]), 1.0, 0.0)
+        for chunk in (together * size, together)
+    )
+    before = numpy.full_like(n, max(work.context - S, 0.0))
+    decoding = decode_step(
+        numpy.append(n, sample),
+        numpy.append(numpy.full_like(n, S), 1.0),
+        numpy.append(before, max(int(work.context) - 1, 0)),
+    )
+    prompts = Step(B=together, S=size, P=numpy.maximum(work.position - size / 2, 0.0), phase="prefill")
+    return Grid(n, left, chunks, together, tokens, rows, decoding, prompts)
+
+
+class Price(NamedTuple):
+    """Seconds of one launch: expected, and at the datasheet's peaks."""
+
+    expected: Quantity
+    peak: Quantity
 
 
 class Prices:
@@ -56,17 +85,20 @@ class Prices:
 
     def __init__(self, hardware: Hardware, calibration: Calibration) -> None:
         self.hardware, self.calibration = hardware, calibration
-        self.known: dict[tuple[Any, ...], Quantity] = {}
+        self.known: dict[tuple[Any, ...], Price] = {}
         self.fits: dict[tuple[str, str, str], Fit] = {}
 
-    def seconds(self, run: Iterable[Kernel]) -> Quantity:
-        """Expected seconds of all kernels together, element by element where they are of arrays."""
-        total: Quantity = 0.0
+    def seconds(self, run: Iterable[Kernel]) -> Price:
+        """Of all launches of all kernels together, element by element where they are of arrays."""
+        expected: Quantity = 0.0
+        peak: Quantity = 0.0
         for kernel in run:
-            total = total + self._launch(kernel) * kernel.exposed
-        return total
+            one = self._launch(kernel)
+            expected = expected + one.expected * kernel.exposed
+            peak = peak + one.peak * kernel.exposed
+        return Price(expected, peak)
 
-    def _launch(self, kernel: Kernel) -> Quantity:
+    def _launch(self, kernel: Kernel) -> Price:
         key = (
             kernel.family,
             kernel.instance,
@@ -78,22 +110,34 @@ class Prices:
             _content(kernel.executed),
             None if kernel.ideal is kernel.executed else _content(kernel.ideal),
         )
-        if key not in self.known:
-            fit = self.fits.get(key[:3])
-            if fit is None:
-                fit = self.fits[key[:3]] = self.calibration.fit(kernel)
-            self.known[key] = kernel.form.terms(kernel.sharing(fit.occupancy), self.hardware, fit.values).total()
-        return self.known[key]
+        found = self.known.get(key)
+        if found is None:
+            fit = self._fit(kernel)
+            terms = kernel.form.terms(kernel.sharing(fit.occupancy), self.hardware, fit.values)
+            found = self.known[key] = Price(terms.total(), roofline(kernel, self.hardware))
+        return found
+
+    def _fit(self, kernel: Kernel) -> Fit:
+        key = (kernel.family, kernel.instance, kernel.module)
+        if key not in self.fits:
+            self.fits[key] = self.calibration.fit(kernel)
+        return self.fits[key]
+
+
+NUMBERS = (int, float, str, bool, type(None))
 
 
 def _content(value: Any) -> Any:
-    """Something that is equal for equal values, arrays included."""
+    """Something that is equal for equal values; of arrays a 64-bit hash, of which a kernel has several that all would
+    have to be equal by chance."""
+    if type(value) in NUMBERS:
+        return value
     if isinstance(value, numpy.ndarray):
-        return value.shape, blake2b(value.tobytes(), digest_size=16).digest()
+        return value.shape, hash(value.tobytes())
     if isinstance(value, tuple):
-        return tuple(map(_content, value))
+        return tuple([_content(entry) for entry in value])
     if isinstance(value, Mapping):
-        return tuple((key, _content(entry)) for key, entry in value.items())
+        return tuple([(key, _content(entry)) for key, entry in value.items()])
     return value
 
 
@@ -127,50 +171,31 @@ class GroupTimes(NamedTuple):
         )
 
 
-def group_times(kernels: KernelSource, kind: Kinds, at: Grid, work: Workload, prices: Prices) -> GroupTimes:
+def group_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices) -> GroupTimes:
     """The times of a group. kind: which of its kernels are token-wise, row-wise, neither."""
-    N, C = at.size.shape
-    S, others = at.new_tokens, at.n - 1.0
-    beside, least = others[:, None] * S, numpy.maximum(others, 1.0)
-    tokens, rows = (
-        numpy.concatenate([at.n * S, least * S, (beside + chunk).ravel(), numpy.array([SAMPLE])])
-        for chunk in (at.together * at.size, at.together)
-    )
-    run = kernels(decode_step(tokens, 1.0, 0.0))
-    products = quantised_products(run)
-    found = named(run)
-    shared, peak = _of_kind(found, kind, "token", prices, len(tokens))
+    N, C = at.together.shape
+    run = kernels(at.tokens)
+    found, size = named(run), len(at.tokens.B)
+    shared, peak = _of_kind(found, kind, "token", prices, size)
     if "row" in kind.values():
-        more, further = _of_kind(named(kernels(decode_step(rows, 1.0, 0.0))), kind, "row", prices, len(tokens))
+        more, further = _of_kind(named(kernels(at.rows)), kind, "row", prices, size)
         shared, peak = shared + more, peak + further
     own, prompts = numpy.zeros(N + 1), numpy.zeros((N, C))
     # One sequence decodes at first; one prompt alone is the first row of those beside others.
     first, later = peak[0], peak[2 * N : 2 * N + C]
     if not all(key in kind for key in found):
-        step = decode_step(
-            numpy.append(at.n, SAMPLE), numpy.append(numpy.full(N, S), 1.0),
-            numpy.append(numpy.full(N, max(work.context - S, 0.0)), max(int(work.context) - 1, 0)),
-        )  # fmt: skip
-        own, of_own = _of_kind(named(kernels(step)), kind, "", prices, N + 1)
-        chunk = Step(B=at.together, S=at.size, P=numpy.maximum(work.position - at.size / 2, 0.0), phase="prefill")
-        prompts, of_prompts = _of_kind(named(kernels(chunk)), kind, "", prices, N, C)
+        own, of_own = _of_kind(named(kernels(at.decoding)), kind, "", prices, N + 1)
+        prompts, of_prompts = _of_kind(named(kernels(at.prompts)), kind, "", prices, N, C)
         first, later = first + of_own[0], later + of_prompts[0]
-    return GroupTimes(shared[:-1], own[:-1], prompts, float(first), later, float(shared[-1] + own[-1]), products)
-
-
-SAMPLE = 32.0
-"""Sequences that decode where the groups of a model are compared with one another."""
+    sample = float(shared[-1] + own[-1])
+    return GroupTimes(shared[:-1], own[:-1], prompts, float(first), later, sample, quantised_products(run))
 
 
 def _of_kind(run: Mapping[Key, Kernel], kind: Kinds, wanted: str, prices: Prices, *shape: int) -> tuple[Array, Array]:
     """Expected seconds of the kernels of one kind, and those at the datasheet's peaks."""
-    chosen = [kernel for key, kernel in run.items() if kind.get(key, "") == wanted]
-    peak = sum(roofline(kernel, prices.hardware) * kernel.exposed for kernel in chosen)
-    expected, least = (
-        numpy.array(numpy.broadcast_to(numpy.asarray(total, dtype=numpy.float64), shape))
-        for total in (prices.seconds(chosen), peak)
-    )
-    return expected, least
+    totals = prices.seconds(kernel for key, kernel in run.items() if kind.get(key, "") == wanted)
+    expected, peak = (numpy.zeros(shape) + total for total in totals)
+    return expected, peak
 
 
 def decode_step(B: Any, S: Any, P: Any) -> Step:

@@ -169,11 +169,11 @@ class Loaded(NamedTuple):
 
     def _groups(self, engine: EngineModel) -> Iterator[tuple[str, GroupTimes]]:
         """The times of each group of kernels, computation and communication apart."""
-        at, work, prices = self.grid(engine), self.question.work, self._prices(engine)
+        at, prices = self.grid(engine), self._prices(engine)
         fixed = engine.served.hardware.name, engine.draft_tokens
         for name, what, kernels, depends, alike in engine.parts():
             kind = self._once(("kinds", name, what, *alike), partial(kinds, kernels))
-            compute = partial(group_times, kernels, kind, at, work, prices)
+            compute = partial(group_times, kernels, kind, at, prices)
             yield name, self._once(("times", name, what, *depends, *fixed), compute)
 
     def _prices(self, engine: EngineModel) -> Prices:
