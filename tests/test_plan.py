@@ -102,7 +102,7 @@ def test_kinds_of_kernels_are_the_same_for_layouts_that_are_alike() -> None:
             continue
         for part in model.parts():
             here = kinds(part.kernels)
-            assert found.setdefault((part.group, part.what, *part.kinds), here) == here, layout
+            assert found.setdefault((part.groups, part.what, *part.kinds), here) == here, layout
     assert len(found) > 3
 
 

@@ -17,7 +17,7 @@ from costmodel.architecture import Architecture
 from costmodel.parallel.pipeline import Cut
 from costmodel.planning.deployment import host_of
 from costmodel.planning.engine_model import Array, EngineModel
-from costmodel.planning.group_times import Grid, GroupTimes, Prices, decode_step
+from costmodel.planning.part_times import Grid, PartTimes, Prices, decode_step
 from costmodel.planning.workload import Workload
 
 Truths = NDArray[numpy.bool_]
@@ -69,19 +69,16 @@ class Whole(NamedTuple):
     samples: Mapping[str, float]
 
 
-def whole(model: EngineModel, at: Grid, groups: Sequence[tuple[str, GroupTimes]], drafting: Array | float) -> Whole:
-    """All groups of a model together. drafting: seconds in which n sequences draft."""
-    times = reduce(GroupTimes.plus, (found for _, found in groups))
-    samples: dict[str, float] = {}
-    for name, found in groups:
-        samples[name] = samples.get(name, 0.0) + found.sample
+def whole(model: EngineModel, at: Grid, parts: Sequence[PartTimes], drafting: Array | float) -> Whole:
+    """All parts of a model together. drafting: seconds in which n sequences draft."""
+    times = reduce(PartTimes.plus, parts)
     N, C = at.together.shape
     full, fewer, mixed = times.shared[:N], times.shared[N : 2 * N], times.shared[2 * N :].reshape(N, C)
     added = mixed - numpy.where(at.n > 1.0, fewer, 0.0)[:, None] + times.prompts
     added = numpy.where(at.left >= 1.0, added, numpy.inf)
     peak = times.first / model.pace, float((times.later * at.chunks[0] / at.together[0]).min())
     host = host_of(model.served.host, model.served.architecture, times.products)
-    return Whole(at.n, full + times.own + drafting, added, at.chunks, at.together, peak, host, samples)
+    return Whole(at.n, full + times.own + drafting, added, at.chunks, at.together, peak, host, times.samples)
 
 
 def draft_seconds(model: EngineModel, at: Grid, work: Workload, prices: Prices) -> Array | float:
@@ -89,7 +86,8 @@ def draft_seconds(model: EngineModel, at: Grid, work: Workload, prices: Prices) 
     if not model.draft_tokens:
         return 0.0
     step = decode_step(at.n, 1.0, max(work.context - (model.draft_tokens + 1), 0.0))
-    return model.draft_tokens * (numpy.zeros_like(at.n) + prices.seconds(model.draft_kernels(step)).expected)
+    each = sum(prices.of(kernel).expected * kernel.exposed for kernel in model.draft_kernels(step))
+    return model.draft_tokens * (numpy.zeros_like(at.n) + each)
 
 
 def between(low: Array, high: Array, share: Array) -> Array:

@@ -4,7 +4,7 @@ Placing does not know of devices and formats, and stages do not change what a de
 once for all engines that agree in the rest.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -117,38 +117,37 @@ class EngineModel(NamedTuple):
         """Expected seconds of kernels."""
         return total_seconds(run, self.served.hardware, self.calibration)
 
-    def parts(self) -> Iterator["Part"]:
-        """The groups of the engine's kernels, computation and communication apart."""
-        among = self._among("ways", "cp", "ep")
-        for name in dict.fromkeys(self.decode.model.part.groups):
-            yield Part(name, "computed", partial(self.device_kernels, only=(name,)), *self._computed(name))
-            if self.layout.gpus > 1:
-                yield Part(name, "sent", partial(self.sent, only=(name,)), *self._sent(name, among))
+    def parts(self) -> list["Part"]:
+        """The engine's kernels by what they depend on: mixers, which see caches, experts, which are spread, and the
+        rest, computation and communication apart."""
+        model, layout, served = self.served.architecture, self.layout, self.served
+        groups = tuple(dict.fromkeys(self.decode.model.part.groups))
+        mixers = tuple(name for name in groups if name in model.mixers)
+        experts = tuple(name for name in groups if name not in mixers and _has_experts(model, name))
+        rest = tuple(name for name in groups if name not in mixers and name not in experts)
+        formats, degrees = formats_of(served.precision), (layout.tp, layout.cp)
+        plain, spread = (layout.cp > 1, served.precision.activations), (layout.ep > 1, layout.ep > layout.tp)
+        found = [
+            self._computed(mixers, (*degrees, *formats), plain),
+            self._computed(rest, (*degrees, *formats[:-2]), plain),
+            self._computed(experts, (*degrees, layout.ep, *formats[:-2]), (*plain, *spread)),
+        ]
+        if layout.gpus > 1:
+            ways, context, among = self._among("ways", "cp", "ep")
+            # Tokens that travel to experts are summed otherwise before.
+            sent = (*degrees, ways, context, layout.ep > layout.tp, layout.ep > layout.tp * layout.cp)
+            kinds = (*plain, *spread, layout.tp > 1)
+            # Sums are of hidden states; gathered caches have a format of their own, and so have tokens sent to experts.
+            summed = formats if layout.cp > 1 else (served.precision.hidden,)
+            found.append(self._sent((*mixers, *rest), (*sent, *summed), kinds))
+            found.append(self._sent(experts, (*sent, layout.ep, among, *formats[:-2]), kinds))
+        return [part for part in found if part.groups]
 
-    def _computed(self, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Of the computation of a group: how its heads, widths or experts are divided; and whether they are."""
-        layout, spread = self.layout, self._has_experts(name)
-        kinds = (layout.cp > 1, *(self._spread() if spread else ()), self.served.precision.activations)
-        return (layout.tp, layout.cp, layout.ep if spread else 1, *self._formats(name)), kinds
+    def _computed(self, groups: tuple[str, ...], depends: tuple[Any, ...], kinds: tuple[Any, ...]) -> "Part":
+        return Part("computed", groups, partial(self.device_kernels, only=groups), depends, kinds)
 
-    def _sent(self, name: str, among: Sequence[Group]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Of the communication of a group: how its devices lie in domains, and whether tokens travel to experts after
-        it; and which exchanges there are."""
-        layout, spread = self.layout, self._has_experts(name)
-        kinds = (layout.tp > 1, layout.cp > 1, *self._spread(), self.served.precision.activations)
-        travels = layout.ep > layout.tp, layout.ep > layout.tp * layout.cp
-        # Sums are of hidden states; experts get tokens in a format of their own, and gathered caches have theirs.
-        formats = self._formats(name) if spread or layout.cp > 1 else (self.served.precision.hidden,)
-        experts = (layout.ep, among[2]) if spread else ()
-        return (layout.tp, layout.cp, *experts, *travels, *among[:2], *formats), kinds
-
-    def _spread(self) -> tuple[bool, bool]:
-        return self.layout.ep > 1, self.layout.ep > self.layout.tp
-
-    def _formats(self, name: str) -> tuple[Any, ...]:
-        """The formats that a group may see: caches are of mixers."""
-        formats = self.served.precision
-        return formats_of(formats) if name in self.served.architecture.mixers else formats_of(formats)[:-2]
+    def _sent(self, groups: tuple[str, ...], depends: tuple[Any, ...], kinds: tuple[Any, ...]) -> "Part":
+        return Part("sent", groups, partial(self.sent, only=groups), depends, kinds)
 
     def split(self) -> tuple[Any, ...]:
         """What the times of all layers depend on beside device, formats and drafts: all degrees but pp and dp, and how
@@ -163,19 +162,20 @@ class EngineModel(NamedTuple):
     def _among(self, *degrees: str) -> list[Group]:
         return [group(self.decode, self.served.hardware, degree) for degree in degrees]
 
-    def _has_experts(self, name: str) -> bool:
-        block = self.served.architecture.ffns.get(name)
-        return block is not None and isinstance(block.dims, moe.Dims)
+
+def _has_experts(model: Architecture, name: str) -> bool:
+    block = model.ffns.get(name)
+    return block is not None and isinstance(block.dims, moe.Dims)
 
 
 class Part(NamedTuple):
-    """The kernels of a group that are computation, or communication.
+    """The computation or the communication ("computed", "sent") of some groups of kernels.
 
-    depends: what they depend on beside the device; kinds: what it depends on which of them are token-wise.
+    depends: what the kernels depend on beside the device; kinds: what it depends on which of them are token-wise.
     """
 
-    group: str
     what: str
+    groups: tuple[str, ...]
     kernels: Callable[[Step], list[Kernel]]
     depends: tuple[Any, ...]
     kinds: tuple[Any, ...]

@@ -19,9 +19,9 @@ from costmodel.planning.curves import Whole, draft_seconds, stage_shares, stretc
 from costmodel.planning.deployment import LONGEST, Served, Settings
 from costmodel.planning.engine_constants import EngineConstants
 from costmodel.planning.engine_model import Array, EngineModel, Places, formats_of, places
-from costmodel.planning.group_times import Grid, GroupTimes, Prices, grid, group_times
 from costmodel.planning.kernel_kinds import kinds
 from costmodel.planning.measures import ServiceLevel
+from costmodel.planning.part_times import Grid, PartTimes, Prices, grid, part_times
 from costmodel.planning.room import (
     Held,
     chunk_step,
@@ -155,9 +155,9 @@ class Loaded(NamedTuple):
         """The times of all layers, computed once for all engines that split them alike."""
 
         def compute() -> Whole:
-            groups = list(self._groups(engine))
+            parts = list(self._parts(engine))
             drafting = draft_seconds(engine, self.grid(engine), self.question.work, self._prices(engine))
-            return whole(engine, self.grid(engine), groups, drafting)
+            return whole(engine, self.grid(engine), parts, drafting)
 
         return self._once(("whole", *self._split(engine)), compute)
 
@@ -167,14 +167,14 @@ class Loaded(NamedTuple):
         most = asked.engines[engine.served.hardware.name].max_sequences
         return self._once(("grid", drafts, most), lambda: grid(asked.work, asked.budgets, most, drafts, engine.pace))
 
-    def _groups(self, engine: EngineModel) -> Iterator[tuple[str, GroupTimes]]:
-        """The times of each group of kernels, computation and communication apart."""
+    def _parts(self, engine: EngineModel) -> Iterator[PartTimes]:
+        """The times of each part of the engine's kernels."""
         at, prices = self.grid(engine), self._prices(engine)
         fixed = engine.served.hardware.name, engine.draft_tokens
-        for name, what, kernels, depends, alike in engine.parts():
-            kind = self._once(("kinds", name, what, *alike), partial(kinds, kernels))
-            compute = partial(group_times, kernels, kind, at, prices)
-            yield name, self._once(("times", name, what, *depends, *fixed), compute)
+        for what, groups, kernels, depends, alike in engine.parts():
+            kind = self._once(("kinds", what, groups, *alike), partial(kinds, kernels))
+            compute = partial(part_times, kernels, kind, at, prices)
+            yield self._once(("times", what, groups, *depends, *fixed), compute)
 
     def _prices(self, engine: EngineModel) -> Prices:
         hardware = engine.served.hardware
@@ -186,16 +186,15 @@ class Loaded(NamedTuple):
         step, budgets = chunk_step(asked.budgets, asked.work.longest), len(asked.budgets)
 
         def compute() -> Array:
-            found = [
-                self._once(("written", part.group, *part.depends), partial(written_bytes, part.kernels, step, budgets))
-                for part in engine.parts()
-                if part.what == "computed"
-            ]
-            sent = self._once(
-                ("sent", *(formats if layout.cp > 1 else formats[:-2]), *layout),
-                partial(written_bytes, engine.sent, step, budgets),
-            )
-            return largest_results(numpy.concatenate([*found, sent]))
+            found: dict[str, Array] = {}
+            for part in engine.parts():
+                if part.what == "computed":
+                    key = ("written", *part.groups, *part.depends)
+                    found |= self._once(key, partial(written_bytes, part.kernels, step, budgets))
+            key = ("sent", *(formats if layout.cp > 1 else formats[:-2]), *layout)
+            sent = self._once(key, partial(written_bytes, engine.sent, step, budgets, by_group=False))
+            order = dict.fromkeys(engine.prefill.model.part.groups)
+            return largest_results(numpy.concatenate([*(found[name] for name in order), *sent.values()]))
 
         return self._once(("results", *formats, *layout), compute)
 

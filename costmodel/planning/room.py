@@ -10,8 +10,8 @@ from costmodel.parallel.memory import VLLM
 from costmodel.planning.cache import SequenceCache
 from costmodel.planning.deployment import Settings, stage_cache
 from costmodel.planning.engine_model import Array, EngineModel
-from costmodel.planning.group_times import decode_step
 from costmodel.planning.kernel_kinds import KernelSource
+from costmodel.planning.part_times import decode_step
 from costmodel.planning.workload import Workload
 from costmodel.step import Step
 
@@ -28,11 +28,14 @@ def chunk_step(budgets: Sequence[int], longest: int) -> Step:
     return decode_step(1.0, tokens, 0.0)._replace(phase="prefill")
 
 
-def written_bytes(kernels: KernelSource, chunk: Step, budgets: int) -> Array:
-    """Bytes that each kernel of a chunk writes, by budget."""
-    launched = [kernel for kernel in kernels(chunk) if not (isinstance(kernel.count, int) and kernel.count == 0)]
-    found = [numpy.broadcast_to(kernel.executed.written, (budgets,)) for kernel in launched]
-    return numpy.array(found, dtype=numpy.float64).reshape(len(found), budgets)
+def written_bytes(kernels: KernelSource, chunk: Step, budgets: int, by_group: bool = True) -> dict[str, Array]:
+    """Bytes that each kernel of a chunk writes, by budget: of each group, or of all in one."""
+    found: dict[str, list[Array]] = {}
+    for kernel in kernels(chunk):
+        if not (isinstance(kernel.count, int) and kernel.count == 0):
+            written = numpy.broadcast_to(numpy.asarray(kernel.executed.written, dtype=numpy.float64), (budgets,))
+            found.setdefault(kernel.group if by_group else "", []).append(written)
+    return {name: numpy.array(of_group) for name, of_group in found.items()}
 
 
 class Room(NamedTuple):

@@ -1,11 +1,11 @@
-"""Seconds of one group of kernels (a block, the embedding, the head) over the grid of a search.
+"""Seconds of a part of a model's kernels over the grid of a search.
 
-A layout is a sum of groups, and each depends on few of its degrees: attention on tp and cp, routed experts on ep too,
-nothing on pp. So a search prices every group once for all layouts that divide it alike, and every kernel once for all
-groups in which the same work turns up.
+A layout is a sum of parts, and each depends on few of its degrees: mixers on tp and cp, routed experts on ep too,
+nothing on pp and dp. So a search prices every part once for all layouts that divide it alike, and every kernel once for
+all parts in which the same work turns up.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -26,16 +26,16 @@ POINTS = 64
 
 
 SAMPLE = 32.0
-"""Sequences that decode where the groups of a model are compared with one another."""
+"""Sequences that decode where the groups of a model's kernels are compared with one another."""
 
 
 class Grid(NamedTuple):
     """Batch sizes n (rows) by chunk budgets (columns), and the steps at which kernels are priced for it.
 
     left: tokens that a budget leaves beside the n − 1 others. chunks: iterations that a prompt takes. together: how
-    many short prompts share an iteration. tokens, rows: steps of as many tokens, and of as many sampled positions, as three
-    iterations have, one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk. decoding: steps of n
-    sequences. prompts: of chunks. At the end of all but the last stands a step in which `SAMPLE` sequences decode.
+    many short prompts share an iteration. tokens, rows: steps of as many tokens, and of as many sampled positions, as
+    three iterations have, one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk. decoding: steps of
+    n sequences. prompts: of chunks. At the end of all but the last stands a step in which `SAMPLE` sequences decode.
     """
 
     n: Array
@@ -88,17 +88,8 @@ class Prices:
         self.known: dict[tuple[Any, ...], Price] = {}
         self.fits: dict[tuple[str, str, str], Fit] = {}
 
-    def seconds(self, run: Iterable[Kernel]) -> Price:
-        """Of all launches of all kernels together, element by element where they are of arrays."""
-        expected: Quantity = 0.0
-        peak: Quantity = 0.0
-        for kernel in run:
-            one = self._launch(kernel)
-            expected = expected + one.expected * kernel.exposed
-            peak = peak + one.peak * kernel.exposed
-        return Price(expected, peak)
-
-    def _launch(self, kernel: Kernel) -> Price:
+    def of(self, kernel: Kernel) -> Price:
+        """Of one launch, element by element where the kernel is of arrays."""
         key = (
             kernel.family,
             kernel.instance,
@@ -141,13 +132,14 @@ def _content(value: Any) -> Any:
     return value
 
 
-class GroupTimes(NamedTuple):
-    """Seconds of a group's kernels over a grid.
+class PartTimes(NamedTuple):
+    """Seconds of the kernels of a part of a model over a grid.
 
     shared: token-wise kernels at the tokens, and row-wise ones at the sampled positions, of three iterations one after
     another: n sequences decode, n − 1 do, and n − 1 beside a chunk. own, prompts: other kernels of n decoding sequences
     and of chunks. first, later: at the datasheet's peaks, of one decoding sequence and of its prompt's chunk by budget.
-    sample: all kernels where `SAMPLE` sequences decode. products: those with quantised activations in an iteration.
+    samples: all kernels of each group where `SAMPLE` sequences decode. products: those with quantised activations in an
+    iteration.
     """
 
     shared: Array
@@ -155,46 +147,61 @@ class GroupTimes(NamedTuple):
     prompts: Array
     first: float
     later: Array
-    sample: float
+    samples: Mapping[str, float]
     products: int
 
-    def plus(self, other: "GroupTimes") -> "GroupTimes":
+    def plus(self, other: "PartTimes") -> "PartTimes":
         """Both together."""
-        return GroupTimes(
+        groups = dict.fromkeys((*self.samples, *other.samples))
+        return PartTimes(
             self.shared + other.shared,
             self.own + other.own,
             self.prompts + other.prompts,
             self.first + other.first,
             self.later + other.later,
-            self.sample + other.sample,
+            {name: self.samples.get(name, 0.0) + other.samples.get(name, 0.0) for name in groups},
             self.products + other.products,
         )
 
 
-def group_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices) -> GroupTimes:
-    """The times of a group. kind: which of its kernels are token-wise, row-wise, neither."""
+def part_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices) -> PartTimes:
+    """The times of a part. kind: which of its kernels are token-wise, row-wise, neither."""
     N, C = at.together.shape
     run = kernels(at.tokens)
     found, size = named(run), len(at.tokens.B)
-    shared, peak = _of_kind(found, kind, "token", prices, size)
+    samples: dict[str, float] = {}
+    shared, peak = _of_kind(found, kind, "token", prices, (size,), samples)
     if "row" in kind.values():
-        more, further = _of_kind(named(kernels(at.rows)), kind, "row", prices, size)
+        more, further = _of_kind(named(kernels(at.rows)), kind, "row", prices, (size,), samples)
         shared, peak = shared + more, peak + further
-    own, prompts = numpy.zeros(N + 1), numpy.zeros((N, C))
+    own, prompts = numpy.zeros(N), numpy.zeros((N, C))
     # One sequence decodes at first; one prompt alone is the first row of those beside others.
     first, later = peak[0], peak[2 * N : 2 * N + C]
     if not all(key in kind for key in found):
-        own, of_own = _of_kind(named(kernels(at.decoding)), kind, "", prices, N + 1)
-        prompts, of_prompts = _of_kind(named(kernels(at.prompts)), kind, "", prices, N, C)
-        first, later = first + of_own[0], later + of_prompts[0]
-    sample = float(shared[-1] + own[-1])
-    return GroupTimes(shared[:-1], own[:-1], prompts, float(first), later, sample, quantised_products(run))
+        decoding, of_decoding = _of_kind(named(kernels(at.decoding)), kind, "", prices, (N + 1,), samples)
+        prompts, of_prompts = _of_kind(named(kernels(at.prompts)), kind, "", prices, (N, C), {})
+        own, first, later = decoding[:-1], first + of_decoding[0], later + of_prompts[0]
+    return PartTimes(shared[:-1], own, prompts, float(first), later, samples, quantised_products(run))
 
 
-def _of_kind(run: Mapping[Key, Kernel], kind: Kinds, wanted: str, prices: Prices, *shape: int) -> tuple[Array, Array]:
-    """Expected seconds of the kernels of one kind, and those at the datasheet's peaks."""
-    totals = prices.seconds(kernel for key, kernel in run.items() if kind.get(key, "") == wanted)
-    expected, peak = (numpy.zeros(shape) + total for total in totals)
+def _of_kind(
+    run: Mapping[Key, Kernel],
+    kind: Kinds,
+    wanted: str,
+    prices: Prices,
+    shape: tuple[int, ...],
+    samples: dict[str, float],
+) -> tuple[Array, Array]:
+    """Expected seconds of the kernels of one kind, and those at the datasheet's peaks. samples: gets those of the last
+    step of each group."""
+    expected, peak = numpy.zeros(shape), numpy.zeros(shape)
+    for key, kernel in run.items():
+        if kind.get(key, "") == wanted:
+            one = prices.of(kernel)
+            seconds = one.expected * kernel.exposed
+            expected += seconds
+            peak += one.peak * kernel.exposed
+            samples[kernel.group] = samples.get(kernel.group, 0.0) + float(numpy.ravel(seconds)[-1])
     return expected, peak
 
 
