@@ -91,11 +91,12 @@ def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str) -> None:
         assert curves.alone[row] == pytest.approx(alone, rel=0.06)
 
 
-def test_kinds_of_kernels_are_the_same_for_layouts_that_are_alike() -> None:
-    question = asked(arch=["deepseek-v3"], hw=["h200-sxm"], gpus=(64,))
+@pytest.mark.parametrize(("arch", "context_parallel"), [("deepseek-v3", False), ("kimi-linear-48b-a3b", True)])
+def test_kinds_of_kernels_are_the_same_for_layouts_that_are_alike(arch: str, context_parallel: bool) -> None:
+    question = asked(arch=[arch], hw=["h200-sxm"], gpus=(64,))
     known = load(question)
     found: dict[Any, Any] = {}
-    for layout in layouts(known.model, (8, 16)):
+    for layout in layouts(known.model, (8, 16), context_parallel):
         try:
             model = known.engine("h200-sxm", None, None, 0, layout)
         except Exception:

@@ -126,7 +126,11 @@ class EngineModel(NamedTuple):
         experts = tuple(name for name in groups if name not in mixers and _has_experts(model, name))
         rest = tuple(name for name in groups if name not in mixers and name not in experts)
         formats, degrees = formats_of(served.precision), (layout.tp, layout.cp)
-        plain, spread = (layout.cp > 1, served.precision.activations), (layout.ep > 1, layout.ep > layout.tp)
+        plain: tuple[Any, ...] = (served.precision.activations,)
+        spread: tuple[Any, ...] = (layout.ep > 1, layout.ep > layout.tp)
+        if layout.cp > 1:
+            # Devices that share the tokens of a prompt have whole ones: what is alike depends on how many there are.
+            plain, spread = (*plain, *degrees), (layout.ep,)
         found = [
             self._computed(mixers, (*degrees, *formats), plain),
             self._computed(rest, (*degrees, *formats[:-2]), plain),

@@ -18,6 +18,10 @@ Kinds = dict[Key, str]
 """The kind of kernels by what they are called."""
 
 
+MANY = 65_537
+"""Tokens of a prompt of which more than one falls to each device, however many share it."""
+
+
 def kinds(kernels: KernelSource) -> Kinds:
     """Which kernels are token-wise ("token") and which row-wise ("row"); all others are sequence-wise.
 
@@ -33,7 +37,7 @@ def kinds(kernels: KernelSource) -> Kinds:
                 named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
             ),
             "row": (
-                named(kernels(Step(B=n, S=9, P=4096, phase="prefill"))),
+                named(kernels(Step(B=n, S=MANY, P=4096, phase="prefill"))),
                 named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
             ),
         }
