@@ -1,7 +1,7 @@
 """A model: named blocks and the list of layers, read from a YAML file or a Hugging Face `config.json`."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity
@@ -203,14 +203,31 @@ class Architecture(NamedTuple):
             total = total + count * block.module.cache(block.dims, precision).bytes(L)
         return total
 
-    def kernels(self, step: Step, precision: Precision) -> list[Kernel]:
-        """Every kernel of a step, equal layers as one entry with a count; training adds the backward kernels."""
-        run = [embedding(self.D, step, precision)._replace(group="embedding")] if self.embeds else []
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What the kernels of a step belong to, in their order: embedding, blocks by name, and what follows them."""
+        mixers, ffns = self.counts()
+        mixed = ("hyper-connections",) if self.hyper_connections is not None else ()
+        return ("embedding",) * self.embeds + (*mixers, *ffns, *mixed) + ("head",) * self.predicts
+
+    def kernels(self, step: Step, precision: Precision, only: Collection[str] | None = None) -> list[Kernel]:
+        """Every kernel of a step, equal layers as one entry with a count; training adds the backward kernels.
+
+        only: the groups whose kernels are wanted (None: all).
+        """
+
+        def wanted(group: str) -> bool:
+            return only is None or group in only
+
+        of_embedding = self.embeds and wanted("embedding")
+        run = [embedding(self.D, step, precision)._replace(group="embedding")] if of_embedding else []
         per_part = 2 if self.sandwich_norm else 1
         phase = "decode" if step.decoding else "prefill"
         parts = zip((self.mixers, self.ffns), self.counts(), self.sites(), strict=True)
         for blocks, counts, sites in parts:
             for name, count in counts.items():
+                if not wanted(name):
+                    continue
                 block, before = blocks[name], sites.get(name, 0)
                 if before:
                     around = norm("norm", self.D, step, precision)
@@ -219,8 +236,9 @@ class Architecture(NamedTuple):
                     run.append(kernel._replace(group=name, module=f"{block.kind}-{phase}", count=kernel.count * count))
                 if count > before:
                     run.append(_sum_of_branches(self.D, step, precision)._replace(group=name, count=count - before))
-        run += self._hyper_kernels(step, precision)
-        if self.predicts:
+        if wanted("hyper-connections"):
+            run += self._hyper_kernels(step, precision)
+        if self.predicts and wanted("head"):
             end = [norm("final norm", self.D, step, precision), *head(self.D, self.V, step, precision)]
             run += [kernel._replace(group="head") for kernel in end]
         if step.phase == "train":

@@ -30,7 +30,8 @@ def size(expression: str, sizes: Mapping[str, Quantity]) -> Quantity:
     >>> size("B S H dk", dict(B=1, S=3, H=2, dk=4))
     24
     """
-    product: Quantity = 1
-    for axis in _axes(expression):
+    first, *others = _axes(expression)
+    product = sizes[first]
+    for axis in others:
         product = product * sizes[axis]
     return product

@@ -75,6 +75,10 @@ class InParts(NamedTuple):
     short: Quantity
     held: Quantity
 
+    def plus(self, other: "InParts") -> "InParts":
+        """Both in the same step."""
+        return InParts(*(own + more for own, more in zip(self, other, strict=True)))
+
     def total(self) -> Quantity:
         """Seconds of the step that these are all parts of."""
         return self.exposed + maximum(self.short, self.held)

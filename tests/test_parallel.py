@@ -24,7 +24,8 @@ from costmodel.parallel.exchanges import Group, group
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
 from costmodel.parallel.memory import blocks_of, max_concurrency, memory_by_stage
 from costmodel.parallel.options import SERIAL, Options, Training
-from costmodel.parallel.placement import local_step, place, stage_sizes
+from costmodel.parallel.pipeline import stage_sizes
+from costmodel.parallel.placement import local_step, place
 from costmodel.parallel.remedies import remedies
 from costmodel.parallel.replicas import replicated
 from costmodel.parallel.ring import AROUND, OTHERS
@@ -276,6 +277,15 @@ def test_large_batches_send_one_copy_to_each_domain() -> None:
     assert found["dispatch", "moe"].work.network == pytest.approx(4096 * 7168 * copies, rel=1e-3)
     inside = exchanged("deepseek-v3", "dp8ep8", Step(B=8, S=4096, P=0))
     assert inside["combine", "moe"].work.network == pytest.approx(4096 * 7168 * 2 * 7 * (1 - (7 / 8) ** 8))
+
+
+def test_every_block_of_experts_sends_to_the_same_domains() -> None:
+    # DeepSeek-V4 chooses experts by a table in its first layers: the same tokens go to as many places as in the others.
+    found = exchanged("deepseek-v4-pro", "dp16ep16", Step(B=16, S=4096, P=0))
+    for name in ("dispatch", "combine"):
+        hashed, routed = found[name, "moe_hash"], found[name, "moe"]
+        assert hashed.shape == routed.shape
+        assert hashed.count < routed.count
 
 
 def test_a_group_across_domains_shares_the_slow_links() -> None:

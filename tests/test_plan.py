@@ -19,25 +19,27 @@ from costmodel.hardware import load_hardware
 from costmodel.parallel.layout import Layout, parse_layout
 from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.assess import assess, difference, spread
-from costmodel.planning.candidates import evaluate, rank
+from costmodel.planning.candidates import evaluate
 from costmodel.planning.confirm import replayed, workers
-from costmodel.planning.curves import engine_curves, kinds_of, likeness
+from costmodel.planning.curves import engine_curves
 from costmodel.planning.deployment import engine
+from costmodel.planning.kernel_kinds import kinds
 from costmodel.planning.launch import Worker, documented, launches
 from costmodel.planning.load import Load
 from costmodel.planning.operating import line, places_wait
-from costmodel.planning.pairing import undominated as undominated_pools
 from costmodel.planning.plan_row import plan_row
-from costmodel.planning.pools import Pool
+from costmodel.planning.points import named, rank, undominated
+from costmodel.planning.pools import Pools
 from costmodel.planning.prices import default_prices, prices_for
 from costmodel.planning.question import OBJECTIVES, Loaded, Question, load
-from costmodel.planning.search import BATCH, Found, evaluate_batch, search, undominated
+from costmodel.planning.search import Found, evaluate_batch, search
 from costmodel.planning.snapshots import recurrent, snapshot_tokens
 from costmodel.planning.space import Task, layouts
 from costmodel.planning.traffic import Request
 from costmodel.planning.workload import means
 from costmodel.prediction import loaded
 from costmodel.report.columns import value_text
+from costmodel.step import Step
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULTS: dict[str, Any] = {
@@ -84,12 +86,13 @@ def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str, overlap: 
     question = asked(arch=[arch], hw=["h200-sxm"], gpus=(8,), input="3k", output="200", overlap=overlap, set=changed)
     known = load(question)
     model = known.engine("h200-sxm", None, None, 0, parse_layout(layout))
-    n = numpy.array([1.0, 4.0, 32.0])
-    blocks = known.blocks(model) if model.layout.pp > 1 else {}
-    curves = engine_curves(model, question.work, known.whole(model), blocks, n)
+    curves = engine_curves(
+        [model], [known.whole(model)], [known.stretch(model)], question.work, numpy.array([32.0])
+    ).of(0)
     times = engine(model.served, model.layout, question.settings("h200-sxm", 8192, 0, 64)).times
     work = question.work
-    for row, count in enumerate(map(int, n)):
+    for count in (1, 4, 32):
+        row = int(numpy.flatnonzero(curves.n == count)[0])
         assert curves.decode[row] == pytest.approx(times.decode_s(count, work.context), rel=0.06)
         alone = times.decode_s(count - 1, work.context) if count > 1 else 0.0
         step = times.step_s(count - 1, work.context, 1, work.computed, work.position - work.computed / 2)
@@ -97,18 +100,35 @@ def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str, overlap: 
         assert curves.alone[row] == pytest.approx(alone, rel=0.06)
 
 
-def test_kinds_of_kernels_are_the_same_for_layouts_that_are_alike() -> None:
-    question = asked(arch=["deepseek-v3"], hw=["h200-sxm"], gpus=(64,))
+@pytest.mark.parametrize(("arch", "context_parallel"), [("deepseek-v3", False), ("kimi-linear-48b-a3b", True)])
+def test_kinds_of_kernels_are_the_same_for_layouts_that_are_alike(arch: str, context_parallel: bool) -> None:
+    question = asked(arch=[arch], hw=["h200-sxm"], gpus=(64,))
     known = load(question)
     found: dict[Any, Any] = {}
-    for layout in layouts(known.model, (8, 16)):
+    for layout in layouts(known.model, (8, 16), context_parallel):
         try:
             model = known.engine("h200-sxm", None, None, 0, layout)
         except Exception:
             continue
-        kinds = kinds_of(model)
-        assert found.setdefault(likeness(model), kinds) == kinds, layout
+        for part in model.parts():
+            here = kinds(part.kernels)
+            assert found.setdefault((part.groups, part.what, *part.kinds), here) == here, layout
     assert len(found) > 3
+
+
+def test_a_rank_of_data_parallelism_takes_a_mean_number_of_prompts_as_one_device_does() -> None:
+    known = load(asked(arch=["qwen3-30b-a3b"], gpus=(2,)))
+    step = Step(B=numpy.float64(1.25), S=numpy.float64(512.0), P=numpy.float64(0.0), phase="prefill")
+    one, two = (
+        [
+            kernel.executed
+            for kernel in known.engine("h100-sxm", None, None, 0, parse_layout(layout)).kernels(step)
+            if kernel.family == "prefill-attention"
+        ]
+        for layout in ("tp1", "dp2ep2")
+    )
+    assert one
+    assert one == two
 
 
 @pytest.mark.parametrize("rate", ["3/s", "12/s", "24/s"])
@@ -143,10 +163,8 @@ def test_waiting_grows_without_bound_towards_saturation() -> None:
 def test_every_plan_holds_the_service_level_and_the_best_is_the_cheapest() -> None:
     question, known, found = planned()
     assert found.best
-    outcomes = [
-        evaluate(known, Task("h100-sxm", None, None, 0, layout)) for layout in layouts(known.model, question.gpus)
-    ]
-    plans = [plan for outcome in outcomes for plan in outcome.plans]
+    tasks = [Task("h100-sxm", None, None, 0, layout) for layout in layouts(known.model, question.gpus)]
+    plans = [plan for task in tasks for plan in evaluate(known, [task]).plans]
     for plan in [*found.best, *plans]:
         assert plan.ttft_s <= 1.0
         assert plan.tpot_s <= 0.02
@@ -158,13 +176,12 @@ def test_bounds_exclude_no_plan_that_could_be_the_best() -> None:
     question = asked(arch=["llama-3.1-70b"], rate="1/s", ttft_s="600ms", tpot_s="16ms", gpus=(1, 2, 4, 8))
     known = load(question)
     tasks = [Task("h100-sxm", None, None, 0, layout) for layout in layouts(known.model, question.gpus)]
-    bounded = [evaluate(known, task) for task in tasks]
-    free = [evaluate(known, task, bounds=False) for task in tasks]
-    excluded = [outcome for outcome in bounded if outcome.excluded.startswith(("TPOT", "TTFT"))]
+    why = evaluate(known, tasks).excluded
+    excluded = [task for task, reason in zip(tasks, why, strict=True) if reason.startswith(("TPOT", "TTFT"))]
     assert excluded
-    for one, other in zip(bounded, free, strict=True):
-        if one.excluded and not other.excluded:
-            assert not other.plans
+    free = evaluate(known, excluded, bounds=False)
+    assert not any(free.excluded)
+    assert not free.plans
 
 
 def test_a_looser_service_level_never_costs_more() -> None:
@@ -199,18 +216,21 @@ def test_no_point_of_the_frontier_is_beaten_by_another() -> None:
     for point in edge:
         assert not any(
             other.tpot_s <= point.tpot_s and other.tokens_per_s_gpu > point.tokens_per_s_gpu
-            for other in found.cloud
+            for other in named(found.cloud)
             if other.ttft_s <= 1.0 and other.gpus <= 4
         )
     assert undominated(edge, "h100-sxm") == list(edge)
 
 
 def test_pools_that_others_beat_are_dropped() -> None:
-    def pool(ttft: float, rate: float, gpus: int) -> Pool:
-        return Pool(Layout(tp=gpus), 2048, 0, gpus, 0.0, ttft, 0.0, rate)
+    def pools(ttft: list[float], rate: list[float], gpus: list[float], replicas: list[float]) -> Pools:
+        place, zero = numpy.arange(len(ttft)), numpy.zeros(len(ttft))
+        columns = (numpy.array(values) for values in (replicas, gpus))
+        return Pools((), place, place, *columns, zero, numpy.array(ttft), zero, numpy.array(rate), zero)
 
-    good, slow, large = pool(1.0, 8.0, 4), pool(2.0, 8.0, 4), pool(0.5, 8.0, 8)
-    assert undominated_pools([good, slow, large, good]) == [large, good]
+    # A good one, a slow one, a large one, the good one again; and the slow one as a pool of known size.
+    found = pools([1.0, 2.0, 0.5, 1.0, 2.0], [8.0] * 5, [4.0, 4.0, 8.0, 4.0, 4.0], [0.0] * 4 + [1.0]).undominated()
+    assert found.layout.tolist() == [2, 0, 4]
 
 
 def test_the_space_counts_everything() -> None:
@@ -404,11 +424,13 @@ def test_the_answer_does_not_depend_on_which_engines_are_evaluated_together() ->
 
     def one_by_one(question: Question, batches: Any, bounds: bool) -> Any:
         for batch in batches:
-            yield [outcome for task in batch for outcome in evaluate_batch(question, [task], bounds)]
+            for task in batch:
+                yield evaluate_batch(question, [task], bounds)
 
-    together = search(question)
-    assert next(count.number for count in together.counts) > BATCH
-    assert search(question, one_by_one) == together
+    together, apart = search(question), search(question, one_by_one)
+    assert next(count.number for count in together.counts) > 4
+    assert named(apart.cloud) == named(together.cloud)
+    assert apart._replace(cloud=()) == together._replace(cloud=())
 
 
 def test_processes_and_a_dask_cluster_give_the_same_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ of keys and values); arXiv:2310.01889 (ring of keys and values); arXiv:2502.0756
 vllm-project/vllm, docs/serving (context_parallel_deployment) and attention/ops/common.py (cp_lse_ag_out_rs).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, minimum
@@ -91,9 +91,13 @@ class Exchanger(NamedTuple):
         shape = Collective(op, among.size, size, self.precision.hidden, own=own, inside=among.inside, **more)
         return collective(name, shape)._replace(hidden=self.placed.options.overlap)
 
-    def all(self) -> list[Kernel]:
-        """Every exchange of the stage's layers, embedding and head, equal ones as one entry with a count."""
-        run = [*self._tensor(), *self._experts(), *self._context()]
+    def all(self, only: Collection[str] | None = None) -> list[Kernel]:
+        """Every exchange of the stage's layers, embedding and head, equal ones as one entry with a count.
+
+        only: the groups whose exchanges are wanted (None: all).
+        """
+        wanted = self.stage.part.groups if only is None else only
+        run = [*self._tensor(wanted), *self._experts(wanted), *self._context(wanted)]
         return [kernel for kernel in run if not (isinstance(kernel.count, int) and kernel.count == 0)]
 
     def _summed(self, name: str, of: str, count: int, scattered: int = 0) -> Iterator[Kernel]:
@@ -109,22 +113,26 @@ class Exchanger(NamedTuple):
         if halves:
             yield self.send(f"{name} all-gather", "all_gather", among, self.hidden)._replace(group=of, count=halves)
 
-    def _tensor(self) -> Iterator[Kernel]:
+    def _tensor(self, wanted: Collection[str]) -> Iterator[Kernel]:
         placed, part = self.placed, self.stage.part
         ways = placed.ways
         if ways == 1:
             return
-        if part.embeds:
+        if part.embeds and "embedding" in wanted:
             yield from self._summed("embedding", "embedding", 1)
         mixers, ffns = part.counts()
         travelling = {name for name, block in part.ffns.items() if dispatches(block)}
         for name, count in mixers.items():
+            if name not in wanted:
+                continue
             whole, local = placed.whole.mixers[name], part.mixers[name]
             before = sum(name in branches(names) and ffn in travelling for names, ffn in part.layers)
             if is_partial(whole, local):
                 yield from self._summed("output", name, count, before)
             yield from self._inner(whole, name, count)
         for name, count in ffns.items():
+            if name not in wanted:
+                continue
             whole, local = placed.whole.ffns[name], part.ffns[name]
             if name in travelling:
                 among = group(placed, self.hardware, "ways")
@@ -132,7 +140,7 @@ class Exchanger(NamedTuple):
             elif is_partial(whole, local):
                 yield from self._summed("output", name, count)
             yield from self._inner(whole, name, count)
-        if part.predicts:
+        if part.predicts and "head" in wanted:
             yield self._logits()
 
     def _inner(self, whole: Block, name: str, count: int) -> Iterator[Kernel]:
@@ -155,11 +163,11 @@ class Exchanger(NamedTuple):
         size = tokens * self.placed.whole.V * self.precision.hidden_bytes
         return self.send("logits all-gather", "all_gather", among, size)._replace(group="head")
 
-    def _experts(self) -> Iterator[Kernel]:
+    def _experts(self, wanted: Collection[str]) -> Iterator[Kernel]:
         among = group(self.placed, self.hardware, "ep")
         for name, count in self.stage.part.counts()[1].items():
             block = self.stage.part.ffns[name]
-            if not dispatches(block):
+            if name not in wanted or not dispatches(block):
                 continue
             d: moe.PlacedDims = block.dims
             width = self.placed.whole.D if d.latent is None else d.latent
@@ -177,15 +185,15 @@ class Exchanger(NamedTuple):
                 continue
             # Low-latency kernels send a copy for each expert. Those of large batches send one to each domain, where
             # fast links pass it on; inside one domain, one to each device.
-            copies = d.k * (at.ep - 1) / at.ep
+            copies, reached = d.k * (at.ep - 1) / at.ep, among
             if not self.step.decoding:
                 places = at.ep if among.inside == at.ep else at.ep / among.inside
                 copies = (places - 1) * (1 - (1 - 1 / places) ** d.k)
-                among = among if places == at.ep else Group(among.size, 1)
+                reached = among if places == at.ep else Group(among.size, 1)
             units = None if self.step.decoding else self.placed.options.exchange_units
             for op, e in (("dispatch", sent), ("combine", back)):
                 size = tokens * width * e * d.place.hottest
-                kernel = self.send(op, op, among, size, copies=copies, tokens=tokens, units=units)
+                kernel = self.send(op, op, reached, size, copies=copies, tokens=tokens, units=units)
                 yield kernel._replace(group=name, count=count, holds=self._held(units))
 
     def _held(self, units: int | None) -> float:
@@ -199,11 +207,13 @@ class Exchanger(NamedTuple):
             )
         return units / all_units
 
-    def _context(self) -> Iterator[Kernel]:
+    def _context(self, wanted: Collection[str]) -> Iterator[Kernel]:
         if self.placed.layout.cp == 1:
             return
         among = group(self.placed, self.hardware, "cp")
         for name, count in self.stage.part.counts()[0].items():
+            if name not in wanted:
+                continue
             found = self._of_tokens(name, among) if self.placed.by_tokens else self._of_cache(name, among)
             for kernel in found:
                 yield kernel._replace(group=name).times(count)

@@ -12,9 +12,8 @@ Source: arXiv:1909.08053 (tensor), arXiv:2104.04473 (pipeline), vllm-project/vll
 context parallel deployment), distributed/utils.py (get_pp_indices).
 """
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, floor_div, maximum
@@ -26,6 +25,7 @@ from costmodel.layers.expert_placement import Placement
 from costmodel.parallel.layout import Layout
 from costmodel.parallel.options import SERIAL as SERIAL
 from costmodel.parallel.options import Options as Options
+from costmodel.parallel.pipeline import Cut, stage_cuts
 from costmodel.step import Precision, Step
 
 
@@ -81,8 +81,6 @@ def place(architecture: Architecture, layout: Layout, phase: str = "decode", opt
     options.checked()
     decoding = phase == "decode" and not architecture.bidirectional
     ways = layout.tp * layout.cp if decoding else layout.tp
-    if layout.pp > len(architecture.layers):
-        raise Impossible(f"pp{layout.pp}: {architecture.name} has {len(architecture.layers)} layers")
     if layout.ep > 1 and not any(isinstance(block.dims, moe.Dims) for block in architecture.ffns.values()):
         raise Impossible(f"{layout}: {architecture.name} has no experts to spread")
     if layout.cp > 1 and not decoding:
@@ -94,38 +92,22 @@ def place(architecture: Architecture, layout: Layout, phase: str = "decode", opt
     if decoding and layout.cp > 1:
         _check_split_cache(architecture)
         cores = _local(architecture, layout, layout.tp, options)
-    groups: Counter[tuple[Any, ...]] = Counter()
-    first: dict[tuple[Any, ...], Stage] = {}
-    start = 0
-    for index, size in enumerate(stage_sizes(len(architecture.layers), layout.pp)):
-        embeds, predicts = index == 0, index == layout.pp - 1
-        layers = architecture.layers[start : start + size]
-        start += size
-        key = (tuple(sorted(Counter(layers).items(), key=str)), embeds, predicts)
-        groups[key] += 1
-        if key not in first:
-            cut = partial(_cut, layers=layers, embeds=embeds, predicts=predicts)
-            first[key] = Stage(cut(part), None if cores is None else cut(cores), place=index)
-    stages = tuple(stage._replace(times=groups[key]) for key, stage in first.items())
-    return Placed(architecture, layout, phase, options, ways, Stage(part, cores), stages)
+    whole = Placed(architecture, layout, phase, options, ways, Stage(part, cores), ())
+    return in_stages(whole, stage_cuts(architecture, layout.pp))
 
 
-def _cut(model: Architecture, layers: Any, embeds: bool, predicts: bool) -> Architecture:
-    return model._replace(layers=layers, embeds=embeds, predicts=predicts)
+def in_stages(placed: Placed, cuts: Sequence[Cut]) -> Placed:
+    """The same parts of layers in other stages."""
+    part, cores = placed.model.part, placed.model.cores
+    stages = tuple(
+        Stage(_cut(part, cut), None if cores is None else _cut(cores, cut), cut.times, cut.place) for cut in cuts
+    )
+    layout = placed.layout._replace(pp=sum(cut.times for cut in cuts))
+    return placed._replace(layout=layout, stages=stages)
 
 
-def stage_sizes(layers: int, stages: int) -> list[int]:
-    """Layers of each stage: what is left over goes to the stages before the last, which has the head to do.
-
-    Source: vllm-project/vllm, distributed/utils.py (get_pp_indices).
-
-    >>> stage_sizes(61, 4), stage_sizes(5, 4)
-    ([15, 15, 16, 15], [1, 1, 2, 1])
-    """
-    sizes = [layers // stages] * stages
-    for index in range(layers % stages):
-        sizes[-2 - index] += 1
-    return sizes
+def _cut(model: Architecture, cut: Cut) -> Architecture:
+    return model._replace(layers=cut.layers, embeds=cut.embeds, predicts=cut.predicts)
 
 
 def _local(architecture: Architecture, layout: Layout, ways: int, options: Options) -> Architecture:

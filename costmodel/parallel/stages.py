@@ -8,7 +8,7 @@ Source: arXiv:2104.04473, section 2.2 (fill and drain of a pipeline); vllm-proje
 flight, one per stage).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity, maximum, minimum
@@ -35,19 +35,20 @@ class StepSeconds(NamedTuple):
     interval_s: Quantity
 
 
-def stage_kernels(placed: Placed, stage: Stage, step: Step, precision: Precision, hardware: Hardware) -> list[Kernel]:
-    """Every kernel of one device of a stage for a local step, communication included."""
-    run = stage.part.kernels(step, precision)
-    if stage.cores is not None:
-        run = _with_cores(stage, run, core_step(placed, step), precision)
-    if placed.ring:
-        run = _around_the_ring(placed, stage, run)
-    if placed.ways > 1 and step.phase != "train":
-        every = sampling(placed.whole.V, step, precision)
-        run = [every._replace(group="head") if kernel.name == "sampling" else kernel for kernel in run]
-    if placed.options.sequence_parallel and placed.ways > 1:
-        run = [_on_a_part(kernel, placed.ways) if kernel.name in NORMS else kernel for kernel in run]
-    exchanges = Exchanger(placed, stage, step, precision, hardware).all()
+def stage_kernels(
+    placed: Placed,
+    stage: Stage,
+    step: Step,
+    precision: Precision,
+    hardware: Hardware,
+    only: Collection[str] | None = None,
+) -> list[Kernel]:
+    """Every kernel of one device of a stage for a local step, communication included.
+
+    only: the groups whose kernels are wanted, see `Architecture.groups` (None: all).
+    """
+    run = device_kernels(placed, stage, step, precision, only)
+    exchanges = Exchanger(placed, stage, step, precision, hardware).all(only)
     if step.phase == "train":
         # The gradients of a sum are the same to all devices, those of a copy are summed: the same bytes once more.
         # Around a ring, keys and values pass again, and their gradients with them.
@@ -59,11 +60,30 @@ def stage_kernels(placed: Placed, stage: Stage, step: Step, precision: Precision
     return run + exchanges
 
 
-def _with_cores(stage: Stage, run: list[Kernel], step: Step, precision: Precision) -> list[Kernel]:
+def device_kernels(
+    placed: Placed, stage: Stage, step: Step, precision: Precision, only: Collection[str] | None = None
+) -> list[Kernel]:
+    """Of `stage_kernels`, those without communication."""
+    run = stage.part.kernels(step, precision, only)
+    if stage.cores is not None:
+        run = _with_cores(stage, run, core_step(placed, step), precision, only)
+    if placed.ring:
+        run = _around_the_ring(placed, stage, run)
+    if placed.ways > 1 and step.phase != "train":
+        every = sampling(placed.whole.V, step, precision)
+        run = [every._replace(group="head") if kernel.name == "sampling" else kernel for kernel in run]
+    if placed.options.sequence_parallel and placed.ways > 1:
+        run = [_on_a_part(kernel, placed.ways) if kernel.name in NORMS else kernel for kernel in run]
+    return run
+
+
+def _with_cores(
+    stage: Stage, run: list[Kernel], step: Step, precision: Precision, only: Collection[str] | None
+) -> list[Kernel]:
     """The kernels between the projections of layers whose cache is split, as their devices run them."""
     assert stage.cores is not None
     layers = {name for name, block in stage.part.mixers.items() if splits_cache(block)}
-    cores = stage.cores.kernels(step, precision)
+    cores = stage.cores.kernels(step, precision, only)
     return [
         core if core.group in layers and core.family != "gemm" and core.name not in OUTSIDE_CORES else kernel
         for kernel, core in zip(run, cores, strict=True)

@@ -13,10 +13,10 @@ import numpy
 
 from costmodel.errors import Impossible
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
-from costmodel.planning.candidates import Candidate
-from costmodel.planning.curves import Array, Curves, EngineModel, engine_curves
+from costmodel.planning.curves import Curves, engine_curves
+from costmodel.planning.engine_model import Array, EngineModel
 from costmodel.planning.operating import Operating, at_point, decoding, operating, prefilling, settled
-from costmodel.planning.pools import send_s
+from costmodel.planning.points import Candidate
 from costmodel.planning.question import Loaded
 from costmodel.planning.room import Room, room
 from costmodel.step import Step
@@ -53,7 +53,10 @@ class Role(NamedTuple):
         work = loaded.question.work
         if self.name == "prefill":
             shares = numpy.linspace(0.005, 0.995, 199) if share is None else share
-            return prefilling(self.engine, work, moved, shares, self.send_s, self.engines)
+            own = moved.added[:1]
+            ttft, rate = prefilling(self.engine, work, own, shares[:, None], self.send_s, self.engines)
+            zero = numpy.zeros_like(rate)
+            return Operating(shares, ttft, zero, rate, numpy.ones_like(rate), ttft, zero, zero)
         if self.name == "decode":
             return decoding(self.engine, work, moved, self.places)
         return operating(self.engine, work, moved, self.places, self.engines)
@@ -101,7 +104,7 @@ def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Lay
     asked = loaded.question
     engine = loaded.engine(plan.hw, plan.weights, plan.kv, plan.draft_tokens, layout)
     settings = asked.settings(plan.hw, plan.budget, plan.draft_tokens)
-    held = room(engine, asked.work, loaded.results(engine), settings)
+    held = room(engine, loaded.held(engine), loaded.results(engine), settings)
     column = asked.budgets.index(plan.budget)
     places = numpy.minimum(held.sequences, settings.max_sequences)
     if places[column] < 1:
@@ -109,12 +112,9 @@ def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Lay
             f"{loaded.model.name} as {layout} on {plan.hw}: weights and buffers leave {held.free[column] / 2**30:.4g} "
             f"GiB for caches, and one sequence of {asked.work.context:.0f} tokens takes {held.each / 2**30:.4g} GiB"
         )
-    shared = loaded.whole(engine)
-    most = places.max()
-    n = numpy.unique(numpy.append(shared.n[shared.n <= most], most))
-    blocks = loaded.blocks(engine) if layout.pp > 1 else {}
-    found = engine_curves(engine, asked.work, shared, blocks, n, settings.mixed)
-    return Role(name, engine, replicas, found, held, places, column, send_s(asked, engine))
+    shared, stretch, most = loaded.whole(engine), loaded.stretch(engine), places.max(keepdims=True)
+    found = engine_curves([engine], [shared], [stretch], asked.work, most, settings.mixed).of(0)
+    return Role(name, engine, replicas, found, held, places, column, loaded.send_s(engine))
 
 
 def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], float] | None = None) -> State:

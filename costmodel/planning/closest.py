@@ -3,8 +3,7 @@
 import numpy
 
 from costmodel.planning.assess import Assessment, assess
-from costmodel.planning.candidates import Candidate
-from costmodel.planning.pools import plan_load
+from costmodel.planning.points import Candidate, plan_load
 from costmodel.planning.question import Loaded
 
 

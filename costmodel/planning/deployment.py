@@ -274,8 +274,16 @@ QUANTISED = ("fp8", "nvfp4")
 
 def host_seconds(host: HostTime, model: Architecture, kernels: KernelSource) -> dict[str, float]:
     """What the host adds to an iteration, and to it for each sequence."""
-    step = kernels(Step(B=1, S=1, P=1024, phase="decode"))
-    products = sum(kernel.count for kernel in step if kernel.family == "gemm" and kernel.instance in QUANTISED)
+    return host_of(host, model, quantised_products(kernels(Step(B=1, S=1, P=1024, phase="decode"))))
+
+
+def quantised_products(kernels: Sequence[Kernel]) -> int:
+    """How many products with quantised activations are launched."""
+    return sum(kernel.count for kernel in kernels if kernel.family == "gemm" and kernel.instance in QUANTISED)
+
+
+def host_of(host: HostTime, model: Architecture, products: int) -> dict[str, float]:
+    """What the host adds to an iteration with so many products of quantised activations."""
     of_layers = host.layer_s * len(model.layers) + host.moe_layer_s * _layers_of_experts(model)
     return {
         "host_s": host.step_s + of_layers + host.product_s * products,

@@ -12,12 +12,22 @@ KernelSource = Callable[[Step], Sequence[Kernel]]
 """The kernels of a step, such as those of a model on one device, or of one rank of a parallel layout."""
 
 
-def kinds(kernels: KernelSource) -> dict[tuple[str, str, int], str]:
+Key = tuple[str, str, int]
+"""Group, name, how many of that name came before."""
+Kinds = dict[Key, str]
+"""The kind of kernels by what they are called."""
+
+
+MANY = 65_537
+"""Tokens of a prompt of which more than one falls to each device, however many share it."""
+
+
+def kinds(kernels: KernelSource) -> Kinds:
     """Which kernels are token-wise ("token") and which row-wise ("row"); all others are sequence-wise.
 
     The key is (group, name, how many of that name came before).
     """
-    found: dict[tuple[str, str, int], str] = {}
+    found: Kinds = {}
     for index, n in enumerate((4, 208)):
         decode = named(kernels(Step(B=n, S=1, P=96, phase="decode")))
         others = {
@@ -27,7 +37,7 @@ def kinds(kernels: KernelSource) -> dict[tuple[str, str, int], str]:
                 named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
             ),
             "row": (
-                named(kernels(Step(B=n, S=9, P=4096, phase="prefill"))),
+                named(kernels(Step(B=n, S=MANY, P=4096, phase="prefill"))),
                 named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
             ),
         }

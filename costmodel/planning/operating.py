@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy
 
-from costmodel.planning.curves import Array, Curves, EngineModel
+from costmodel.planning.curves import Curves, between
+from costmodel.planning.engine_model import Array, EngineModel
 from costmodel.planning.workload import Workload
 
 FULL = 1.0 - 1e-9
@@ -28,7 +29,7 @@ FULL = 1.0 - 1e-9
 
 
 class Operating(NamedTuple):
-    """One engine, by batch size n (rows) and chunk budget (columns).
+    """Engines, by batch size n and chunk budget: the last axes, as of `Curves`.
 
     ttft_s, tpot_s: means in seconds. rate: requests per second of the engine. prefill_share: of the engine's time that
     prompts take. base_s: of the TTFT, what is no waiting; line_s, place_s: waiting for prompts before and for a place,
@@ -49,14 +50,16 @@ class Operating(NamedTuple):
         return self.ttft_s + self.tpot_s * (output - 1.0)
 
 
-def operating(model: EngineModel, work: Workload, found: Curves, places: Array, engines: int = 1) -> Operating:
-    """An engine that prefills and decodes. places: sequences that it can have under way, by budget. engines: among so
-    many arrivals are dealt out in turn, which makes those of each more regular."""
-    n = found.n[:, None]
-    alone, decode = found.alone[:, None], found.decode[:, None]
+def operating(model: EngineModel, work: Workload, found: Curves, places: Array, engines: Array | int = 1) -> Operating:
+    """Engines that prefill and decode; model: one of them. places: sequences that each can have under way, by budget.
+    engines: among so many arrivals are dealt out in turn, which makes those of each more regular."""
+    n = found.n[..., None]
+    alone, decode = found.alone[..., None], found.decode[..., None]
     iterations = (work.output - 1.0) / model.pace
     if work.gap_variation > 0:
-        met = numpy.interp(found.n + 1.0, found.n, found.decode)[:, None]
+        gaps = numpy.maximum(found.n[..., 1:] - found.n[..., :-1], 1.0)
+        more = between(found.decode[..., :-1], found.decode[..., 1:], 1.0 / gaps)
+        met = numpy.concatenate([more, found.decode[..., -1:]], axis=-1)[..., None]
         own = found.chunks * decode + found.added
         passing = _passing(met * iterations, n * found.added, own)
     else:
@@ -69,12 +72,12 @@ def operating(model: EngineModel, work: Workload, found: Curves, places: Array, 
     busy = numpy.minimum((n - 1.0) / numpy.maximum(iterations, 1.0), 1.0)
     residual = (alone + found.added / found.chunks * busy) / 2
     base = _front_s(model) + residual + own
-    in_line, for_place = line(rate, own), places_wait(n, places[None, :], served)
-    ttft = base + waits(work, in_line, for_place, engines)
+    in_line, for_place = line(rate, own), places_wait(n, places[..., None, :], served)
+    ttft = base + waits(work, in_line, for_place, numpy.asarray(engines)[..., None, None])
     return Operating(found.n, ttft, tpot, rate, n * found.added / served, base, in_line, for_place)
 
 
-def waits(work: Workload, line_s: Array, place_s: Array, engines: Array | int) -> Array:
+def waits(work: Workload, line_s: Array, place_s: Array, engines: Array | float) -> Array:
     """Mean seconds of waiting, where arrivals are dealt out in turn among so many engines, which makes those of each
     more regular. Clients that wait for their answers leave no queue."""
     if work.gap_variation == 0:
@@ -96,30 +99,33 @@ def _passing(decoding: Array, prompts: Array, own: Array) -> Array:
         return (rest + numpy.sqrt(rest**2 + 4.0 * decoding * own)) / 2.0
 
 
-def prefilling(
-    model: EngineModel, work: Workload, found: Curves, load: Array, send_s: float, engines: Array | int = 1
-) -> Operating:
-    """An engine that only prefills, at shares of its time (rows) that prompts take. send_s: of a cache.
+class Prefilling(NamedTuple):
+    """Engines that only prefill: mean seconds to the first token, and requests per second of each."""
 
-    engines: how many there are, one number or one for each row.
-    """
-    own = found.added[0][None, :]
-    rate = load[:, None] / own
-    base = numpy.broadcast_to(_front_s(model) + own + send_s, rate.shape)
-    zero = numpy.zeros_like(rate)
-    wait = line(rate, own)
-    ttft = base + waits(work, wait, zero, numpy.reshape(engines, (-1, 1)))
-    return Operating(load, ttft, zero, rate, numpy.ones_like(ttft), base, wait, zero)
+    ttft_s: Array
+    rate: Array
+
+
+def prefilling(
+    model: EngineModel, work: Workload, own_s: Array, load: Array, send_s: Array | float, engines: Array | int
+) -> Prefilling:
+    """Engines that only prefill, at shares of their time that prompts take, element by element; model: one of them.
+    own_s: of a prompt. send_s: of a cache. engines: how many there are of each."""
+    rate = load / own_s
+    wait = waits(work, line(rate, own_s), numpy.zeros_like(rate), engines)
+    return Prefilling(_front_s(model) + own_s + send_s + wait, rate)
 
 
 def decoding(model: EngineModel, work: Workload, found: Curves, places: Array) -> Operating:
-    """An engine that only decodes; its chunk budget does not matter, so there is one column."""
-    n, decode = found.n[:, None], found.decode[:, None]
+    """Engines that only decode; model: one of them. Chunk budgets do not matter, so there is one."""
+    n, decode = found.n[..., None], found.decode[..., None]
     served = decode * (work.output - 1.0) / model.pace
     zero, wait = numpy.zeros_like(served), numpy.zeros_like(served)
     if work.gap_variation > 0:
         # Prefill engines hand caches over at odd times: as varied as Poisson arrivals at most.
-        wait = places_wait(n, places[None, :1], served) * (min(work.gap_variation, 1.0) + work.output_variation) / 2
+        wait = (
+            places_wait(n, places[..., None, :1], served) * (min(work.gap_variation, 1.0) + work.output_variation) / 2
+        )
     tpot = (served + wait) / max(work.output - 1.0, 1.0)
     return Operating(found.n, zero, tpot, n / numpy.maximum(served, 1e-12), zero, zero, zero, zero)
 

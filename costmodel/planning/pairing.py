@@ -4,39 +4,24 @@ TTFT is the prefill pool's, TPOT the decode pool's, so each is searched alone, w
 dropped, and the rest are paired.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
 
 from costmodel.parallel.layout import Disaggregated, Workers
-from costmodel.planning.candidates import Candidate, next_limit, rank
-from costmodel.planning.curves import Array
+from costmodel.planning.engine_model import Array
 from costmodel.planning.measures import ServiceLevel
-from costmodel.planning.pools import Pool, plan_load
+from costmodel.planning.points import Candidate, plan_load, rank
+from costmodel.planning.pools import Pools
 from costmodel.planning.question import Question
 from costmodel.planning.space import Task
 
 Truths = NDArray[numpy.bool_]
 
 
-def undominated(pools: Sequence[Pool]) -> list[Pool]:
-    """Those that no other pool of the role beats in latency, requests per second per GPU and size at once, the fastest
-    first."""
-    kept: list[Pool] = []
-    most: dict[int, float] = {}
-    for pool in sorted(pools, key=lambda pool: (pool.ttft_s + pool.tpot_s, -pool.rate / pool.gpus, pool.gpus)):
-        each = pool.rate / pool.gpus
-        # All that came before are at least as fast.
-        if not any(best >= each for gpus, best in most.items() if gpus <= pool.gpus):
-            most[pool.gpus] = each
-            kept.append(pool)
-    return kept
-
-
 def paired(
-    asked: Question, task: Task, prefill: Sequence[Pool], decode: Sequence[Pool]
+    asked: Question, task: Task, prefill: Pools, decode: Pools
 ) -> tuple[list[Candidate], list[Candidate], Candidate | None, int]:
     """The best plans, the frontier, the plan that comes closest, and how many pairs were looked at.
 
@@ -44,7 +29,8 @@ def paired(
     numbers of workers; else as many workers are taken as the load needs at a pool's share of time or batch.
     """
     level = asked.level
-    free = _pairs(asked, task, [pool for pool in prefill if not pool.replicas], [p for p in decode if not p.replicas])
+    prefill, decode = prefill.undominated(), decode.undominated()
+    free = _pairs(asked, task, prefill.of(prefill.replicas == 0), decode.of(decode.replicas == 0))
     if free is None:
         return [], [], None, 0
     # What the GPUs allow, and what would be if there were more.
@@ -54,7 +40,7 @@ def paired(
     looked, whole = free.gpus.size, free
     # The most per GPU is asked of engines that are kept full, however many the load then needs.
     if asked.work.rate is not None and asked.optimize != "throughput":
-        exact = _pairs(asked, task, [p for p in prefill if p.replicas], [p for p in decode if p.replicas])
+        exact = _pairs(asked, task, prefill.of(prefill.replicas > 0), decode.of(decode.replicas > 0))
         if exact is not None:
             whole, looked = exact, looked + exact.gpus.size
     fit = whole.within(level) & (whole.gpus <= asked.most) & (whole.gpus >= min(asked.gpus))
@@ -90,8 +76,8 @@ class _Pairs(NamedTuple):
 
     asked: Question
     task: Task
-    fronts: list[Pool]
-    backs: list[Pool]
+    fronts: Pools
+    backs: Pools
     ttft: Array
     tpot: Array
     e2e: Array
@@ -110,35 +96,47 @@ class _Pairs(NamedTuple):
 
     def candidate(self, row: int, column: int) -> Candidate:
         """One pair as a plan."""
-        front, back, asked, task = self.fronts[row], self.backs[column], self.asked, self.task
+        fronts, backs, asked, task = self.fronts, self.backs, self.asked, self.task
         counts = [int(of[row, column]) for of in self.workers]
-        layout = Disaggregated(Workers(counts[0], front.layout), Workers(counts[1], back.layout))
+        layouts = [of.layouts[of.layout[place]] for of, place in ((fronts, row), (backs, column))]
+        layout = Disaggregated(*(Workers(*workers) for workers in zip(counts, layouts, strict=True)))
         rate = min(
-            pool.rate * (1 if pool.replicas else count) for pool, count in zip((front, back), counts, strict=True)
+            float(of.rate[place]) * (1 if of.replicas[place] else count)
+            for of, place, count in zip((fronts, backs), (row, column), counts, strict=True)
         )
-        later = [pool for pool in self.backs if pool.layout == back.layout and pool.tpot_s > back.tpot_s]
-        slower = min((pool.tpot_s for pool in later), default=back.tpot_s)
+        tpot = float(backs.tpot_s[column])
+        later = backs.tpot_s[(backs.layout == backs.layout[column]) & (backs.tpot_s > tpot)]
+        slower = float(later.min()) if len(later) else tpot
         return Candidate(
-            task.hw, task.weights, task.kv, task.draft_tokens, str(layout), front.budget, back.sequences, 1,
-            layout.gpus, front.ttft_s, back.tpot_s, float(self.e2e[row, column]), rate,
-            float(self.per_gpu[row, column]), layout.gpus * asked.prices[task.hw],
-            next_limit(asked, task.hw, bool(later), back.places, 0.0, slower),
+            *task[:4], str(layout), int(fronts.budget[row]), float(backs.sequences[column]), 1, layout.gpus,
+            float(fronts.ttft_s[row]), tpot, float(self.e2e[row, column]), rate, float(self.per_gpu[row, column]),
+            layout.gpus * asked.prices[task.hw],
+            _next_limit(asked, task.hw, bool(len(later)), float(backs.places[column]), slower),
         )  # fmt: skip
 
 
-def _pairs(asked: Question, task: Task, prefill: Sequence[Pool], decode: Sequence[Pool]) -> _Pairs | None:
-    fronts, backs = undominated(prefill), undominated(decode)
-    if not fronts or not backs:
+def _next_limit(asked: Question, hw: str, fits: bool, places: float, tpot_s: float) -> str:
+    """What the next larger batch of a decode pool would miss: a latency, memory or places, or nothing but the speed of
+    a user."""
+    if asked.level.tpot_s is not None and tpot_s > asked.level.tpot_s:
+        return "TPOT"
+    if fits:
+        return "speed per user"
+    return "memory" if places < asked.engines[hw].max_sequences else "max sequences"
+
+
+def _pairs(asked: Question, task: Task, fronts: Pools, backs: Pools) -> _Pairs | None:
+    if not len(fronts.layout) or not len(backs.layout):
         return None
-    p, d = _columns(fronts), _columns(backs)
-    ttft, tpot = p["ttft"][:, None], d["tpot"][None, :]
+    ttft, tpot = fronts.ttft_s[:, None], backs.tpot_s[None, :]
     e2e = ttft + tpot * (asked.work.output - 1.0)
     load = plan_load(asked.work, e2e)
-    rates = p["rate"][:, None], d["rate"][None, :]
-    each = p["each"][:, None], d["each"][None, :]
-    if fronts[0].replicas:
+    rates = fronts.rate[:, None], backs.rate[None, :]
+    each = tuple(numpy.array([float(layout.gpus) for layout in of.layouts])[of.layout] for of in (fronts, backs))
+    each = each[0][:, None], each[1][None, :]
+    if fronts.replicas[0]:
         workers = tuple(
-            numpy.broadcast_to(values, e2e.shape) for values in (p["replicas"][:, None], d["replicas"][None, :])
+            numpy.broadcast_to(values, e2e.shape) for values in (fronts.replicas[:, None], backs.replicas[None, :])
         )
         # What a prefill pool of whole workers could answer is told by its share, not by its rate: the load is both's.
         per_gpu = load * asked.work.output / (workers[0] * each[0] + workers[1] * each[1])
@@ -147,16 +145,6 @@ def _pairs(asked: Question, task: Task, prefill: Sequence[Pool], decode: Sequenc
         per_gpu = asked.work.output / (each[0] / rates[0] + each[1] / rates[1])
     gpus = workers[0] * each[0] + workers[1] * each[1]
     return _Pairs(asked, task, fronts, backs, ttft, tpot, e2e, load, (workers[0], workers[1]), gpus, per_gpu)
-
-
-def _columns(pools: Sequence[Pool]) -> dict[str, Array]:
-    return {
-        "ttft": numpy.array([pool.ttft_s for pool in pools]),
-        "tpot": numpy.array([pool.tpot_s for pool in pools]),
-        "rate": numpy.array([pool.rate for pool in pools]),
-        "each": numpy.array([float(pool.layout.gpus) for pool in pools]),
-        "replicas": numpy.array([float(pool.replicas) for pool in pools]),
-    }
 
 
 def _frontier(tpot: Array, per_gpu: Array, within: Truths) -> list[tuple[int, int]]:

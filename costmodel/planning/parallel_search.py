@@ -35,9 +35,7 @@ def evaluator_of(engine: str, jobs: int, scheduler: str | None = None) -> Evalua
     return here if jobs == 1 else partial(_in_processes, jobs)
 
 
-def _in_processes(
-    jobs: int, question: Question, batches: Sequence[list[Task]], bounds: bool
-) -> Iterator[list[Outcome]]:
+def _in_processes(jobs: int, question: Question, batches: Sequence[list[Task]], bounds: bool) -> Iterator[Outcome]:
     from concurrent.futures import ProcessPoolExecutor
 
     with ProcessPoolExecutor(jobs) as pool:
@@ -46,7 +44,7 @@ def _in_processes(
 
 def _on_dask(
     jobs: int, scheduler: str | None, question: Question, batches: Sequence[list[Task]], bounds: bool
-) -> Iterator[list[Outcome]]:
+) -> Iterator[Outcome]:
     dask: Any = importlib.import_module("distributed")
     cluster = None
     if scheduler is None:
@@ -63,5 +61,5 @@ def _on_dask(
             cluster.close()
 
 
-def _evaluate(question: Question, bounds: bool, batch: list[Task]) -> list[Outcome]:
+def _evaluate(question: Question, bounds: bool, batch: list[Task]) -> Outcome:
     return evaluate_batch(question, batch, bounds)

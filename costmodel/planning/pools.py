@@ -1,15 +1,17 @@
 """Pools of workers that only prefill or only decode, as disaggregated plans put them together."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy
 
 from costmodel.parallel.layout import Layout
-from costmodel.planning.curves import Array, Curves, EngineModel
-from costmodel.planning.deployment import stage_cache
-from costmodel.planning.operating import Operating, decoding, prefilling
+from costmodel.planning.curves import Truths
+from costmodel.planning.engine_model import Array
+from costmodel.planning.operating import decoding, prefilling
+from costmodel.planning.points import rises
 from costmodel.planning.question import Question
-from costmodel.planning.workload import Workload
+from costmodel.planning.stacks import Places, Stack, lookup
 
 SHARES = numpy.linspace(0.1, 0.95, 18)
 """Of the time of engines that only prefill: how busy they may be."""
@@ -17,95 +19,160 @@ CLOSED_SHARE = 0.9
 """At most where clients wait: their number keeps a queue short, but not empty."""
 
 
-class Pool(NamedTuple):
-    """Workers of one role: prefill (tpot_s 0) or decode (ttft_s 0).
+class Pools(NamedTuple):
+    """Pools of one role, as columns: prefill (tpot_s 0) or decode (ttft_s 0).
 
-    replicas: 0 for one replica that is kept at a share of its time or at a batch, of which any number may be taken;
-    else so many of them, which answer the load together. gpus: of all. rate: requests per second of all.
+    layout: place in layouts. budget: tokens of an iteration. replicas: 0 for one replica that is kept at a share of its
+    time or at a batch, of which any number may be taken; else so many of them, which answer the load together. gpus: of
+    all. sequences: under way in each engine that decodes; places: at most. rate: requests per second of all.
     """
 
-    layout: Layout
-    budget: int
-    replicas: int
-    gpus: int
-    sequences: float
-    ttft_s: float
-    tpot_s: float
-    rate: float
-    places: float = 0.0
+    layouts: tuple[Layout, ...]
+    layout: Places
+    budget: Places
+    replicas: Array
+    gpus: Array
+    sequences: Array
+    ttft_s: Array
+    tpot_s: Array
+    rate: Array
+    places: Array
+
+    def of(self, chosen: Truths | Places) -> "Pools":
+        """Some of them."""
+        return Pools(self.layouts, *(column[chosen] for column in self[1:]))  # type: ignore[arg-type]
+
+    def undominated(self) -> "Pools":
+        """Those that no other beats in latency, requests per second per GPU and size at once, the fastest first. Pools
+        of known size are compared with one another only."""
+        single = self.replicas == 0
+        return joined([self.of(single)._best(), self.of(~single)._best()])
+
+    def _best(self) -> "Pools":
+        each = self.rate / self.gpus
+        order = numpy.lexsort((self.gpus, -each, self.ttft_s + self.tpot_s))
+        each, gpus = each[order], self.gpus[order]
+        kept = numpy.zeros(len(order), dtype=bool)
+        for size in numpy.unique(gpus):
+            # All that came before are at least as fast.
+            kept |= (gpus == size) & rises(numpy.where(gpus <= size, each, 0.0))
+        return self.of(order[kept])
 
 
-def send_s(asked: Question, engine: EngineModel) -> float:
-    """Seconds in which a device sends its part of a prompt's cache."""
-    served = engine.served
-    bandwidth = asked.link_bandwidth or served.hardware.links.scale_out.bandwidth
-    if not bandwidth:
-        return float("inf")
-    caches = (stage_cache(engine.prefill, stage, served.precision) for stage in engine.prefill.stages)
-    return max(float(cache.bytes(round(asked.work.input))) for cache in caches) / bandwidth
+NONE: Any = numpy.zeros(0, dtype=numpy.intp)
+NO_POOLS = Pools((), *[NONE] * 9)
 
 
-def plan_load(work: Workload, e2e_s: Array) -> Array:
-    """Requests per second that a load brings: its rate, or what its clients ask for at these times."""
-    if work.rate is not None:
-        return numpy.full_like(e2e_s, work.rate)
-    assert work.clients is not None
-    with numpy.errstate(divide="ignore"):
-        return numpy.where(numpy.isfinite(e2e_s), work.clients / e2e_s, 0.0)
+def joined(parts: Sequence[Pools]) -> Pools:
+    """All of them, one after another."""
+    layouts: tuple[Layout, ...] = ()
+    places = []
+    for part in parts:
+        again = part.layouts == layouts
+        places.append(part.layout + (0 if again else len(layouts)))
+        layouts = layouts if again else layouts + part.layouts
+    columns: list[Any] = [numpy.concatenate(column) for column in zip(*(part[2:] for part in parts), strict=True)]
+    return Pools(layouts, numpy.concatenate(places), *columns)
 
 
-def prefill_pools(asked: Question, engine: EngineModel, found: Curves, send: float) -> tuple[Pool, ...]:
+def prefill_pools(asked: Question, stack: Stack) -> Pools:
     """One replica at every share of its time; at a known rate also 1, 2, … replicas. The fastest budget of each."""
-    at = prefilling(engine, asked.work, found, SHARES, send, engine.engines)
-    pools = [
-        _prefill_pool(asked, engine, at, row, 0)
-        for row, share in enumerate(SHARES)
-        if share <= (CLOSED_SHARE if asked.work.rate is None else asked.usable + 1e-9)
-    ]
-    if asked.work.rate is not None:
-        counts = numpy.arange(1, asked.most // engine.layout.gpus + 1, dtype=numpy.float64)
-        for column in range(len(asked.budgets)):
-            own = found.added[0, column]
-            shares = asked.work.rate / (counts * engine.engines) * own
-            at = prefilling(engine, asked.work, found, shares, send, counts * engine.engines)
-            pools += [
-                _prefill_pool(asked, engine, at, row, row + 1, column)
-                for row in range(len(counts))
-                if shares[row] <= asked.usable
-            ]
-    return tuple(pool for pool in pools if numpy.isfinite(pool.ttft_s))
+    work, model, own = asked.work, stack.models[0], stack.curves.added[:, 0]
+    shares = SHARES[SHARES <= (CLOSED_SHARE if work.rate is None else asked.usable + 1e-9)]
+    at = prefilling(
+        model, work, own[:, None], shares[:, None], stack.send_s[:, None, None], stack.engines[:, None, None]
+    )
+    engine, row = (places.ravel() for places in numpy.indices(at.ttft_s.shape[:2]))
+    budget = numpy.argmin(at.ttft_s, axis=2).ravel()
+    ttft, rate = (values[engine, row, budget] for values in at)
+    pools = _of(asked, stack, engine, budget, numpy.zeros(len(engine)), ttft, rate)
+    if work.rate is None:
+        return pools
+    engine, count = stack.replicated(asked.most)
+    many = (count * stack.engines[engine])[:, None]
+    load = work.rate / many * own[engine]
+    at = prefilling(model, work, own[engine], load, stack.send_s[engine][:, None], many)
+    rows, budget = numpy.nonzero(load <= asked.usable)
+    ttft, rate = (values[rows, budget] for values in at)
+    exact = _of(asked, stack, engine[rows], budget, count[rows], ttft, rate)
+    return joined([pools, exact])
 
 
-def _prefill_pool(
-    asked: Question, engine: EngineModel, at: Operating, row: int, replicas: int, column: int | None = None
-) -> Pool:
-    chosen = int(numpy.argmin(at.ttft_s[row])) if column is None else column
-    many = max(replicas, 1)
-    rate = float(at.rate[row, chosen]) * engine.engines * many
-    return Pool(
-        engine.layout, asked.budgets[chosen], replicas, engine.layout.gpus * many, 0.0,
-        float(at.ttft_s[row, chosen]), 0.0, rate,
-    )  # fmt: skip
+def _of(
+    asked: Question,
+    stack: Stack,
+    engine: Places,
+    budget: Places,
+    replicas: Array,
+    ttft_s: Array,
+    rate: Array,
+) -> Pools:
+    """Pools that prefill; rate: of one engine."""
+    many = numpy.maximum(replicas, 1.0)
+    zero = numpy.zeros(len(engine))
+    found = Pools(
+        tuple(task.layout for task in stack.tasks),
+        engine,
+        numpy.array(asked.budgets)[budget],
+        replicas,
+        stack.gpus[engine] * many,
+        zero,
+        ttft_s,
+        zero,
+        rate * stack.engines[engine] * many,
+        zero,
+    )
+    return found.of(numpy.isfinite(ttft_s))
 
 
-def decode_pools(asked: Question, engine: EngineModel, found: Curves, places: Array) -> tuple[Pool, ...]:
+def decode_pools(asked: Question, stack: Stack) -> Pools:
     """One replica at every batch size that fits, where more sequences answer more; at a known rate also 1, 2, …
     replicas with the batch that it leaves to each."""
-    at = decoding(engine, asked.work, found, places)
-    most, budget, fits = float(places[0]), min(asked.budgets), at.n <= places[0]
-    g, e = engine.layout.gpus, engine.engines
-    rates, tpot = at.rate[:, 0], at.tpot_s[:, 0]
-    pools, best = [], 0.0
-    for row in numpy.nonzero(fits & numpy.isfinite(tpot))[0]:
-        if rates[row] > best:
-            best = float(rates[row])
-            pools.append(Pool(engine.layout, budget, 0, g, float(at.n[row]), 0.0, float(tpot[row]), best * e, most))
-    if asked.work.rate is not None and best > 0:
-        n, rising = at.n[fits], numpy.maximum.accumulate(rates[fits])
-        for count in range(1, asked.most // g + 1):
-            each = asked.work.rate / (count * e)
-            if each < asked.usable * rising[-1]:
-                sequences = each / rising[0] * n[0] if each <= rising[0] else float(numpy.interp(each, rising, n))
-                slow = float(numpy.interp(sequences, n, tpot[fits]))
-                pools.append(Pool(engine.layout, budget, count, g * count, sequences, 0.0, slow, asked.work.rate, most))
-    return tuple(pool for pool in pools if numpy.isfinite(pool.tpot_s))
+    work, most = asked.work, stack.places[:, 0]
+    at = decoding(stack.models[0], work, stack.curves, stack.places)
+    fits = (at.n <= most[:, None]) & stack.curves.distinct
+    rates, tpot = at.rate[:, :, 0], at.tpot_s[:, :, 0]
+    better = rises(numpy.where(fits & numpy.isfinite(tpot), rates, 0.0))
+    engine, row = numpy.nonzero(better)
+    here = engine, row
+    single = _that_decode(
+        asked, stack, engine, numpy.zeros(len(engine)), at.n[here], tpot[here], rates[here] * stack.engines[engine]
+    )
+    if work.rate is None:
+        return single
+    engine, count = stack.replicated(asked.most)
+    each = (work.rate / (count * stack.engines[engine]))[:, None]
+    rising = numpy.maximum.accumulate(numpy.where(fits, rates, 0.0), axis=1)[..., None]
+    nodes, used = at.n[..., None], fits[..., None]
+    least, first = rising[engine, 0], at.n[engine, :1]
+    among = lookup(rising, used, engine, each).at(nodes)
+    sequences = numpy.where(each <= least, each / least * first, among)
+    slow = lookup(nodes, used, engine, sequences).at(at.tpot_s)
+    able = numpy.any(better, axis=1)[engine] & (each < asked.usable * rising[engine, -1])[:, 0]
+    load = numpy.full(int(able.sum()), work.rate)
+    exact = _that_decode(asked, stack, engine[able], count[able], sequences[able, 0], slow[able, 0], load)
+    return joined([single, exact])
+
+
+def _that_decode(
+    asked: Question,
+    stack: Stack,
+    engine: Places,
+    replicas: Array,
+    sequences: Array,
+    tpot_s: Array,
+    rate: Array,
+) -> Pools:
+    found = Pools(
+        tuple(task.layout for task in stack.tasks),
+        engine,
+        numpy.full(len(engine), min(asked.budgets)),
+        replicas,
+        stack.gpus[engine] * numpy.maximum(replicas, 1.0),
+        sequences,
+        numpy.zeros(len(engine)),
+        tpot_s,
+        rate,
+        stack.places[engine, 0],
+    )
+    return found.of(numpy.isfinite(tpot_s))

@@ -11,19 +11,21 @@ from typing import NamedTuple
 
 from costmodel.errors import Impossible
 from costmodel.parallel.remedies import remedies
-from costmodel.planning.candidates import Candidate, Outcome, evaluate, rank
+from costmodel.planning.candidates import Outcome, evaluate
 from costmodel.planning.pairing import paired
+from costmodel.planning.points import Candidate, Points, exceeded, rank, undominated
+from costmodel.planning.pools import joined
 from costmodel.planning.question import Loaded, Question, cache_formats, load, weight_formats
 from costmodel.planning.room import room
 from costmodel.planning.space import Count, Dimension, Task, layouts
 from costmodel.step import Step
 from costmodel.units import format_bytes
 
-BATCH = 32
-"""Tasks that a process gets at a time."""
+BATCH = 64
+"""Tasks that are evaluated together, and that a process gets at a time."""
 
-Evaluator = Callable[[Question, Sequence[list[Task]], bool], Iterable[list[Outcome]]]
-"""Evaluates batches of tasks and gives their outcomes in order."""
+Evaluator = Callable[[Question, Sequence[list[Task]], bool], Iterable[Outcome]]
+"""Evaluates batches of tasks, each of one device, formats and drafts, and gives their outcomes in order."""
 
 
 class Found(NamedTuple):
@@ -31,13 +33,13 @@ class Found(NamedTuple):
 
     best: of each device that has a plan, the best first. frontier: of each device, points that no other beats in
     tokens/s of a user and tokens/s per GPU within the service level; cloud: those of each layout, whatever their
-    latency. closest: where nothing holds the service level, what comes nearest. dimensions and counts: what was
-    searched.
+    latency, and of pairs of pools. closest: where nothing holds the service level, what comes nearest. dimensions and
+    counts: what was searched.
     """
 
     best: tuple[Candidate, ...]
     frontier: tuple[Candidate, ...]
-    cloud: tuple[Candidate, ...]
+    cloud: tuple[Points | Candidate, ...]
     closest: Candidate | None
     dimensions: tuple[Dimension, ...]
     counts: tuple[Count, ...]
@@ -73,14 +75,14 @@ def tasks_of(loaded: Loaded) -> tuple[list[Task], tuple[Dimension, ...], list[Co
     return tasks, dimensions, [Count("engines", count, why) for why, count in left_out.items()]
 
 
-def here(question: Question, batches: Sequence[list[Task]], bounds: bool) -> Iterator[list[Outcome]]:
+def here(question: Question, batches: Sequence[list[Task]], bounds: bool) -> Iterator[Outcome]:
     """Evaluate in this process."""
     loaded = load(question)
     for batch in batches:
-        yield [evaluate(loaded, task, bounds) for task in batch]
+        yield evaluate(loaded, batch, bounds)
 
 
-def evaluate_batch(question: Question, batch: list[Task], bounds: bool) -> list[Outcome]:
+def evaluate_batch(question: Question, batch: list[Task], bounds: bool) -> Outcome:
     """Evaluate one batch in another process, which knows nothing yet."""
     return next(iter(here(question, [batch], bounds)))
 
@@ -96,14 +98,14 @@ def search(
     tasks, dimensions, counts = tasks_of(loaded)
     outcomes = _run(question, tasks, evaluator, True, progress)
     found = _together(question, outcomes)
-    if not found.best and any(outcome.excluded.startswith(("TPOT", "TTFT")) for outcome in outcomes):
+    if not found.best and any(why.startswith(("TPOT", "TTFT")) for why in _reasons(outcomes)):
         # What the bounds excluded may be the closest: now it has to be looked at.
         outcomes = _run(question, tasks, evaluator, False, progress)
         found = _together(question, outcomes)
-    if all(outcome.excluded for outcome in outcomes):
-        reasons = Counter(outcome.excluded for outcome in outcomes)
+    if all(all(outcome.excluded) for outcome in outcomes):
+        reasons = _reasons(outcomes)
         told = "; ".join(
-            [count.why for count in counts] + [f"{count} of {len(outcomes)}: {why}" for why, count in reasons.items()]
+            [count.why for count in counts] + [f"{count} of {len(tasks)}: {why}" for why, count in reasons.items()]
         )
         more = _what_would_fit(loaded, outcomes)
         raise Impossible(f"{loaded.model.name}: no layout of up to {question.most} GPUs can serve it ({told}){more}")
@@ -114,13 +116,14 @@ def _what_would_fit(loaded: Loaded, outcomes: Sequence[Outcome]) -> str:
     """By how much the best of the layouts that memory excludes misses, and what would make it fit."""
     asked = loaded.question
     nearest: tuple[float, float, Task] | None = None
-    for outcome in outcomes:
-        if outcome.excluded.startswith("memory"):
-            engine = loaded.engine(*outcome.task)
-            held = room(engine, asked.work, loaded.results(engine), asked.settings(outcome.task.hw, min(asked.budgets)))
-            lacking = held.each - float(held.free.max())
-            if nearest is None or lacking < nearest[0]:
-                nearest = lacking, held.each, outcome.task
+    excluded = ((task, why) for outcome in outcomes for task, why in zip(outcome.tasks, outcome.excluded, strict=True))
+    for task in (task for task, why in excluded if why.startswith("memory")):
+        engine = loaded.engine(*task)
+        settings = asked.settings(task.hw, min(asked.budgets))
+        found = room(engine, loaded.held(engine), loaded.results(engine), settings)
+        lacking = found.each - float(found.free.max())
+        if nearest is None or lacking < nearest[0]:
+            nearest = lacking, found.each, task
     if nearest is None:
         return ""
     lacking, each, task = nearest
@@ -132,8 +135,8 @@ def _what_would_fit(loaded: Loaded, outcomes: Sequence[Outcome]) -> str:
         float(loaded.results(loaded.engine(*task)).min())
         + (1.0 - asked.engines[task.hw].utilisation) * device.memory.hbm.capacity
     )
-    found = [remedy.change for remedy in remedies(loaded.model, task.layout, step, precision, device, kept)]
-    would = f"; {', '.join(found)} would fit" if found else ""
+    changes = [remedy.change for remedy in remedies(loaded.model, task.layout, step, precision, device, kept)]
+    would = f"; {', '.join(changes)} would fit" if changes else ""
     return (
         f"; {task.layout} on {task.hw} lacks the least: {format_bytes(lacking)} on a device, one sequence taking "
         f"{format_bytes(each)}{would}"
@@ -147,68 +150,59 @@ def _run(
     bounds: bool,
     progress: Callable[[int, int], None] | None,
 ) -> list[Outcome]:
-    batches = [tasks[start : start + BATCH] for start in range(0, len(tasks), BATCH)]
+    batches = [
+        alike[start : start + BATCH]
+        for alike in (list(group) for _, group in groupby(tasks, key=lambda task: task[:4]))
+        for start in range(0, len(alike), BATCH)
+    ]
     outcomes: list[Outcome] = []
-    for batch in evaluator(question, batches, bounds):
-        outcomes += batch
+    done = 0
+    for outcome in evaluator(question, batches, bounds):
+        outcomes.append(outcome)
+        done += len(outcome.tasks)
         if progress is not None:
-            progress(len(outcomes), len(tasks))
+            progress(done, len(tasks))
     return outcomes
+
+
+def _reasons(outcomes: Sequence[Outcome]) -> Counter[str]:
+    """How many tasks each rule or bound excluded."""
+    return Counter(why for outcome in outcomes for why in outcome.excluded if why)
 
 
 def _together(question: Question, outcomes: Sequence[Outcome]) -> Found:
     plans: list[Candidate] = []
-    cloud: list[Candidate] = []
+    within: list[Candidate] = []
+    cloud: list[Points | Candidate] = []
     missed: list[Candidate] = []
     pairs = 0
-    for _, group in groupby(outcomes, key=lambda outcome: outcome.task[:4]):
+    for _, group in groupby(outcomes, key=lambda outcome: outcome.tasks[0][:4]):
         alike = list(group)
         for outcome in alike:
             plans += outcome.plans
-            cloud += outcome.frontier
+            within += outcome.frontier
+            cloud += [outcome.cloud] if outcome.cloud is not None else []
             missed += [outcome.closest] if outcome.closest is not None else []
-        front = [pool for outcome in alike for pool in outcome.prefill]
-        back = [pool for outcome in alike for pool in outcome.decode]
-        more, edge, near, looked = paired(question, alike[0].task, front, back)
-        plans, cloud, pairs = plans + more, cloud + edge, pairs + looked
+        front, back = joined([outcome.prefill for outcome in alike]), joined([outcome.decode for outcome in alike])
+        more, edge, near, looked = paired(question, alike[0].tasks[0], front, back)
+        plans, pairs = plans + more, pairs + looked
+        cloud += edge
+        within += [point for point in edge if exceeded(question, point)[0] <= 1.0 + 1e-9]
         missed += [near] if near is not None else []
     best: dict[str, Candidate] = {}
     for plan in sorted(plans, key=lambda plan: rank(plan, question.optimize)):
         best.setdefault(plan.hw, plan)
     closest = None if best or not missed else min(missed, key=lambda plan: exceeded(question, plan)[0])
-    within = [point for point in cloud if exceeded(question, point)[0] <= 1.0 + 1e-9]
     frontier = [point for hw in dict.fromkeys(point.hw for point in within) for point in undominated(within, hw)]
     return Found(tuple(best.values()), tuple(frontier), tuple(cloud), closest, (), tuple(_counted(outcomes, pairs)))
 
 
-def exceeded(question: Question, plan: Candidate) -> tuple[float, str]:
-    """By which factor a plan misses the worst of its limits (at most 1: none), and which one that is."""
-    level, work = question.level, question.work
-    wanted = work.rate if work.rate is not None else (work.clients or 0) / plan.e2e_s
-    ratios = [(wanted / plan.rate, "rate"), (plan.gpus / question.most, "GPUs")]
-    if level.ttft_s is not None:
-        ratios.append((plan.ttft_s / level.ttft_s, "TTFT"))
-    if level.tpot_s is not None:
-        ratios.append((plan.tpot_s / level.tpot_s, "TPOT"))
-    return max(ratios, key=lambda entry: entry[0])
-
-
-def undominated(points: Iterable[Candidate], hw: str) -> list[Candidate]:
-    """Those of a device that no other of it beats in tokens/s of a user and tokens/s per GPU, the fastest first."""
-    found: list[Candidate] = []
-    for point in sorted(
-        (point for point in points if point.hw == hw), key=lambda point: (point.tpot_s, -point.tokens_per_s_gpu)
-    ):
-        if not found or point.tokens_per_s_gpu > found[-1].tokens_per_s_gpu:
-            found.append(point)
-    return found
-
-
 def _counted(outcomes: Sequence[Outcome], pairs: int) -> Iterator[Count]:
-    yield Count("engines", len(outcomes), "in the space: device, formats, drafts, layout")
-    for why, count in Counter(outcome.excluded for outcome in outcomes if outcome.excluded).items():
+    engines, excluded = sum(len(outcome.tasks) for outcome in outcomes), _reasons(outcomes)
+    yield Count("engines", engines, "in the space: device, formats, drafts, layout")
+    for why, count in excluded.items():
         yield Count("engines", count, f"excluded: {why}")
-    yield Count("engines", sum(not outcome.excluded for outcome in outcomes), "evaluated")
+    yield Count("engines", engines - excluded.total(), "evaluated")
     yield Count("points", sum(outcome.points for outcome in outcomes), "evaluated: batch size, chunk budget")
     yield Count("points", sum(outcome.fitting for outcome in outcomes), "of aggregated engines whose caches fit")
     yield Count("points", sum(outcome.within for outcome in outcomes), "of them within the service level")

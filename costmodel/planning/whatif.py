@@ -12,9 +12,9 @@ from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.parallel.layout import Layout, parse_layout
 from costmodel.planning.asked import question_of
 from costmodel.planning.assess import Assessment, assess, difference, interval
-from costmodel.planning.candidates import Candidate
 from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.plan_row import plan_row
+from costmodel.planning.points import Candidate
 from costmodel.planning.question import Loaded, Question, load
 from costmodel.planning.step_times import HostTime
 from costmodel.planning.traffic import Lengths

@@ -10,16 +10,16 @@ from costmodel.errors import BadInput, Impossible
 from costmodel.loading import check_folder, write_atomically
 from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.assess import Assessment, assess
-from costmodel.planning.candidates import Candidate
 from costmodel.planning.closest import assess_closest
 from costmodel.planning.confirm import replayed, workers
 from costmodel.planning.launch import launches
 from costmodel.planning.load import Load
 from costmodel.planning.parallel_search import evaluator_of
 from costmodel.planning.plan_row import plan_row
+from costmodel.planning.points import Candidate, exceeded, named
 from costmodel.planning.prices import prices_for
 from costmodel.planning.question import Loaded, Question, load
-from costmodel.planning.search import Evaluator, Found, exceeded, search
+from costmodel.planning.search import Evaluator, Found, search
 from costmodel.planning.space import Count, Dimension
 from costmodel.report.columns import percent, value_text
 from costmodel.report.output import as_json, emit, note, print_csv
@@ -41,8 +41,8 @@ REPLAYED = 2_000
 
 
 class Answer(NamedTuple):
-    """A search at one rate of prefix hits (None: those of a trace) as flat values: plans or the closest, frontier and
-    cloud, replays and launch commands."""
+    """A search at one rate of prefix hits (None: those of a trace) as flat values: plans or the closest, frontier,
+    replays and launch commands."""
 
     hit: float | None
     question: Question
@@ -52,7 +52,6 @@ class Answer(NamedTuple):
     assessed: list[Assessment]
     rows: Rows
     frontier: Rows
-    cloud: Rows
     checks: Rows
     starts: Rows
 
@@ -84,10 +83,11 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     }
     shown = {**inputs, "prices": first.question.prices, "gpus": list(first.question.gpus)}
     text = as_json("plan", shown, best, None, **lists)
-    if plot is not None and (first.frontier or first.cloud):
+    cloud = [] if plot is None else [_point(first.question, first.hit, each) for each in named(first.found.cloud)]
+    if plot is not None and (first.frontier or cloud):
         from costmodel.report.plan_plot import draw_plan
 
-        draw_plan(plot, name, first.question, first.cloud, first.frontier, first.rows)
+        draw_plan(plot, name, first.question, cloud, first.frontier, first.rows)
         note(f"note: wrote {plot}")
     if out is not None:
         write_atomically(Path(out), text.encode() + b"\n")
@@ -141,7 +141,6 @@ def _answer(inputs: Inputs, evaluator: Evaluator) -> Answer:
         assessed,
         rows,
         [_point(question, hit, point) for point in found.frontier],
-        [_point(question, hit, point) for point in found.cloud],
         [{**replayed(known, each, load_of, inputs["seed"]), "prefix_hit": hit} for each in confirmed],
         starts,
     )

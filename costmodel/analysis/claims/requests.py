@@ -36,7 +36,17 @@ def _refuse(setup: SetUp, what: str, entries: Sequence[str]) -> None:
         raise BadInput(f"{what}: {', '.join(given)} of the set-up would change nothing; leave it out")
 
 
-OF_ONE_STEP = ("calibrated_on", "calibration", "kernels", "without", "caches", "quantised", "part", "tokens", "new_tokens")
+OF_ONE_STEP = (
+    "calibrated_on",
+    "calibration",
+    "kernels",
+    "without",
+    "caches",
+    "quantised",
+    "part",
+    "tokens",
+    "new_tokens",
+)
 
 
 def _generated(setup: SetUp) -> dict[str, Any]:

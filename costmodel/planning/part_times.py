@@ -1,0 +1,234 @@
+"""Seconds of a part of a model's kernels over the grid of a search.
+
+A layout is a sum of parts, and each depends on few of its degrees: mixers on tp and cp, routed experts on ep too,
+nothing on pp and dp. So a search prices every part once for all layouts that divide it alike, and every kernel once for
+all parts in which the same work turns up.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy
+
+from costmodel.algebra import Quantity
+from costmodel.calibration import Calibration, Fit
+from costmodel.hardware import Hardware
+from costmodel.kernels.base import Kernel
+from costmodel.overlap import EXCHANGE, InParts, in_parts, is_meant_to_hide
+from costmodel.planning.deployment import quantised_products
+from costmodel.planning.engine_model import Array
+from costmodel.planning.kernel_kinds import KernelSource, Key, Kinds, named
+from costmodel.planning.workload import Workload
+from costmodel.step import Step
+from costmodel.timing import roofline
+
+POINTS = 64
+"""Batch sizes of an engine, from 1 to the most that it can hold, in equal ratios."""
+
+
+SAMPLE = 32.0
+"""Sequences that decode where the groups of a model's kernels are compared with one another."""
+
+
+class Grid(NamedTuple):
+    """Batch sizes n (rows) by chunk budgets (columns), and the steps at which kernels are priced for it.
+
+    left: tokens that a budget leaves beside the n − 1 others. chunks: iterations that a prompt takes. together: how
+    many short prompts share an iteration. tokens, rows: steps of as many tokens, and of as many sampled positions, as
+    three iterations have, one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk. decoding: steps of
+    n sequences. prompts: of chunks. At the end of all but the last stands a step in which `SAMPLE` sequences decode.
+    """
+
+    n: Array
+    left: Array
+    chunks: Array
+    together: Array
+    tokens: Step
+    rows: Step
+    decoding: Step
+    prompts: Step
+
+
+def grid(work: Workload, budgets: Sequence[int], most: int, draft_tokens: int, pace: float) -> Grid:
+    """The grid up to so many sequences. pace: tokens that a sequence gains in an iteration."""
+    n = numpy.unique(numpy.round(numpy.geomspace(1, max(most, 1), POINTS)))
+    S, budget, sample = float(draft_tokens + 1), numpy.array(budgets, dtype=numpy.float64), numpy.array([SAMPLE])
+    left = budget - (n - 1.0)[:, None] * S
+    chunks = numpy.ceil(work.computed / numpy.clip(left, 1.0, work.computed))
+    size = work.computed / chunks
+    # Short prompts share iterations: as many as arrive in one while n sequences are kept, if they fit.
+    together = numpy.clip(n[:, None] * pace / max(work.output - 1.0, 1.0), 1.0, numpy.maximum(left / size, 1.0))
+    together = numpy.where(chunks > 1, 1.0, together)
+    beside, least = (n - 1.0)[:, None] * S, numpy.maximum(n - 1.0, 1.0)
+    tokens, rows = (
+        decode_step(numpy.concatenate([n * S, least * S, (beside + chunk).ravel(), sample]), 1.0, 0.0)
+        for chunk in (together * size, together)
+    )
+    before = numpy.full_like(n, max(work.context - S, 0.0))
+    decoding = decode_step(
+        numpy.append(n, sample),
+        numpy.append(numpy.full_like(n, S), 1.0),
+        numpy.append(before, max(int(work.context) - 1, 0)),
+    )
+    prompts = Step(B=together, S=size, P=numpy.maximum(work.position - size / 2, 0.0), phase="prefill")
+    return Grid(n, left, chunks, together, tokens, rows, decoding, prompts)
+
+
+class Price(NamedTuple):
+    """Seconds of one launch: expected, and at the datasheet's peaks."""
+
+    expected: Quantity
+    peak: Quantity
+
+
+class Prices:
+    """Seconds of kernels on one device. Kernels of the same work cost the same, so each is priced once."""
+
+    def __init__(self, hardware: Hardware, calibration: Calibration) -> None:
+        self.hardware, self.calibration = hardware, calibration
+        self.known: dict[tuple[Any, ...], Price] = {}
+        self.fits: dict[tuple[str, str, str], Fit] = {}
+
+    def of(self, kernel: Kernel) -> Price:
+        """Of one launch, element by element where the kernel is of arrays."""
+        key = (
+            kernel.family,
+            kernel.instance,
+            kernel.module,
+            kernel.launches,
+            type(kernel.shape),
+            _content(kernel.shape),
+            _content(kernel.grid),
+            _content(kernel.executed),
+            None if kernel.ideal is kernel.executed else _content(kernel.ideal),
+        )
+        found = self.known.get(key)
+        if found is None:
+            fit = self._fit(kernel)
+            terms = kernel.form.terms(kernel.sharing(fit.occupancy), self.hardware, fit.values)
+            found = self.known[key] = Price(terms.total(), roofline(kernel, self.hardware))
+        return found
+
+    def seconds(self, run: Sequence[Kernel]) -> Quantity:
+        """Expected seconds of kernels, one after another, but for what hides."""
+        return in_parts(run, lambda some: sum(self.of(kernel).expected * kernel.exposed for kernel in some)).total()
+
+    def _fit(self, kernel: Kernel) -> Fit:
+        key = (kernel.family, kernel.instance, kernel.module)
+        if key not in self.fits:
+            self.fits[key] = self.calibration.fit(kernel)
+        return self.fits[key]
+
+
+NUMBERS = (int, float, str, bool, type(None))
+
+
+def _content(value: Any) -> Any:
+    """Something that is equal for equal values; of arrays a 64-bit hash, of which a kernel has several that all would
+    have to be equal by chance."""
+    if type(value) in NUMBERS:
+        return value
+    if isinstance(value, numpy.ndarray):
+        return value.shape, hash(value.tobytes())
+    if isinstance(value, tuple):
+        return tuple([_content(entry) for entry in value])
+    if isinstance(value, Mapping):
+        return tuple([(key, _content(entry)) for key, entry in value.items()])
+    return value
+
+
+class PartTimes(NamedTuple):
+    """Seconds of the kernels of a part of a model over a grid; what hides shows where all parts are together.
+
+    shared: token-wise kernels at the tokens, and row-wise ones at the sampled positions, of three iterations one after
+    another: n sequences decode, n − 1 do, and n − 1 beside a chunk. own, prompts: other kernels of n decoding sequences
+    and of chunks. first, later: at the datasheet's peaks, of one decoding sequence and of its prompt's chunk by budget.
+    samples: all kernels of each group where `SAMPLE` sequences decode. products: those with quantised activations in an
+    iteration.
+    """
+
+    shared: InParts
+    own: InParts
+    prompts: InParts
+    first: float
+    later: Array
+    samples: Mapping[str, float]
+    products: int
+
+    def plus(self, other: "PartTimes") -> "PartTimes":
+        """Both together."""
+        groups = dict.fromkeys((*self.samples, *other.samples))
+        return PartTimes(
+            self.shared.plus(other.shared),
+            self.own.plus(other.own),
+            self.prompts.plus(other.prompts),
+            self.first + other.first,
+            self.later + other.later,
+            {name: self.samples.get(name, 0.0) + other.samples.get(name, 0.0) for name in groups},
+            self.products + other.products,
+        )
+
+
+def part_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices) -> PartTimes:
+    """The times of a part. kind: which of its kernels are token-wise, row-wise, neither."""
+    N, C = at.together.shape
+    run = kernels(at.tokens)
+    found, size = named(run), len(at.tokens.B)
+    samples: dict[str, float] = {}
+    shared, peak = _of_kind(found, kind, "token", prices, (size,), samples)
+    if "row" in kind.values():
+        more, further = _of_kind(named(kernels(at.rows)), kind, "row", prices, (size,), samples)
+        shared, peak = shared.plus(more), peak + further
+    own, prompts = nothing(N), nothing(N, C)
+    # One sequence decodes at first; one prompt alone is the first row of those beside others.
+    first, later = peak[0], peak[2 * N : 2 * N + C]
+    if not all(key in kind for key in found):
+        decoding, of_decoding = _of_kind(named(kernels(at.decoding)), kind, "", prices, (N + 1,), samples)
+        prompts, of_prompts = _of_kind(named(kernels(at.prompts)), kind, "", prices, (N, C), {})
+        own, first, later = each(decoding, lambda part: part[:-1]), first + of_decoding[0], later + of_prompts[0]
+    return PartTimes(
+        each(shared, lambda part: part[:-1]), own, prompts, float(first), later, samples, quantised_products(run)
+    )
+
+
+def _of_kind(
+    run: Mapping[Key, Kernel],
+    kind: Kinds,
+    wanted: str,
+    prices: Prices,
+    shape: tuple[int, ...],
+    samples: dict[str, float],
+) -> tuple[InParts, Array]:
+    """Expected seconds of the kernels of one kind, and those at the datasheet's peaks. samples: gets those of the last
+    step of each group."""
+    (exposed, short, held), peak = nothing(*shape), numpy.zeros(shape)
+    for key, kernel in run.items():
+        if kind.get(key, "") == wanted:
+            one = prices.of(kernel)
+            seconds = one.expected * kernel.exposed
+            exposed += seconds
+            if kernel.family != EXCHANGE:
+                short -= seconds
+            elif is_meant_to_hide(kernel):
+                behind = one.expected * kernel.count * kernel.hidden
+                short += behind
+                held += behind * kernel.holds
+            peak += one.peak * kernel.exposed
+            samples[kernel.group] = samples.get(kernel.group, 0.0) + float(numpy.ravel(seconds)[-1])
+    return InParts(exposed, short, held), peak
+
+
+def nothing(*shape: int) -> InParts:
+    """No seconds at all."""
+    return InParts(numpy.zeros(shape), numpy.zeros(shape), numpy.zeros(shape))
+
+
+def each(parts: InParts, change: Callable[[Array], Array]) -> InParts:
+    """The same done to each of the three."""
+    return InParts(*map(change, parts))
+
+
+def decode_step(B: Any, S: Any, P: Any) -> Step:
+    """A step of arrays."""
+    B, S, P = (numpy.asarray(value, dtype=numpy.float64) for value in (B, S, P))
+    return Step(B=B, S=S, P=P, phase="decode")

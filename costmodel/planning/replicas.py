@@ -1,0 +1,128 @@
+"""Plans of engines that prefill and decode: each layout with 1, 2, … replicas, among which the load is dealt out."""
+
+from collections.abc import Sequence
+
+import numpy
+
+from costmodel.planning.curves import Truths
+from costmodel.planning.engine_model import Array
+from costmodel.planning.operating import Operating, waits
+from costmodel.planning.points import Candidate, exceeded, first_of, plan_load
+from costmodel.planning.question import Question
+from costmodel.planning.stacks import Stack, lookup
+
+KEPT = 3
+"""Plans of a batch that are kept, the best."""
+
+
+class Fleet:
+    """Engines at work, and what they have under way where they answer a rate."""
+
+    def __init__(self, asked: Question, stack: Stack, at: Operating, per_gpu: Array, held: Truths) -> None:
+        self.asked, self.stack, self.at = asked, stack, at
+        fits = at.n[:, :, None] <= stack.places[:, None, :]
+        used = numpy.isfinite(at.rate) & fits & stack.curves.distinct[:, :, None]
+        # What is used comes first: places end at a batch size, and beyond one that fills the budget nothing is left.
+        self.used = numpy.logical_and.accumulate(used, axis=1)
+        self.usable: Truths = numpy.any(self.used, axis=1)
+        self.n = numpy.broadcast_to(at.n[:, :, None], at.rate.shape)
+        self.rates = numpy.maximum.accumulate(numpy.where(self.used, at.rate, -numpy.inf), axis=1)
+        self.full = numpy.where(held, per_gpu, 0.0).max(axis=1)
+
+    def plans(self) -> tuple[Candidate, ...]:
+        """The best plans that hold the service level."""
+        asked, stack, at = self.asked, self.stack, self.at
+        work, level = asked.work, asked.level
+        engine, count = stack.replicated(asked.most)
+        if not len(engine):
+            return ()
+        many = (count * stack.engines[engine])[:, None]
+        shape = (len(engine), len(asked.budgets))
+        most = self.rates[:, -1][engine]
+        if work.rate is not None:
+            each = numpy.broadcast_to(work.rate / many, shape)
+            least, first = self.rates[:, 0][engine], at.n[:, :1][engine]
+            among = lookup(self.rates, self.used, engine, each).at(self.n)
+            with numpy.errstate(invalid="ignore", divide="ignore"):
+                sequences = numpy.where(each <= least, each / least * first, among)
+            sustained = each < asked.usable * most
+        else:
+            assert work.clients is not None
+            sequences = numpy.broadcast_to(work.clients / many, shape)
+            each = lookup(self.n, self.used, engine, sequences).at(self.rates)
+            largest = numpy.where(self.used, self.n, 0.0).max(axis=1)
+            sustained = sequences <= largest[engine]
+        there = lookup(self.n, self.used, engine, sequences)
+        ttft = there.at(at.base_s) + waits(work, there.at(at.line_s), there.at(at.place_s), many)
+        tpot = there.at(at.tpot_s)
+        e2e = ttft + tpot * (work.output - 1.0)
+        gpus = numpy.broadcast_to((count * stack.gpus[engine])[:, None], shape)
+        within = self.usable[engine] & sustained & holds(ttft, level.ttft_s) & holds(tpot, level.tpot_s)
+        within &= gpus >= min(asked.gpus)
+        if not within.any():
+            return ()
+        usd = gpus[within] * asked.prices[stack.tasks[0].hw]
+        rows, columns = numpy.nonzero(within)
+        rate = (each * many)[within]
+        full = self.full[engine[rows], columns]
+        best = {"cost": usd / rate, "gpus": gpus[within], "latency": e2e[within], "throughput": -full}[asked.optimize]
+        chosen = first_of(best, usd, e2e[within], KEPT)
+        return tuple(
+            self._candidate(
+                int(engine[rows[place]]),
+                int(columns[place]),
+                int(count[rows[place]]),
+                [float(values[within][place]) for values in (sequences, ttft, tpot, e2e)] + [float(rate[place])],
+            )
+            for place in chosen
+        )
+
+    def closest(self) -> Candidate | None:
+        """Where no plan holds the service level: the one that comes closest with all GPUs."""
+        found = [near for place in range(len(self.stack.tasks)) if (near := self._closest(place)) is not None]
+        return min(found, key=lambda plan: exceeded(self.asked, plan)[0], default=None)
+
+    def _closest(self, place: int) -> Candidate | None:
+        """Of one engine: the batch at which the worst of the limits is exceeded the least, and no queue grows."""
+        asked, at = self.asked, self.at
+        work, level = asked.work, asked.level
+        count = int(asked.most // self.stack.gpus[place])
+        engines = float(self.stack.engines[place]) * count
+        nearest: tuple[float, Candidate] | None = None
+        for column in numpy.flatnonzero(self.usable[place]) if count else ():
+            used = self.used[place, :, column]
+            base, line, wait, later = (
+                values[place, used, column] for values in (at.base_s, at.line_s, at.place_s, at.tpot_s)
+            )
+            first = base + waits(work, line, wait, engines)
+            whole_s = first + later * (work.output - 1.0)
+            kept, rates = numpy.isfinite(first), self.rates[place, used, column]
+            most = rates[kept].max() if kept.any() else rates[-1]
+            answered = numpy.minimum(rates, asked.usable * most) * engines
+            wanted = plan_load(work, whole_s) / answered
+            over = numpy.maximum.reduce([wanted, _over(first, level.ttft_s), _over(later, level.tpot_s)])
+            over = numpy.where(kept, over, numpy.inf)
+            row = int(numpy.argmin(over))
+            if nearest is None or over[row] < nearest[0]:
+                point = (self.n[place, used, column], first, later, whole_s, answered)
+                values = [float(each[row]) for each in point]
+                nearest = float(over[row]), self._candidate(place, int(column), count, values)
+        return None if nearest is None else nearest[1]
+
+    def _candidate(self, place: int, column: int, count: int, values: Sequence[float]) -> Candidate:
+        """A plan; values: sequences, TTFT, TPOT, seconds of a request, and requests per second."""
+        task, gpus = self.stack.tasks[place], count * int(self.stack.gpus[place])
+        n, ttft, tpot, e2e, rate = values
+        return Candidate(
+            task.hw, task.weights, task.kv, task.draft_tokens, str(task.layout), self.asked.budgets[column], n, count,
+            gpus, ttft, tpot, e2e, rate, float(self.full[place, column]), gpus * self.asked.prices[task.hw],
+        )  # fmt: skip
+
+
+def holds(values: Array, most: float | None) -> Truths:
+    """Which values keep a limit."""
+    return numpy.ones_like(values, dtype=bool) if most is None else values <= most
+
+
+def _over(values: Array, most: float | None) -> Array:
+    return numpy.zeros_like(values) if most is None else values / most
