@@ -414,9 +414,9 @@ def test_a_timeline_takes_no_memory_for_what_it_has_written() -> None:
 
     timeline = Timeline(count)
     tracemalloc.start()
-    for index in range(20_000):
+    for index in range(4_000):
         timeline.request(index, float(index), index + 0.1, index + 1.0, (1000, 100))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert written > 5_000_000
+    assert written > 1_000_000
     assert peak < 200_000

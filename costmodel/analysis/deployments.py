@@ -5,9 +5,10 @@ same set-up, or one that follows from what was published. `docs/published-servin
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-from costmodel.analysis.claims import judged, load_claims
+from costmodel.analysis.claims import Claim, judge, load_claims
 from costmodel.analysis.claims.setups import SetUp, device_of, model_of, precision_of, sequences
 from costmodel.analysis.claims.steps import cache_bytes, token_rate
 from costmodel.parallel.layout import Layout
@@ -120,10 +121,20 @@ def variants(setup: SetUp) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield "prefill, if no communication hid", {"overlap": 0.0}
 
 
-def _setup(claim: str, point: int = 0, **changes: Any) -> SetUp:
-    """The set-up of a claim, changed."""
-    (found,) = load_claims([claim])
-    return found.setup.changed(found.points[point]).changed(changes)
+@cache
+def _claims() -> dict[str, Claim]:
+    """All claims by their ids: reading them takes longer than judging some."""
+    return {claim.id: claim for claim in load_claims()}
+
+
+def _claim(name: str) -> Claim:
+    return _claims()[name]
+
+
+def _setup(name: str) -> SetUp:
+    """The set-up of a claim of one number."""
+    found = _claim(name)
+    return found.setup.changed(found.points[0])
 
 
 def _node_rate(setup: SetUp) -> float:
@@ -158,14 +169,14 @@ def deepseek() -> Iterator[Part]:
             yield Part(what, library, rate, "tok/s/node", published)
     for library, rate in busy.items():
         yield Part("the day's average over a busy node", library, published / rate, "x")
-    profile = load_claims(["profile-prefill"])[0].claimed[0]
+    profile = _claim("profile-prefill").claimed[0]
     yield Part("the day's average over a busy node", "DeepSeek's own profile", published / profile, "x")
 
 
 def jet_nemotron() -> Iterator[Part]:
     """Jet-Nemotron-2B over Qwen3-1.7B on one H100, each with as many sequences as memory holds."""
     for claim in ("jet-47x", "jet-53x"):
-        (found,) = load_claims([claim])
+        found = _claim(claim)
         assert found.baseline is not None
         own = _setup(claim)
         pair = {"jet-nemotron-2b": own, "qwen3-1.7b": own.changed(found.baseline)}
@@ -184,7 +195,7 @@ def mamba3_baseline() -> Iterator[Part]:
     found = preempted(_setup("mamba3-answer-llama-16k"))
     yield Part("caches of all sequences", "16k", found["caches_bytes"] / 2**30, "GiB")
     yield Part("room for caches", "16k", found["room_bytes"] / 2**30, "GiB")
-    published = load_claims(["mamba3-answer-llama-16k"])[0].claimed[0]
+    published = _claim("mamba3-answer-llama-16k").claimed[0]
     yield Part("without a prefix cache", "16k", found["seconds"], "s", published)
     yield Part("preemptions", "without a prefix cache", found["preemptions"], "")
     yield Part("tokens computed again, over those of the prompts", "without a prefix cache", found["recomputed"], "x")
@@ -250,7 +261,8 @@ DEPLOYMENTS = (
 
 def deployment_rows(names: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each claim about these deployments, as `claims.judged` has it, with the deployment's name."""
-    return [{"deployment": one.name, **row} for one in DEPLOYMENTS if one.name in names for row in judged(one.claims)]
+    asked = [one for one in DEPLOYMENTS if one.name in names]
+    return [{"deployment": one.name, **judge(_claim(name))} for one in asked for name in one.claims]
 
 
 def part_rows(names: Sequence[str]) -> list[dict[str, Any]]:
