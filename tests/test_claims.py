@@ -16,9 +16,10 @@ from costmodel.analysis.claims.curves import exponent, knee, slope
 from costmodel.analysis.claims.judging import CONDITIONAL, CONTRADICTED, REPRODUCED, UNSTATED, evaluate
 from costmodel.analysis.claims.quantities import QUANTITIES
 from costmodel.analysis.claims.record import changes, record_text, recorded
-from costmodel.analysis.claims.setups import SetUp, calibration_of, sequences
-from costmodel.analysis.claims.steps import kernels_of
+from costmodel.analysis.claims.setups import SetUp, calibration_of, device_of, sequences
+from costmodel.analysis.claims.steps import _counted_kernels, kernels_of
 from costmodel.analysis.claims.values import Value, counted, cut, less, more
+from costmodel.analysis.claims.wording import commands
 from costmodel.calibration import find_calibration
 from costmodel.cli import app
 from costmodel.errors import BadInput
@@ -167,6 +168,58 @@ def test_an_engines_set_up_runs_that_engines_kernels() -> None:
     assert calibration_of(setup).library == "sglang"
     assert calibration_of(setup.changed({"library": "vllm"})).library == "vllm"
     assert calibration_of(setup.changed({"engine": ""})).library == "vllm"
+
+
+def test_kernels_of_ampere_multiply_by_mma_sync_on_hopper() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", calibrated_on="a100-sxm")
+    whole = load_hardware("h100-sxm").compute
+    slower = device_of(setup).compute
+    assert slower.tensor["bf16"] == pytest.approx(0.629 * whole.tensor["bf16"])
+    assert slower.tensor["fp8"] == whole.tensor["fp8"]
+    assert slower.vector == whole.vector
+    for other in ("h100-sxm", "b200-sxm", ""):
+        assert device_of(setup._replace(calibrated_on=other)).compute == whole
+    assert device_of(setup._replace(hardware="a100-sxm")).compute == load_hardware("a100-sxm").compute
+
+
+def test_flops_as_so_many_in_fp8_weigh_each_product_by_its_width() -> None:
+    dense = SetUp(mixer={"kind": "gqa", "heads": 2, "kv_heads": 2, "head_dim": 64}, context=64, phase="prefill")
+    assert QUANTITIES["fp8-flops"](dense).value == 2 * QUANTITIES["flops"](dense).value
+    indexer = SetUp(architecture="deepseek-v3.2", context=4096, phase="decode", kernels=("indexer",))
+    narrow = indexer.changed({"settings": ("indexer.dtype=mxfp4",)})
+    tensor = kernels_of_model(indexer)
+    assert QUANTITIES["fp8-flops"](indexer).value == tensor
+    assert QUANTITIES["fp8-flops"](narrow).value == tensor / 2
+
+
+def kernels_of_model(setup: SetUp) -> float:
+    return float(sum(kernel.ideal.flops * kernel.count for kernel in _counted_kernels(setup)))
+
+
+def test_of_a_split_table_only_the_other_numbers_count(tmp_path: Path) -> None:
+    """The set-up of the condition stands for a calibration; here it is another width."""
+    wide = {"kind": "gqa", "heads": 2, "kv_heads": 2, "head_dim": 128}
+    change = {"text": "t", "setup": {"mixer": wide}, "split": True}
+    claimed = [1_024_000, 2_048_000, 3_072_000]
+    over = {"over": {"context": [1000, 2000, 3000]}, "condition": change}
+    [claim] = read_claims(written(tmp_path, {**COUNTED, **over, "claimed": claimed}))
+    row = judge(claim)
+    assert (row["verdict"], row["points_within_if"], row["condition_split"]) == (CONDITIONAL, 1, True)
+    assert "2 of which gave the parameters" in row["reason"]
+    assert tally([row])["reproduced_if_split"] == 1
+    assert verdict(tmp_path, **over, claimed=[claimed[0], 3 * claimed[1], claimed[2]]) == CONTRADICTED
+
+
+@pytest.mark.parametrize("name", ["cudnn-h100-hd64-full", "kimi-cache", "fast-dllm-gsm8k-256-cache"])
+def test_commands_lead_from_a_claim_to_its_formulas(name: str) -> None:
+    [claim] = load_claims([name])
+    found = {text.split()[1]: text.split()[1:] for text in commands(claim)}
+    assert {"explain", "generate"} & set(found)
+    for words in (words for first, words in found.items() if first in ("explain", "generate")):
+        assert CliRunner().invoke(app, words).exit_code == 0, words
+    if name.startswith("cudnn"):
+        assert "d_qk=64" in found["explain"]
+        assert found["show"] == ["show", "h100-sxm/vllm"]
 
 
 def test_a_fair_set_up_is_shown_beside_and_changes_no_verdict(tmp_path: Path) -> None:

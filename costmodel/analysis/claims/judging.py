@@ -119,8 +119,8 @@ def judged(
     low, high (80 % interval), ratio (predicted over claimed; of a cut, what is left), verdict, reason, tolerance,
     points, points_within (points_within_if: under the condition, of the numbers that did not give its parameters),
     points_in_interval, basis, condition, condition_split (whether every second number gave them),
-    condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command, commands. Of a claim of several
-    numbers, claimed, predicted, low, high and the ratios are lists, and `at` names the points.
+    condition_predicted, condition_ratio, fair, fair_predicted, fair_low, fair_high, command, commands. Of a claim of
+    several numbers, claimed, predicted, low, high and the ratios are lists, and `at` names the points.
 
     Raises BadInput for an unknown name, or with every problem of a file.
     """

@@ -214,7 +214,7 @@ def _of_hardware(setup: SetUp) -> tuple[str, ...]:
 
 
 def calibration_of(setup: SetUp) -> Calibration:
-    """The measured kernels that the set-up's device has of its library, else of its engine; or those of its own file."""
+    """The measured kernels of the set-up's own file; else what its device has of its library, else of its engine."""
     if setup.calibration:
         return _own_kernels(setup.calibration)
     library = setup.library or setup.engine or None

@@ -1,0 +1,57 @@
+"""Parameters of kernels that only their papers measured: fitted to every second number, judged on the others."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+import yaml
+
+from costmodel.analysis.claims import Claim, load_claims
+from costmodel.analysis.comparisons import papers_folder
+from costmodel.calibration import read_calibration
+from costmodel.errors import BadInput
+from validation import paper_kernels
+from validation.paper_kernels import entries, measured, series_of, split_claims
+
+
+@pytest.fixture(scope="module")
+def split() -> dict[Path, list[Claim]]:
+    return split_claims()
+
+
+def test_every_file_says_which_claims_gave_its_parameters(split: dict[Path, list[Claim]]) -> None:
+    assert len(split) >= 10
+    for path, claims in split.items():
+        header = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        assert header["notice"].endswith(f"of {', '.join(claim.id for claim in claims)}.")
+        assert {claim.setup.hardware for claim in claims} == {header["hardware"]}
+
+
+def test_no_file_is_left_that_no_claim_names(split: dict[Path, list[Claim]]) -> None:
+    found = {path for path in papers_folder().glob("*/*.yaml") if "paper_kernels" in path.read_text(encoding="utf-8")}
+    assert found == set(split)
+
+
+def test_a_file_holds_the_fit_of_the_numbers_that_gave_it(split: dict[Path, list[Claim]]) -> None:
+    path = papers_folder() / "tilelang" / "mamba2.yaml"
+    [entry] = entries(split[path])
+    [fit] = read_calibration(path).fits(paper_kernels.kernels_of(measured(split[path][0])[0][0])[-1].form)
+    assert fit.points == 3
+    for name, value in entry.fit.values.items():
+        assert fit.values[name] == pytest.approx(value, rel=0.02), name
+
+
+def test_a_number_that_judges_is_not_seen_by_the_fit() -> None:
+    [claim] = load_claims(["tilelang-mamba2"])
+    other = claim._replace(claimed=(claim.claimed[0], 9.9, *claim.claimed[2:]))
+    seen = claim._replace(claimed=(9.9, *claim.claimed[1:]))
+    assert numpy.array_equal(series_of(claim).seconds, series_of(other).seconds)
+    assert not numpy.array_equal(series_of(claim).seconds, series_of(seen).seconds)
+
+
+def test_a_table_of_few_numbers_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    [claim] = load_claims(["retention-fa2"])
+    short = claim._replace(claimed=claim.claimed[:4], points=claim.points[:4])
+    monkeypatch.setattr(paper_kernels, "load_claims", lambda: [short])
+    with pytest.raises(BadInput, match="retention-fa2: 4 numbers are too few"):
+        split_claims()
