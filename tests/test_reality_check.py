@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from costmodel.analysis.crossover import model_precision, step_at
-from costmodel.analysis.gains import Kept, Room
+from costmodel.analysis.gains import CHAIN_STEP, Kept, Room, chain_bound, stopped
 from costmodel.analysis.orders import (
     CONSTANT,
     FAR,
@@ -25,15 +25,18 @@ from costmodel.analysis.orders import (
 from costmodel.analysis.reality import growing, reality
 from costmodel.analysis.subjects import Subject, mechanism_subject, subjects
 from costmodel.analysis.verdict import Finding, verdict
-from costmodel.calibration import PRIOR
+from costmodel.calibration import PRIOR, prior_fit
 from costmodel.cli import app
 from costmodel.errors import BadInput
 from costmodel.extensions import load_mechanism
 from costmodel.hardware import load_hardware
+from costmodel.kernels.base import Terms
+from costmodel.kernels.chunk_scan import FORM as CHUNK_SCAN
 from costmodel.kernels.elementwise import elementwise
 from costmodel.mixers import mixer, names
 from costmodel.model_file import load_architecture
 from costmodel.prediction import predict
+from costmodel.timing import KernelTime
 
 HARDWARE = load_hardware("h100-sxm")
 KEYS = (
@@ -215,6 +218,8 @@ from dataclasses import dataclass
 
 from costmodel.algebra import log2
 from costmodel.dims import dim
+from costmodel.kernels.base import Terms
+from costmodel.kernels.chunk_scan import FORM as CHUNK_SCAN
 from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import Cache, Order
@@ -427,3 +432,16 @@ def test_wrong_questions_are_refused(arguments: list[str], message: str) -> None
     result = CliRunner().invoke(app, ["reality-check", "--context", "8k", *arguments])
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_a_chain_whose_step_the_fit_left_at_its_bound_is_not_believed() -> None:
+    fitted = prior_fit(CHUNK_SCAN)._replace(flops=(1.0, 2.0))
+    low, high = fitted.bounds[CHAIN_STEP]
+    for step, expected in ((low, True), (0.96 * high, True), (0.5 * high, False)):
+        assert stopped(fitted._replace(values={**fitted.values, CHAIN_STEP: step})) is expected
+    assert not stopped(prior_fit(CHUNK_SCAN)._replace(values={**fitted.values, CHAIN_STEP: high}))  # nothing was fitted
+    model = load_architecture("mamba2-2.7b")
+    scan = elementwise("scan", read=1, written=1)._replace(group=next(iter(model.mixers)))
+    waiting = KernelTime(scan, fitted, Terms(chain=1.0), 1.0)
+    assert chain_bound([waiting], model)
+    assert not chain_bound([waiting._replace(fit=fitted._replace(values={**fitted.values, CHAIN_STEP: high}))], model)

@@ -3,8 +3,8 @@
 A kernel of which a paper prints a table, and which no calibration holds (cuDNN's attention, lightning attention's own
 Triton, FlashAttention-2 on Hopper), is split as measured kernels are: every second number, from the first, gives the
 parameters of its form, by the fit of `costmodel calibrate`; the others judge them. A claim asks for it with a condition
-that is `split` and names a calibration file; this writes the file beside the claim. Claims of one file whose kernels are
-of the same instance share a fit.
+that is `split` and names a calibration file; this writes the file beside the claim. Claims of one file whose kernels
+are of the same instance share a fit.
 """
 
 from collections.abc import Iterable
