@@ -222,6 +222,12 @@ def test_commands_lead_from_a_claim_to_its_formulas(name: str) -> None:
         assert found["show"] == ["show", "h100-sxm/vllm"]
 
 
+def test_a_claim_in_full_shows_the_measured_errors_of_its_kernels() -> None:
+    timed = CliRunner().invoke(app, ["claims", "fa3-h100-hd128-causal"]).stdout
+    assert "vllm_flash_attn_fa3" in timed.split("on points that they never saw:")[1]
+    assert "never saw" not in CliRunner().invoke(app, ["claims", "kimi-cache"]).stdout
+
+
 def test_a_fair_set_up_is_shown_beside_and_changes_no_verdict(tmp_path: Path) -> None:
     fair = {"text": "twice as long", "setup": {"context": 2000}}
     [claim] = read_claims(written(tmp_path, {**COUNTED, "fair": fair}))

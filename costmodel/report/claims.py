@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from costmodel.analysis.claims import VERDICTS, judged, tally, tally_by_basis
+from costmodel.analysis.claims import VERDICTS, judged, load_claims, tally, tally_by_basis
 from costmodel.analysis.claims.record import changes, record_text, recorded
-from costmodel.analysis.claims.wording import span
+from costmodel.analysis.claims.setups import calibration_of
+from costmodel.analysis.claims.steps import kernels_of
+from costmodel.analysis.claims.wording import COUNTS, span
 from costmodel.errors import BadInput, Impossible
 from costmodel.loading import write_atomically
 from costmodel.report.columns import Column, Row, number_text, percent, shows
+from costmodel.report.errors_of_fits import FITS, errors_of_fits
 from costmodel.report.layout import markdown_table, text_table, wrapped
 from costmodel.report.output import emit, note, print_csv, print_json, terminal_width
 from costmodel.report.progress import Progress
@@ -185,6 +188,21 @@ def _in_full(form: str, row: Row) -> None:
         and not (column.title == "fair" and row["fair_predicted"] is None)
     ]
     _table(form, _points(row), columns)
+    fits = _fits(row)
+    if fits:
+        emit("")
+        _line(form, "The fits behind the last number, on points that they never saw:")
+        emit("")
+        _table(form, fits, FITS)
+
+
+def _fits(row: Row) -> list[dict[str, Any]]:
+    """The errors of the fits that the claim's last number rests on; none of counts, of several devices, of answers."""
+    [claim] = [one for one in load_claims([row["id"]]) if one.id == row["id"]]
+    setup = claim.setup.changed(claim.points[-1])
+    if claim.quantity in COUNTS or not (setup.hardware and setup.context) or setup.gpus > 1:
+        return []
+    return errors_of_fits(calibration_of(setup), kernels_of(setup))
 
 
 def _points(row: Row) -> list[dict[str, Any]]:

@@ -158,12 +158,10 @@ def _formulas(claim: Claim) -> str | None:
 def _errors(claim: Claim) -> str | None:
     """The parameters of the kernels, with the errors that their fits show on what they did not see."""
     setup = claim.setup.changed(claim.points[-1])
-    if claim.quantity in COUNTS or not setup.hardware:
+    if claim.quantity in COUNTS or setup.calibration or not setup.hardware:
         return None
-    if setup.calibration:
-        return f"costmodel show {setup.calibration}"
-    name = calibration_of(setup).id
-    return f"costmodel show {name.rpartition('-')[0]}" if name else None
+    device, _, library = (calibration_of(setup).id or "").partition("/")
+    return f"costmodel show {device}/{library.partition('-')[0]}" if library else None
 
 
 COUNTS = ("flops", "fp8-flops", "hbm-bytes", "cache-bytes", "batch-that-fits", "generation-flops")
