@@ -15,21 +15,20 @@ from costmodel.dtypes import compute_dtype, element_bytes, product_name
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, waves
+from costmodel.kernels.gemm_tiles import FULL, RANKED, SGLANG, TILES, VLLM, Tile, published_tile, sized
 
-TILE = 128
-"""Rows and columns of the full output tile."""
-FEW_ROWS = 32
-"""A tile of so many rows feeds on its columns alone."""
 RAMP = 30.0
 """Side of a tile at which half the FLOP/s are reached."""
 SHARED = 0.5
 """Further blocks on an SM for each time that a tile is narrower than a full one."""
 MOST_SPLITS = 32
 """Parts into which k is cut at most."""
+PARTIAL = 8
+"""Bytes of an element of a part: its fp32 sum is written and read again."""
+MANY_ROUNDS = 4.0
+"""Rounds of full tiles from which loads and products of different rounds overlap more than those of one."""
 QUANTISED = 2048
 """Elements that a block of the quantisation takes in one step: 256 threads of 16 bytes."""
-RANKED, VLLM, SGLANG = 1, 2, 3
-"""Values of `dispatch`."""
 NO_SPLIT_S = 1e-4
 """Cost of a reduction from which a fit of a library that cuts no k starts."""
 THROTTLING_S = 3e-4
@@ -65,114 +64,13 @@ class Gemm(NamedTuple):
         return ("batched-" if several else "") + product_name(self.activations, self.weights)
 
 
-class Tile(NamedTuple):
-    """Rows and columns of one thread block's output, and those of the cluster of blocks that is launched as a whole."""
-
-    rows: Quantity
-    columns: Quantity
-    cluster_rows: Quantity = 1
-    cluster_columns: Quantity = 1
-
-
-TILES = (Tile(16, 64), Tile(64, 64), Tile(64, 128), Tile(128, 128))
-"""The tiles between which a library chooses that tries them out or ranks them by a model."""
-
-
-def published_tile(shape: Gemm, generation: str, dispatch: int) -> Tile | None:
-    """The tile that a library's own table gives a product of fp8 operands; None where there is no table.
-
-    Blackwell's pairs of SMs count as two blocks of half the tile.
-
-    Sources: vllm-project/vllm, csrc/quantization/w8a8/cutlass, scaled_mm_sm89, sm90 and sm100 fp8_dispatch.cuh;
-    sgl-project/sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu.
-    """
-    if dispatch == RANKED or shape.activations != "fp8" or shape.weights != "fp8":
-        return None
-    tables = {
-        ("hopper", VLLM): _vllm_hopper,
-        ("ada", VLLM): _vllm_ada,
-        ("blackwell", VLLM): _vllm_blackwell,
-        ("hopper", SGLANG): _sglang_hopper,
-        ("ada", SGLANG): _sglang_ada,
-        ("blackwell", SGLANG): _sglang_blackwell,
-    }
-    table = tables.get((generation, dispatch))
-    return None if table is None else table(shape.m, shape.n, shape.k)
-
-
-def _steps(value: Quantity, *steps: tuple[int, Quantity], beyond: Quantity) -> Quantity:
-    """What belongs to the first limit that the value does not pass."""
-    result = beyond
-    for limit, then in reversed(steps):
-        result = where(value <= limit, then, result)
-    return result
-
-
-def _vllm_hopper(m: Quantity, n: Quantity, k: Quantity) -> Tile:
-    few = n <= 1280
-    return Tile(
-        rows=_steps(m, (16, 16), (64, where(few, 16, 64)), (128, 64), beyond=128),
-        columns=_steps(m, (64, 64), beyond=128),
-        cluster_rows=_steps(m, (16, where(few, 2, 1)), (64, where(few, 4, 1)), beyond=2),
-    )
-
-
-def _vllm_ada(m: Quantity, n: Quantity, k: Quantity) -> Tile:
-    rows = _steps(
-        m,
-        (16, _steps(n, (16384, 16), beyond=32)),
-        (32, 32),
-        (64, 64),
-        (128, _steps(n, (8192, 64), beyond=128)),
-        (256, _steps(n, (4096, 64), beyond=128)),
-        beyond=_steps(n, (4096, 128), (8192, 256), beyond=128),
-    )
-    middle = _steps(n, (8192, 64), (16384, 128), beyond=64)
-    return Tile(rows, _steps(m, (64, middle), (128, _steps(n, (16384, 128), beyond=64)), beyond=128))
-
-
-def _vllm_blackwell(m: Quantity, n: Quantity, k: Quantity) -> Tile:
-    return Tile(
-        rows=_steps(m, (16, 32), (256, 64), beyond=128),
-        columns=_steps(m, (64, 64), beyond=128),
-        cluster_rows=_steps(m, (64, 1), beyond=2),
-        cluster_columns=_steps(m, (64, 4), (256, 1), beyond=2),
-    )
-
-
-def _sglang_hopper(m: Quantity, n: Quantity, k: Quantity) -> Tile:
-    side = _steps(m, (256, 64), beyond=128)
-    return Tile(side, side, _steps(m, (1024, 1), beyond=2), _steps(m, (1, 8), (64, 4), beyond=1))
-
-
-def _sglang_ada(m: Quantity, n: Quantity, k: Quantity) -> Tile:
-    rows = _steps(
-        m,
-        (1, _steps(n, (8192, 16), beyond=32)),
-        (16, _steps(n, (8192, 16), (16384, 32), beyond=16)),
-        (64, _steps(n, (16384, 32), beyond=16)),
-        (128, _steps(n, (16384, 64), beyond=32)),
-        (256, _steps(n, (8192, 128), (16384, 64), beyond=128)),
-        beyond=128,
-    )
-    return Tile(rows, _steps(m, (128, 64), (256, _steps(n, (8192, 64), (16384, 128), beyond=64)), beyond=128))
-
-
-def _sglang_blackwell(m: Quantity, n: Quantity, k: Quantity) -> Tile:
-    return Tile(
-        rows=_steps(m, (256, 64), beyond=128),
-        columns=_steps(m, (64, 64), beyond=128),
-        cluster_rows=_steps(m, (64, 1), beyond=2),
-        cluster_columns=_steps(m, (16, 4), (256, 1), beyond=2),
-    )
-
-
 class Pace(NamedTuple):
-    """Of one product on a device: seconds of a FLOP and of a byte in one thread block, bytes of an element of either
-    operand."""
+    """Of one product on a device: seconds of a FLOP and of a byte in one thread block, of a byte of HBM for all blocks
+    together, and bytes of an element of either operand."""
 
     flop_s: Quantity
     byte_s: Quantity
+    hbm_byte_s: float
     row_bytes: float
     column_bytes: float
 
@@ -184,10 +82,11 @@ def _pace(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Pac
     peak = hardware.tensor_peak(dtype)
     throttled = kernel.executed.tensor[dtype] / peak
     throttled = throttled / (throttled + THROTTLING_S)
-    units = hardware.compute.units
+    units, bandwidth = hardware.compute.units, hardware.memory.hbm.bandwidth
     return Pace(
         units / (peak * theta["tensor_efficiency"] * (1.0 - (1.0 - theta["sustained"]) * throttled)),
-        units / (hardware.memory.hbm.bandwidth * theta["block_bandwidth"]),
+        units / (bandwidth * theta["block_bandwidth"]),
+        1.0 / bandwidth,
         element_bytes(shape.activations),
         element_bytes(shape.weights),
     )
@@ -216,8 +115,14 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         memory=_memory_seconds(kernel, hardware, theta) + _reread_seconds(shape, hardware, theta),
         chain=busy * (1.0 - computes),
         launch=theta["launch_s"] + _quantise_seconds(kernel, hardware, theta),
-        overlap=theta["overlap"],
+        overlap=_overlap(shape, units, theta),
     )
+
+
+def _overlap(shape: Gemm, units: int, theta: Mapping[str, float]) -> Quantity:
+    """The exponent of the p-norm: blocks of one round wait for their first bytes together, those of many do not."""
+    rounds = maximum(shape.m, FULL) * maximum(shape.n, FULL) * shape.batch / (FULL**2 * units)
+    return theta["overlap"] + (theta["overlap_many"] - theta["overlap"]) * rounds / (rounds + MANY_ROUNDS)
 
 
 def _tiles_seconds(
@@ -226,37 +131,38 @@ def _tiles_seconds(
     """Of all tiles, with the better of one part and several along k; and 1 where FLOPs take longer than bytes, else 0.
 
     Small tiles share an SM, which hides the latency of their bytes but not their FLOPs. What of a prologue and epilogue
-    does not hide behind another tile adds to the FLOPs. Rows beyond the matrix take longer than rows of it.
+    does not hide behind another tile adds to the FLOPs. The fuller the device, the longer a block's steps take: its
+    clock falls, and L2 serves more of them. Every tile asks for its rows beyond the matrix too. The sums of the parts
+    of k, whole tiles of them, pass through memory.
     """
     m, n, k = shape.m, shape.n, shape.k
     rows, columns = tile.rows, tile.columns
     area = rows * columns
-    few, narrow = rows <= FEW_ROWS, rows <= TILE // 2
-    step = where(few, theta["few_step"], where(narrow, theta["half_step"], 1.0))
-    block = where(few, 1.0, where(narrow, theta["half_block"], 1.0))
-    flops = 2 * area * (1.0 + RAMP / root(area, 2)) * pace.flop_s * step
-    feed = (pace.row_bytes * minimum(m, rows) + pace.column_bytes * minimum(n, columns)) * pace.byte_s * step
-    fixed = theta["block_s"] * (1.0 - theta["area_share"] + theta["area_share"] * area / TILE**2) * block
     down, across = ceil_div(m, rows), ceil_div(n, columns)
-    beyond = down - m / rows
+    beyond = across * (down * rows - m) * shape.batch
     if not (type(tile.cluster_rows) is int and tile.cluster_rows == 1):
         down = ceil_div(down, tile.cluster_rows) * tile.cluster_rows
     if not (type(tile.cluster_columns) is int and tile.cluster_columns == 1):
         across = ceil_div(across, tile.cluster_columns) * tile.cluster_columns
     tiles = down * across * shape.batch
-    resident = maximum(1.0 + SHARED * (2 * TILE / (rows + columns) - 1.0), 1.0)
+    resident = maximum(1.0 + SHARED * (2 * FULL / (rows + columns) - 1.0), 1.0)
     alone = waves(tiles, units, theta["wave_weight"])
     shared = waves(tiles, units * resident, theta["wave_weight"])
+    step = sized(tile, theta, "step") * (1.0 + theta["crowding"] * minimum(tiles / units, 1.0))
+    flops = k * 2 * area * (1.0 + RAMP / root(area, 2)) * pace.flop_s * step
+    feed = k * (pace.row_bytes * minimum(m, rows) + pace.column_bytes * minimum(n, columns)) * pace.byte_s * step
+    fixed = theta["block_s"] * sized(tile, theta, "block")
     apart = theta["apart"] * fixed * alone
-    longest = maximum(flops, feed)
-    padding = theta["padding"] * beyond * maximum(across * shape.batch / units, 1.0) * k * longest
-    whole = maximum(shared * (fixed + k * feed), apart + alone * k * flops) + padding
+    padding = theta["padding"] * beyond * k * pace.row_bytes * pace.hbm_byte_s
+    whole = maximum(shared * (fixed + feed), apart + alone * flops) + padding
     computes = where(flops * alone >= feed * shared, 1.0, 0.0)
     if not splits:
         return whole, computes
     parts = maximum(minimum(minimum(units * resident / tiles, MOST_SPLITS), k / theta["split_k"]), 1.0)
-    cut = maximum(shared * (fixed + k / parts * feed), apart + maximum(tiles / units, 1.0 / parts) * k * flops)
-    return minimum(whole, cut + padding / parts + theta["split_s"]), computes
+    even = maximum(tiles / units, 1.0 / parts)
+    cut = maximum(shared * fixed + maximum(tiles / (units * resident), 1.0 / parts) * feed, apart + even * flops)
+    sums = theta["split_bytes"] * PARTIAL * parts * tiles * area * pace.hbm_byte_s / theta["memory_efficiency"]
+    return minimum(whole, cut + padding + sums + theta["split_s"]), computes
 
 
 def _returning(kernel: Kernel) -> Kernel:
@@ -286,8 +192,8 @@ def _reread_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float])
     kept = theta["l2_share"] * capacity
     again: Quantity = 0.0
     for held, passes in (
-        (m * k * element_bytes(shape.activations), n / TILE),
-        (n * k * element_bytes(shape.weights), m / TILE),
+        (m * k * element_bytes(shape.activations), n / FULL),
+        (n * k * element_bytes(shape.weights), m / FULL),
     ):
         fill = power(held / kept, 4)
         again = again + fill / (1.0 + fill) * held * maximum(passes - 1.0, 0.0)
@@ -337,13 +243,15 @@ PARAMETERS = (
     Parameter(
         "split_s", 2.0e-6, 0.8, 0.2e-6, 1e-3, "s", "reduction of the parts of k; large where a library cuts none"
     ),
+    Parameter("split_bytes", 1.0, 0.8, 0.02, 10.0, "1", "time of the sums of the parts over that of so many HBM bytes"),
     Parameter("split_k", 1000.0, 0.5, 64.0, 65536.0, "1", "length of k from which cutting it in two is possible"),
     Parameter("tensor_efficiency", 0.87, 0.12, 0.05, 1.0, "1", "share of the datasheet FLOP/s in the main loop"),
     Parameter("sustained", 0.88, 0.1, 0.5, 1.0, "1", "FLOP/s of long work over those of short: the power limit"),
     Parameter("memory_efficiency", 0.85, 0.08, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("block_bandwidth", 7.5, 0.4, 1.0, 40.0, "1", "bandwidth of one block over its even share of HBM"),
     Parameter("wave_weight", 0.3, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-    Parameter("overlap", 2.4, 0.3, 1.0, 8.0, "1", "exponent by which tiles and HBM overlap"),
+    Parameter("overlap", 2.4, 0.3, 1.0, 8.0, "1", "exponent by which tiles and HBM overlap in one round of tiles"),
+    Parameter("overlap_many", 4.0, 0.5, 1.0, 12.0, "1", "the same in many rounds"),
     Parameter("l2_share", 0.6, 0.3, 0.1, 1.5, "1", "share of L2 that a replay finds its operands in"),
     Parameter("l2_over_hbm", 3.0, 0.3, 1.0, 12.0, "1", "bandwidth of L2 over that of HBM"),
     Parameter("l2_sharpness", 10.0, 0.5, 1.0, 40.0, "1", "exponent by which replayed operands fall out of L2"),
@@ -352,14 +260,17 @@ PARAMETERS = (
     Parameter("row_s", 3e-7, 0.8, 1e-9, 5e-6, "s", "a block of the quantisation, which scales one row"),
     Parameter("element_s", 1e-10, 1.0, 1e-12, 5e-9, "s", "an element in the chain of such a block"),
     Parameter("dispatch", 1.0, 0.0, 1.0, 3.0, "1", "tile: 1 the fastest, 2 by vLLM's table, 3 by SGLang's"),
-    Parameter("area_share", 0.5, 0.5, 0.01, 1.0, "1", "share of block_s that grows with the tile's area"),
     Parameter("apart", 0.4, 0.8, 0.01, 1.0, "1", "share of block_s that hides behind no other tile's products"),
-    Parameter(
-        "few_step", 1.0, 0.4, 0.2, 8.0, "1", "time per step of k of a tile of up to 32 rows, over what size implies"
-    ),
-    Parameter("half_step", 1.0, 0.4, 0.2, 8.0, "1", "the same for a tile of 64 rows"),
-    Parameter("half_block", 1.0, 0.5, 0.1, 10.0, "1", "block_s of a tile of 64 rows, over what its size implies"),
-    Parameter("padding", 0.1, 1.0, 0.001, 5.0, "1", "extra time of a row of a tile beyond the matrix, over one of it"),
+    Parameter("few_step", 1.0, 0.4, 0.2, 8.0, "1", "time of a step of k of a tile of 16 rows, over what size implies"),
+    Parameter("few_block", 0.55, 0.5, 0.05, 5.0, "1", "block_s of a tile of 16 rows over that of a full one"),
+    Parameter("small_step", 1.0, 0.4, 0.2, 8.0, "1", "as few_step, of a tile of 64 × 64"),
+    Parameter("small_block", 0.6, 0.5, 0.05, 10.0, "1", "as few_block, of a tile of 64 × 64"),
+    Parameter("half_step", 1.0, 0.4, 0.2, 8.0, "1", "as few_step, of half a full tile"),
+    Parameter("half_block", 0.75, 0.5, 0.05, 10.0, "1", "as few_block, of half a full tile"),
+    Parameter("wide_step", 1.0, 0.3, 0.3, 4.0, "1", "as few_step, of a tile wider than a full one"),
+    Parameter("wide_block", 1.5, 0.5, 0.1, 20.0, "1", "as few_block, of a tile wider than a full one"),
+    Parameter("crowding", 0.1, 0.8, 0.001, 1.0, "1", "by how much a step takes longer where all units are busy"),
+    Parameter("padding", 0.1, 1.0, 0.001, 5.0, "1", "time of the bytes of rows beyond the matrix over that from HBM"),
     Parameter("reread", 0.05, 1.0, 0.001, 1.0, "1", "share of the tiles that read from HBM what L2 does not hold"),
 )
 
@@ -372,6 +283,7 @@ FORM = Form(
     sources=("NVIDIA, Matrix Multiplication Background User's Guide", "CUTLASS, Efficient GEMM in CUDA"),
     model_spread=0.18,
     starts=({"split_s": NO_SPLIT_S}, {"dispatch": float(VLLM)}, {"dispatch": float(SGLANG)}),
+    elsewhere=("area_share",),
 )
 
 

@@ -1,0 +1,137 @@
+"""Tiles of products: which ones a library chooses from, those that its own table gives, and how each is compiled.
+
+Kernels that share a library are compiled once for each tile: a narrow one has fewer warps and stages, a wide one spills
+registers, some lack fast accumulation. So a size of tile has a step and a start of its own, relative to the full one.
+
+Sources: vllm-project/vllm, csrc/quantization/w8a8/cutlass, scaled_mm_sm89, sm90 and sm100 fp8_dispatch.cuh;
+sgl-project/sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from costmodel.algebra import Quantity, where
+
+if TYPE_CHECKING:
+    from costmodel.kernels.gemm import Gemm
+
+FULL = 128
+"""Rows and columns of the full output tile."""
+FEW_ROWS = 16
+"""A tile of so many rows is one of few."""
+SMALL, HALF = 64 * 64, 64 * 128
+"""Largest area of a small tile, and of half a full one."""
+RANKED, VLLM, SGLANG = 1, 2, 3
+"""Values of `dispatch`."""
+
+
+class Tile(NamedTuple):
+    """Rows and columns of one thread block's output, and those of the cluster of blocks that is launched as a whole."""
+
+    rows: Quantity
+    columns: Quantity
+    cluster_rows: Quantity = 1
+    cluster_columns: Quantity = 1
+
+
+TILES = (Tile(16, 64), Tile(64, 64), Tile(64, 128), Tile(128, 128), Tile(128, 256))
+"""The tiles between which a library chooses that tries them out or ranks them by a model."""
+
+
+def sized(tile: Tile, theta: Mapping[str, float], what: str) -> Quantity:
+    """A parameter of the tile's size (what: "step" or "block") over that of a full tile.
+
+    >>> of = {"few_step": 3.0, "small_step": 1.5, "half_step": 1.2, "wide_step": 0.9}
+    >>> [sized(tile, of, "step") for tile in TILES]
+    [3.0, 1.5, 1.2, 1.0, 0.9]
+    """
+    area = tile.rows * tile.columns
+    full_or_wide = where(area <= FULL**2, 1.0, theta[f"wide_{what}"])
+    larger = where(area <= SMALL, theta[f"small_{what}"], where(area <= HALF, theta[f"half_{what}"], full_or_wide))
+    return where(tile.rows <= FEW_ROWS, theta[f"few_{what}"], larger)
+
+
+def published_tile(shape: "Gemm", generation: str, dispatch: int) -> Tile | None:
+    """The tile that a library's own table gives a product of fp8 operands; None where there is no table.
+
+    Blackwell's pairs of SMs count as two blocks of half the tile.
+    """
+    if dispatch == RANKED or shape.activations != "fp8" or shape.weights != "fp8":
+        return None
+    tables = {
+        ("hopper", VLLM): _vllm_hopper,
+        ("ada", VLLM): _vllm_ada,
+        ("blackwell", VLLM): _vllm_blackwell,
+        ("hopper", SGLANG): _sglang_hopper,
+        ("ada", SGLANG): _sglang_ada,
+        ("blackwell", SGLANG): _sglang_blackwell,
+    }
+    table = tables.get((generation, dispatch))
+    return None if table is None else table(shape.m, shape.n, shape.k)
+
+
+def _steps(value: Quantity, *steps: tuple[int, Quantity], beyond: Quantity) -> Quantity:
+    """What belongs to the first limit that the value does not pass."""
+    result = beyond
+    for limit, then in reversed(steps):
+        result = where(value <= limit, then, result)
+    return result
+
+
+def _vllm_hopper(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    few = n <= 1280
+    return Tile(
+        rows=_steps(m, (16, 16), (64, where(few, 16, 64)), (128, 64), beyond=128),
+        columns=_steps(m, (64, 64), beyond=128),
+        cluster_rows=_steps(m, (16, where(few, 2, 1)), (64, where(few, 4, 1)), beyond=2),
+    )
+
+
+def _vllm_ada(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    rows = _steps(
+        m,
+        (16, _steps(n, (16384, 16), beyond=32)),
+        (32, 32),
+        (64, 64),
+        (128, _steps(n, (8192, 64), beyond=128)),
+        (256, _steps(n, (4096, 64), beyond=128)),
+        beyond=_steps(n, (4096, 128), (8192, 256), beyond=128),
+    )
+    middle = _steps(n, (8192, 64), (16384, 128), beyond=64)
+    return Tile(rows, _steps(m, (64, middle), (128, _steps(n, (16384, 128), beyond=64)), beyond=128))
+
+
+def _vllm_blackwell(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    return Tile(
+        rows=_steps(m, (16, 32), (256, 64), beyond=128),
+        columns=_steps(m, (64, 64), beyond=128),
+        cluster_rows=_steps(m, (64, 1), beyond=2),
+        cluster_columns=_steps(m, (64, 4), (256, 1), beyond=2),
+    )
+
+
+def _sglang_hopper(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    side = _steps(m, (256, 64), beyond=128)
+    return Tile(side, side, _steps(m, (1024, 1), beyond=2), _steps(m, (1, 8), (64, 4), beyond=1))
+
+
+def _sglang_ada(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    rows = _steps(
+        m,
+        (1, _steps(n, (8192, 16), beyond=32)),
+        (16, _steps(n, (8192, 16), (16384, 32), beyond=16)),
+        (64, _steps(n, (16384, 32), beyond=16)),
+        (128, _steps(n, (16384, 64), beyond=32)),
+        (256, _steps(n, (8192, 128), (16384, 64), beyond=128)),
+        beyond=128,
+    )
+    return Tile(rows, _steps(m, (128, 64), (256, _steps(n, (8192, 64), (16384, 128), beyond=64)), beyond=128))
+
+
+def _sglang_blackwell(m: Quantity, n: Quantity, k: Quantity) -> Tile:
+    return Tile(
+        rows=_steps(m, (256, 64), beyond=128),
+        columns=_steps(m, (64, 64), beyond=128),
+        cluster_rows=_steps(m, (64, 1), beyond=2),
+        cluster_columns=_steps(m, (16, 4), (256, 1), beyond=2),
+    )
