@@ -2,8 +2,8 @@
 
 Minimised is Σ ρ((ln t̂ᵢ − ln tᵢ)/σ) + Σ ((ln θⱼ − ln θ⁰ⱼ)/sⱼ)², the posterior mode under log-normal priors, with the
 pseudo-Huber loss ρ (large residuals count by their absolute value) and every θ inside its bounds. σ is what the
-residuals show. As errors of a form are not independent from point to point, a series counts as at most
-`MOST_POINTS` of them against the priors.
+residuals show. As errors of a form are not independent from point to point, points beyond `MOST_POINTS` count against
+the priors only where there are more than twice as many, and then as half.
 
 Source of the loss: Charbonnier et al., "Deterministic edge-preserving regularization", IEEE TIP 6(2), 1997.
 """
@@ -27,6 +27,8 @@ HOST_OVERLAP = 6.0
 """Exponent by which host and device time of an eager run overlap: whichever is slower is seen."""
 
 MOST_POINTS = 400
+LEAST_SHARE = 0.5
+"""Points that count against the priors, and the share of them that counts in any case."""
 SMALLEST_SPREAD = 0.01
 """A spread below the repeatability of the measurements themselves is not believed."""
 MOST_STEPS = 40
@@ -196,7 +198,8 @@ def fit(
     high = numpy.log([parameter.high for _, parameter in names])
     centre = numpy.clip(start, low, high)
     count = len(measured)
-    weight = numpy.sqrt(min(count, MOST_POINTS) / count * balanced(points, balance))
+    counted = min(count, max(MOST_POINTS, LEAST_SHARE * count))
+    weight = numpy.sqrt(counted / count * balanced(points, balance))
     free = numpy.flatnonzero(firmness > 0.0)  # what has no spread is a choice that a start makes
 
     def theta(logs: Floats) -> dict[Key, dict[str, float]]:
