@@ -132,8 +132,8 @@ class Form(NamedTuple):
     """Whether the clocks between products, not a share of the engine's peak, carry over to other devices: so it is of
     kernels that a compiler schedules, not of those that hide all else behind an asynchronous engine."""
     elsewhere: tuple[str, ...] = ()
-    """Parameters that only other kernels of the family have, or that the form once had: a relative's calibration, or one
-    made before, may hold them all the same."""
+    """Parameters that only other kernels of the family have, or that the form once had: the calibration of a relative,
+    or one made before, may hold them all the same."""
 
     def priors(self) -> dict[str, float]:
         """The expected values of the parameters."""

@@ -11,7 +11,7 @@ mamba_ssm/ops/triton/selective_state_update.py.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, nominal
+from costmodel.algebra import Quantity, ceil_div, maximum, nominal
 from costmodel.einsum import size
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, no_backward, unit_terms, waves
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 SLICE = 32
 """Value columns of the state that one thread block steps."""
+RESIDENT = 8
+"""Thread blocks that share a unit: a lane of the one warp holds a column of 128 keys in 255 registers, and 8 such warps
+take a unit's 65,536."""
+MANY_ROUNDS = 4.0
+"""Rounds of thread blocks from which their chains hide behind one another's bytes more than those of one round."""
 
 
 class Recurrence(NamedTuple):
@@ -50,7 +55,6 @@ PARAMETERS = (
     Parameter("launch_s", 3.5e-6, 0.5, 0.5e-6, 3e-5, "s", "launch, scheduling and the tail of the kernel"),
     Parameter("block_s", 0.6e-6, 0.6, 0.02e-6, 1e-5, "s", "start and end of one thread block"),
     Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "one token in the chain of one thread block"),
-    Parameter("resident", 8.0, 1.0, 1.0, 32.0, "1", "thread blocks that share a unit"),
     Parameter("vector_efficiency", 0.4, 0.4, 0.02, 1.0, "1", "share of the fp32 FLOP/s reached"),
     Parameter("special_efficiency", 0.5, 0.4, 0.02, 1.0, "1", "share of the exp rate"),
     Parameter("memory_efficiency", 0.88, 0.08, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
@@ -58,14 +62,16 @@ PARAMETERS = (
     Parameter("l2_over_hbm", 2.5, 0.4, 1.0, 10.0, "1", "L2 bandwidth over HBM's"),
     Parameter("l2_sharpness", 8.0, 0.4, 2.0, 30.0, "1", "how abruptly replayed states fall out of L2"),
     Parameter("wave_weight", 0.3, 0.8, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-    Parameter("overlap", 3.0, 0.5, 1.0, 8.0, "1", "exponent of the p-norm"),
+    Parameter("overlap", 3.0, 0.5, 1.0, 8.0, "1", "exponent of the p-norm in one round of thread blocks"),
+    Parameter("overlap_many", 1.0, 0.5, 1.0, 2.5, "1", "exponent in many rounds over that in one"),
 )
 
 
 def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
     """As everywhere, but for the arithmetic of a small grid, which is the chain of its thread blocks itself.
 
-    t = launch_s + pnorm(vector, special, memory, waves · (block_s + S · step_s)).
+    t = launch_s + pnorm(vector, special, memory, waves · (block_s + S · step_s)). Blocks of one round load and store
+    together, so that little overlaps; in many rounds some load while others step.
     """
     work, special_peak = kernel.executed, hardware.special_peak
     r: Recurrence = kernel.shape
@@ -74,11 +80,15 @@ def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> T
         kernel = kernel._replace(circulating=kernel.circulating - r.B * r.H * r.dk * r.dv * r.state)
     grid = kernel.grid
     assert grid is not None
-    rounds = waves(grid.blocks, hardware.compute.units * theta["resident"], theta["wave_weight"])
+    slots = hardware.compute.units * grid.occupancy
+    rounds = waves(grid.blocks, slots, theta["wave_weight"])
+    more = maximum(grid.blocks / slots - 1.0, 0.0)
+    many = more / (more + MANY_ROUNDS)
     return unit_terms(kernel, hardware, theta)._replace(
         chain=rounds * (theta["block_s"] + r.S * theta["step_s"]),
         vector=work.vector / (hardware.compute.vector * theta["vector_efficiency"]),
         special=work.special / (special_peak * theta["special_efficiency"]) if special_peak else 0.0,
+        overlap=theta["overlap"] * (1.0 + (theta["overlap_many"] - 1.0) * many),
     )
 
 
@@ -90,7 +100,9 @@ FORM = Form(
     backward=no_backward,
     sources=("fla-org/flash-linear-attention, fused_recurrent kernels", "state-spaces/mamba, selective_state_update"),
     model_spread=0.12,
+    starts=({"wave_weight": 0.9, "overlap": 1.2},),
     by_mechanism=True,
+    elsewhere=("resident",),
 )
 
 
@@ -119,7 +131,7 @@ def recurrent_step(
         form=FORM,
         ideal=Work(vector=steps, read=state + read, written=state + written),
         executed=Work(vector=steps + vector, special=special, read=state + read, written=r.S * state + written),
-        grid=Grid(blocks=r.B * r.H * ceil_div(r.dv, SLICE), occupancy=4, chain_steps=r.S),
+        grid=Grid(blocks=r.B * r.H * ceil_div(r.dv, SLICE), occupancy=RESIDENT, chain_steps=r.S),
         instance=f"{r.mechanism}-{r.dk}x{r.dv}{'-block' if block else ''}",
         shape=r,
         implementation="fused recurrent (flash-linear-attention, mamba-ssm)",

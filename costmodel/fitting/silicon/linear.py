@@ -15,7 +15,7 @@ import pandas
 from costmodel.fitting.series import Floats, Part, Series, by_columns
 from costmodel.fitting.silicon import Table, flag, require, series
 from costmodel.kernels.base import Kernel, Work, replayed
-from costmodel.kernels.recurrent_step import Recurrence
+from costmodel.kernels.recurrent_step import SLICE, Recurrence
 from costmodel.kernels.short_conv import ShortConv, short_conv
 from costmodel.mixers import gdn, kda, mamba2
 from costmodel.step import Precision, Step
@@ -30,6 +30,9 @@ WHOLE_STEP = ("short conv", "recurrent step", "gated norm")
 ONE_LAUNCH = ("chunk_gated_delta_rule_flashinfer", "flashkda_fwd")
 """Scans in hand-written kernels, the same for every number of heads."""
 WITH_CONVOLUTION = ("fused_kda_decode", "kda_fused_decode", "fused_kda_decode_mtp_dspark")
+
+WHOLE_HEADS = ("fused_kda_decode_mtp_dspark",)
+"""Kernels of which one thread block steps a whole head and fills a unit."""
 
 SKIPS_FIRST = "fused_recurrent_kda_packed_decode"
 """vLLM's kernel leaves out the sequence whose state lies in slot 0, its null block; the benchmark numbers from 0."""
@@ -143,7 +146,8 @@ def read(table: Table, mixer: Any, dims: Dims, shape: Sequence[str], heads: Sequ
                 if some.empty:
                     continue
                 first = build(some[list(shape)].astype(float).iloc[:1])[0].kernels[-1]
-                yield from series(
+                slices = first.shape.dv // SLICE if source in WHOLE_HEADS else 0
+                for one in series(
                     table,
                     some,
                     shape,
@@ -154,7 +158,8 @@ def read(table: Table, mixer: Any, dims: Dims, shape: Sequence[str], heads: Sequ
                     phase="decode" if decoding else "prefill",
                     tokens="seq_len",
                     mechanism=mixer.NAME if names == SCAN else "",
-                )
+                ):
+                    yield one._replace(occupancy=slices)
 
 
 def read_gdn(table: Table) -> Iterator[Series]:
