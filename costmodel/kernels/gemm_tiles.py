@@ -46,6 +46,11 @@ def sized(tile: Tile, theta: Mapping[str, float], what: str) -> Quantity:
     [3.0, 1.5, 1.2, 1.0, 0.9]
     """
     area = tile.rows * tile.columns
+    if type(area) is int:  # a tile among which a library chooses
+        if HALF < area <= FULL**2:
+            return 1.0
+        size = "few" if tile.rows <= FEW_ROWS else "small" if area <= SMALL else "half" if area <= HALF else "wide"
+        return theta[f"{size}_{what}"]
     full_or_wide = where(area <= FULL**2, 1.0, theta[f"wide_{what}"])
     larger = where(area <= SMALL, theta[f"small_{what}"], where(area <= HALF, theta[f"half_{what}"], full_or_wide))
     return where(tile.rows <= FEW_ROWS, theta[f"few_{what}"], larger)
