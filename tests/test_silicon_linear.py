@@ -161,6 +161,28 @@ def test_state_that_is_written_where_it_was_read_takes_room_in_l2_once() -> None
     assert twice > 1.8 * once
 
 
+def test_a_second_round_of_blocks_begins_where_registers_are_full() -> None:
+    """A head is 4 slices, 8 share a unit: 264 heads fill 132 units of an H100, or 132 where one block takes a head."""
+    rows = [row("fused_kda_decode_mtp_dspark", "verify", KDA, B=B, S=4) for B in (11, 12, 22, 23)]
+    drafts = read("kda", *rows, library="sglang").popitem()[1]
+    fused = only_kernel(drafts)
+    assert drafts.occupancy == 4
+    theta = {**fused.form.priors(), "wave_weight": 1.0}
+    heads = fused.form.terms(fused, H100, theta).chain
+    slices = fused.form.terms(fused.sharing(8), H100, theta).chain
+    assert list(heads / heads[0]) == pytest.approx([1, 2, 2, 3])  # 132, 144, 264, 276 heads
+    assert list(slices / slices[0]) == pytest.approx([1, 1, 1, 2])
+
+
+def test_blocks_of_many_rounds_overlap_more_than_those_of_one() -> None:
+    steps = [row("fused_recurrent_gated_delta_rule", "generation", GDN, B=B) for B in (1, 4, 256)]
+    kernel = only_kernel(read("gdn", *steps).popitem()[1])
+    theta = {**kernel.form.priors(), "overlap": 1.5, "overlap_many": 2.0}
+    few, one, many = kernel.form.terms(kernel, H100, theta).overlap
+    assert few == one == 1.5  # 4 · 64 heads are 1,024 blocks of 1,056
+    assert 2.7 < many < 3.0
+
+
 @pytest.mark.parametrize(("library", "in_place"), [("vllm", True), ("sglang", False)])
 def test_states_after_draft_tokens_lie_apart_in_sglang(library: str, in_place: bool) -> None:
     source = "fused_recurrent_kda" if library == "vllm" else "fused_sigmoid_gating_delta_rule_update"
