@@ -1,7 +1,8 @@
-"""How many candidates a second the search of `plan` evaluates, on one core, without replay.
+"""How many layouts and points a second the search of `plan` evaluates, on one core, without replay.
 
-A point is a layout with its formats, on a device, at a batch size and a chunk budget; a pair is a prefill pool with a
-decode pool. Engines are the layouts with their formats and devices.
+A layout is counted once for each device and pair of number formats: the model is placed on it, its kernels are priced,
+its memory is shared out, and the curves of its batch sizes are made. A point is a layout at one batch size and chunk
+budget, with its latencies and its rate. A pair is a prefill pool with a decode pool.
 """
 
 import sys
@@ -26,7 +27,11 @@ CASES: tuple[dict[str, Any], ...] = (
         "ttft_s": "10s",
         "tpot_s": "30ms",
     },
-)
+    {
+        "arch": ["deepseek-v3"], "rate": "10/s", "input": "8k", "output": "1k", "ttft_s": "2s", "tpot_s": "40ms",
+        "gpus": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), "context_parallel": True,
+    },
+)  # fmt: skip
 ASKED: dict[str, Any] = {
     "hw": ["h100-sxm", "b200-sxm"], "gpus": (1, 2, 4, 8, 16, 32, 64), "trace": None, "skip_bad_lines": False,
     "burstiness": 1.0, "concurrency": None, "optimize": "cost", "price": [], "layout": [],
@@ -43,8 +48,8 @@ RUNS = 3
 def main() -> None:
     """Time each case a few times and tell the least, which others on the machine disturbed the least."""
     print(f"search of `plan`, CPU time, least of {RUNS} runs, one core\n")
-    heads = ("engines", "points", "pairs", "engines/s", "points/s", "all/s")
-    print(f"{'model':22}{'CPU s':>7}{''.join(f'{head:>11}' for head in heads)}")
+    heads = ("layouts", "points", "pairs", "layouts/s", "points/s")
+    print(f"{'model':22}{'GPUs':>8}{'CPU s':>8}{''.join(f'{head:>11}' for head in heads)}")
     for case in CASES:
         inputs = read_inputs({**ASKED, **case})
         question = question_of(inputs, Load(inputs))
@@ -55,12 +60,12 @@ def main() -> None:
             least = min(least, time.process_time() - start)
         assert found is not None
         numbers = {(count.what, count.why): count.number for count in found.counts}
-        engines = numbers["engines", "evaluated"]
+        layouts = numbers["engines", "evaluated"]
         points = numbers["points", "evaluated: batch size, chunk budget"]
         pairs = sum(number for (what, _), number in numbers.items() if what == "pairs")
         print(
-            f"{case['arch'][0]:22}{least:7.2f}{engines:11,}{points:11,}{pairs:11,}"
-            f"{engines / least:11,.0f}{points / least:11,.0f}{(points + pairs) / least:11,.0f}"
+            f"{case['arch'][0]:22}{f'1..{question.most}':>8}{least:8.2f}{layouts:11,}{points:11,}{pairs:11,}"
+            f"{layouts / least:11,.0f}{points / least:11,.0f}"
         )
 
 
