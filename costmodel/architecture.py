@@ -8,9 +8,8 @@ from costmodel.algebra import Quantity
 from costmodel.dtypes import element_bytes
 from costmodel.ffns import FeedForward
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.elementwise import elementwise
 from costmodel.layers.embedding import embedding, head
-from costmodel.layers.norm import norm
+from costmodel.layers.norm import norm, sum_of_branches
 from costmodel.layers.projection import total_parameters
 from costmodel.mixers import Mixer
 from costmodel.step import Precision, Step
@@ -215,18 +214,15 @@ class Architecture(NamedTuple):
 
         only: the groups whose kernels are wanted (None: all).
         """
-
-        def wanted(group: str) -> bool:
-            return only is None or group in only
-
-        of_embedding = self.embeds and wanted("embedding")
-        run = [embedding(self.D, step, precision)._replace(group="embedding")] if of_embedding else []
+        wanted = self.groups if only is None else only
+        begins = self.embeds and "embedding" in wanted
+        run = [embedding(self.D, step, precision)._replace(group="embedding")] if begins else []
         per_part = 2 if self.sandwich_norm else 1
         phase = "decode" if step.decoding else "prefill"
         parts = zip((self.mixers, self.ffns), self.counts(), self.sites(), strict=True)
         for blocks, counts, sites in parts:
             for name, count in counts.items():
-                if not wanted(name):
+                if name not in wanted:
                     continue
                 block, before = blocks[name], sites.get(name, 0)
                 if before:
@@ -235,10 +231,10 @@ class Architecture(NamedTuple):
                 for kernel in block.module.kernels(block.dims, self.D, step, precision):
                     run.append(kernel._replace(group=name, module=f"{block.kind}-{phase}", count=kernel.count * count))
                 if count > before:
-                    run.append(_sum_of_branches(self.D, step, precision)._replace(group=name, count=count - before))
-        if wanted("hyper-connections"):
+                    run.append(sum_of_branches(self.D, step, precision)._replace(group=name, count=count - before))
+        if "hyper-connections" in wanted:
             run += self._hyper_kernels(step, precision)
-        if self.predicts and wanted("head"):
+        if self.predicts and "head" in wanted:
             end = [norm("final norm", self.D, step, precision), *head(self.D, self.V, step, precision)]
             run += [kernel._replace(group="head") for kernel in end]
         if step.phase == "train":
@@ -271,12 +267,6 @@ class Architecture(NamedTuple):
         run = hyper.hyper_connections(self.D, streams, step, precision, iterations)
         sites = self._hyper_sites()
         return [kernel._replace(group="hyper-connections", count=kernel.count * sites) for kernel in run]
-
-
-def _sum_of_branches(D: Quantity, step: Step, precision: Precision) -> Kernel:
-    """Adds the output of a branch to that of the branches before it."""
-    moved = step.tokens * D * precision.hidden_bytes
-    return elementwise("sum of branches", read=2 * moved, written=moved, vector=step.tokens * D)
 
 
 def mixer_parameters(block: Block, D: Quantity) -> Quantity:

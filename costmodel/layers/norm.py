@@ -1,4 +1,4 @@
-"""RMSNorm with the residual addition fused in, before each mixer and FFN.
+"""RMSNorm with the residual addition fused in, before each mixer and FFN, and the sum of mixers side by side.
 
 Source: arXiv:1910.07467, equation 4.
 """
@@ -24,3 +24,9 @@ def gated_norm(name: str, width: Quantity, step: Step, precision: Precision) -> 
     elements = step.tokens * width
     e = precision.hidden_bytes
     return elementwise(name, read=2 * elements * e, written=elements * e, vector=8 * elements, special=elements)
+
+
+def sum_of_branches(D: Quantity, step: Step, precision: Precision) -> Kernel:
+    """Adds the output of a mixer to those of the mixers beside it on the same input."""
+    moved = step.tokens * D * precision.hidden_bytes
+    return elementwise("sum of branches", read=2 * moved, written=moved, vector=step.tokens * D)

@@ -69,39 +69,55 @@ def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True) -> Outc
 def _stack(loaded: Loaded, tasks: Sequence[Task], bounds: bool) -> tuple[Stack | None, list[str]]:
     """The engines that are worth evaluating, and for each task why it is not."""
     asked, excluded = loaded.question, [DIVIDES] * len(tasks)
-    models: dict[int, EngineModel] = {}
+    divided: list[tuple[int, EngineModel]] = []
     for place, task in enumerate(tasks):
         try:
-            models[place] = loaded.engine(*task)
+            divided.append((place, loaded.engine(*task)))
         except Impossible:
             continue
-    if not models:
+    if not divided:
         return None, excluded
-    settings = asked.settings(tasks[0].hw, max(asked.budgets), tasks[0].draft_tokens)
-    results = numpy.stack([loaded.results(model) for model in models.values()])
-    kept = [loaded.held(model) for model in models.values()]
-    places = numpy.minimum(rooms(list(models.values()), kept, results, settings), settings.max_sequences)
-    rows: list[int] = []
-    wholes: list[Whole] = []
-    for row, (place, model) in enumerate(models.items()):
-        excluded[place] = FITS if places[row].max() < 1 else ""
-        if not excluded[place]:
-            shared = loaded.whole(model)
-            excluded[place] = _bound(shared, asked) if bounds else ""
-            if not excluded[place]:
-                rows.append(row)
-                wholes.append(shared)
+    room = _room(loaded, [model for _, model in divided], tasks[0])
+    for (place, model), most in zip(divided, room, strict=True):
+        excluded[place] = FITS if most.max() < 1 else ""
+        if bounds and not excluded[place]:
+            excluded[place] = _bound(loaded.whole(model), asked)
+    rows = [row for row, (place, _) in enumerate(divided) if not excluded[place]]
     if not rows:
         return None, excluded
-    chosen = [list(models.values())[row] for row in rows]
-    places = places[rows]
-    stretches = [loaded.stretch(model) for model in chosen]
-    curves = engine_curves(chosen, wholes, stretches, asked.work, places.max(axis=1), settings.mixed)
-    of = [tasks[list(models)[row]] for row in rows]
-    gpus = numpy.array([float(model.layout.gpus) for model in chosen])
-    engines = numpy.array([float(model.engines) for model in chosen])
-    send = numpy.array([loaded.send_s(model) for model in chosen])
-    return Stack(tuple(of), tuple(chosen), gpus, engines, places, curves, send), excluded
+    chosen = [divided[row] for row in rows]
+    return _stacked(loaded, [tasks[place] for place, _ in chosen], [model for _, model in chosen], room[rows]), excluded
+
+
+def _room(loaded: Loaded, models: Sequence[EngineModel], task: Task) -> Array:
+    """Sequences that engines can have under way, by chunk budget: for memory, and as they are told."""
+    asked = loaded.question
+    settings = asked.settings(task.hw, max(asked.budgets), task.draft_tokens)
+    results = numpy.stack([loaded.results(model) for model in models])
+    fits = rooms(models, [loaded.held(model) for model in models], results, settings)
+    return numpy.minimum(fits, settings.max_sequences)
+
+
+def _stacked(loaded: Loaded, tasks: Sequence[Task], models: Sequence[EngineModel], places: Array) -> Stack:
+    """Engines side by side, with their curves."""
+    asked = loaded.question
+    curves = engine_curves(
+        models,
+        [loaded.whole(model) for model in models],
+        [loaded.stretch(model) for model in models],
+        asked.work,
+        places.max(axis=1),
+        asked.engines[tasks[0].hw].mixed,
+    )
+    return Stack(
+        tuple(tasks),
+        tuple(models),
+        numpy.array([float(model.layout.gpus) for model in models]),
+        numpy.array([float(model.engines) for model in models]),
+        places,
+        curves,
+        numpy.array([loaded.send_s(model) for model in models]),
+    )
 
 
 def _bound(shared: Whole, asked: Question) -> str:
