@@ -9,11 +9,11 @@ Kernels run one after another, but for communication that is meant to hide behin
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity, maximum, root
-from costmodel.calibration import BASES, Calibration, Fit
+from costmodel.calibration import BASES, LEAST_MOVED, Calibration, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import BOUNDS, Kernel, Terms
 from costmodel.overlap import EXCHANGE, is_meant_to_hide, shown, shown_share
@@ -162,7 +162,11 @@ def errors(times: Sequence[KernelTime], hardware: Hardware) -> dict[tuple[Any, .
         if _all_below(middle / total, 1e-3):
             continue
         kernels = _equal_once(group)
+        felt = _Felt(fit.values)
+        _seconds(kernels, hardware, felt)
         for index, column in enumerate(fit.columns):
+            if not any(name in felt.read and abs(step) >= LEAST_MOVED for name, step in column.items()):
+                continue
             above = _seconds(kernels, hardware, fit.shifted(column, 1.0))
             if fit.is_short(column):
                 change = above - middle
@@ -170,6 +174,24 @@ def errors(times: Sequence[KernelTime], hardware: Hardware) -> dict[tuple[Any, .
                 change = 0.5 * (above - _seconds(kernels, hardware, fit.shifted(column, -1.0)))
             found[(*source, index)] = change / total
     return found
+
+
+class _Felt(Mapping[str, float]):
+    """Parameters that note which of them a time form reads: products of wide operands have no quantisation to move."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self.values_ = values
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> float:
+        self.read.add(name)
+        return self.values_[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
 
 
 def _seconds(kernels: Sequence[tuple[Kernel, Quantity]], hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
