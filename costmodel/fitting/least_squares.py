@@ -10,7 +10,7 @@ Source of the loss: Charbonnier et al., "Deterministic edge-preserving regulariz
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -21,6 +21,9 @@ from costmodel.kernels.base import Form, Kernel, Parameter
 
 Key = tuple[str, str, str]
 """Family, instance, module: what one set of parameters is for."""
+
+Theta = Mapping[Key, Mapping[str, float]]
+"""The parameters of every block."""
 
 HOST = Parameter("host_s", 2e-4, 1.0, 1e-6, 1e-2, "s", "host time of an eager benchmark's launches")
 HOST_OVERLAP = 6.0
@@ -99,7 +102,7 @@ class Timer:
         self.fixed = numpy.zeros(self.length)
         self.free: list[tuple[Indices, Kernel, Key]] = []
         self.hosts: list[tuple[Indices, Key]] = []
-        self.kept: dict[int, list[tuple[Mapping[str, float], Floats]]] = {}
+        self.last: tuple[Theta, list[Floats]] = {}, []
         before = 0
         for group in points:
             for part in group.series.parts(group.rows):
@@ -116,30 +119,62 @@ class Timer:
                 self.hosts.append((numpy.arange(before, before + len(group.rows)), host))
             before += len(group.rows)
 
-    def _seconds(self, kernel: Kernel, values: Mapping[str, float], length: int) -> Floats:
+    def _seconds(self, kernel: Kernel, values: Mapping[str, Any], length: int) -> Floats:
         with numpy.errstate(all="ignore"):
             total = kernel.form.terms(kernel, self.hardware, values).total() * kernel.count
         return spread_out(total, length)
 
-    def _kept(self, index: int, kernel: Kernel, values: Mapping[str, float], length: int) -> Floats:
-        """The seconds of a free kernel; those for the last two sets of values are kept, as slopes move one block."""
-        kept = self.kept.setdefault(index, [])
-        for known, seconds in kept:
-            if known == values:
-                return seconds
-        seconds = self._seconds(kernel, values, length)
-        self.kept[index] = [*kept[:1], (values, seconds)]
-        return seconds
+    def _each(self, theta: Theta) -> list[Floats]:
+        """The seconds of every free kernel, kept for the last values: slopes are taken where the times were."""
+        if self.last[0] != theta:
+            self.last = theta, [self._seconds(kernel, theta[key], len(rows)) for rows, kernel, key in self.free]
+        return self.last[1]
 
-    def seconds(self, theta: Mapping[Key, Mapping[str, float]]) -> Floats:
-        """Predicted seconds of every point."""
+    def _on_device(self, theta: Theta) -> Floats:
         total = self.fixed.copy()
-        for index, (rows, kernel, key) in enumerate(self.free):
-            total[rows] += self._kept(index, kernel, theta[key], len(rows))
-        for rows, key in self.hosts:
-            host = theta[key]["host_s"]
-            total[rows] = (total[rows] ** HOST_OVERLAP + host**HOST_OVERLAP) ** (1.0 / HOST_OVERLAP)
+        for (rows, _, _), seconds in zip(self.free, self._each(theta), strict=True):
+            total[rows] += seconds
         return total
+
+    def seconds(self, theta: Theta) -> Floats:
+        """Predicted seconds of every point."""
+        total = self._on_device(theta)
+        for rows, key in self.hosts:
+            total[rows] = beside_host(total[rows], theta[key]["host_s"])
+        return total
+
+    def moved(self, theta: Theta, moves: Sequence[tuple[Key, str, float]]) -> Floats:
+        """Predicted seconds of every point, a row for each parameter that is given another value.
+
+        Of a block all parameters are moved in one call of the form, whose parameters are then columns.
+        """
+        here = self._on_device(theta)
+        total = numpy.tile(here, (len(moves), 1))
+        of_block: dict[Key, list[int]] = {}
+        for index, (key, _, _) in enumerate(moves):
+            of_block.setdefault(key, []).append(index)
+        columns: dict[Key, dict[str, Any]] = {}
+        for key, mine in of_block.items():
+            columns[key] = dict(theta[key])
+            for place, index in enumerate(mine):
+                _, name, value = moves[index]
+                columns[key][name] = numpy.full((len(mine), 1), theta[key][name])
+                columns[key][name][place] = value
+        for (rows, kernel, key), before in zip(self.free, self._each(theta), strict=True):
+            if key in of_block:
+                after = self._seconds(kernel, columns[key], len(rows))
+                total[numpy.array(of_block[key])[:, None], rows] += after - before
+        for rows, key in self.hosts:
+            host = numpy.full((len(moves), 1), theta[key]["host_s"])
+            for index in of_block.get(key, ()):
+                host[index] = moves[index][2]
+            total[:, rows] = beside_host(total[:, rows], host)
+        return total
+
+
+def beside_host(device: Floats, host: Any) -> Floats:
+    """Seconds of an eager run: the device's beside the host's, of which the longer shows."""
+    return numpy.asarray((device**HOST_OVERLAP + host**HOST_OVERLAP) ** (1.0 / HOST_OVERLAP), numpy.float64)
 
 
 def balanced(points: Sequence[Points], balance: float) -> Floats:
@@ -209,14 +244,14 @@ def fit(
         return numpy.log(timer.seconds(theta(logs))) - measured
 
     def slopes(logs: Floats) -> Floats:
-        timer.kept.clear()
         here = gap(logs)
-        columns = []
-        for index in free:
-            moved = logs.copy()
-            moved[index] += STEP if logs[index] + STEP <= high[index] else -STEP
-            columns.append((gap(moved) - here) / (moved[index] - logs[index]))
-        return numpy.stack(columns, axis=1)
+        steps = numpy.where(logs + STEP <= high, STEP, -STEP)[free]
+        moves = [
+            (names[index][0], names[index][1].name, math.exp(logs[index] + step))
+            for index, step in zip(free, steps, strict=True)
+        ]
+        moved = numpy.log(timer.moved(theta(logs), moves)) - measured
+        return numpy.asarray((moved - here).T / steps, numpy.float64)
 
     def loss(squares: Floats) -> Floats:
         """Pseudo-Huber for the points, plain squares for the priors."""

@@ -320,9 +320,11 @@ def needed(series: Sequence[Series], families: Sequence[str], column: str | None
         for one in series
         if (not families or one.family in families) and (column is None or column in one.shapes.columns)
     ]
-    modules = any(one.mechanism for one in asked)
+    inside = {
+        kernel.family for one in asked if one.mechanism for part in one.parts(one.used) for kernel in part.kernels
+    }
     chosen = {id(one.seconds) for one in asked}
-    return [one for one in series if id(one.seconds) in chosen or (modules and not one.mechanism)]
+    return [one for one in series if id(one.seconds) in chosen or (not one.mechanism and one.family in inside)]
 
 
 def unscored(series: Series, methods: Sequence[str]) -> list[Outcome]:
