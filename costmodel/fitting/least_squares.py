@@ -30,6 +30,8 @@ HOST_OVERLAP = 6.0
 """Exponent by which host and device time of an eager run overlap: whichever is slower is seen."""
 
 MOST_POINTS = 400
+FIRST_SPREAD = 0.1
+"""The spread that the first round of a fit takes the residuals to have."""
 SMALLEST_SPREAD = 0.01
 """A spread below the repeatability of the measurements themselves is not believed."""
 MOST_STEPS = 40
@@ -177,13 +179,18 @@ def beside_host(device: Floats, host: Any) -> Floats:
     return numpy.asarray((device**HOST_OVERLAP + host**HOST_OVERLAP) ** (1.0 / HOST_OVERLAP), numpy.float64)
 
 
+def octave_of(points: Points) -> Floats:
+    """The octave of length of each point."""
+    return numpy.asarray(numpy.round(numpy.log2(numpy.maximum(points.series.tokens[points.rows], 1.0))), numpy.float64)
+
+
 def balanced(points: Sequence[Points], balance: float) -> Floats:
     """What each point counts, on average 1: the more points an octave of length has, the less each of them.
 
     balance: 0 leaves every point the same, 1 every octave.
     """
-    octaves = numpy.concatenate([numpy.log2(numpy.maximum(one.series.tokens[one.rows], 1.0)) for one in points])
-    _, place, counts = numpy.unique(numpy.round(octaves), return_inverse=True, return_counts=True)
+    octaves = numpy.concatenate([octave_of(one) for one in points])
+    _, place, counts = numpy.unique(octaves, return_inverse=True, return_counts=True)
     weights = numpy.asarray(counts, numpy.float64)[place] ** -balance
     return numpy.asarray(weights / numpy.mean(weights), numpy.float64)
 
@@ -288,23 +295,25 @@ def fit(
     def cost(logs: Floats, sigma: float) -> float:
         return float(loss(scaled(logs, sigma) ** 2)[0].sum())
 
-    def tried(sigma: float) -> Floats:
-        """The best of what the fit finds from the centre, and from each of the blocks' other starts."""
+    def begins() -> list[Floats]:
+        """Where the fit sets out from: the centre, and each of the blocks' other starts."""
         found = []
         for turn in range(-1, max(len(one.others) for one in blocks)):
             others = {one.key: one.others[turn] if 0 <= turn < len(one.others) else {} for one in blocks}
-            begin = [others[owner].get(parameter.name) for owner, parameter in names]
-            logs = numpy.array(
-                [middle if value is None else math.log(value) for middle, value in zip(centre, begin, strict=True)]
-            )
-            found.append(solved(numpy.clip(logs, low + 1e-9, high - 1e-9), sigma))
-        return min(found, key=lambda logs: cost(logs, sigma))
+            given = [others[owner].get(parameter.name) for owner, parameter in names]
+            logs = [middle if value is None else math.log(value) for middle, value in zip(centre, given, strict=True)]
+            found.append(numpy.clip(logs, low + 1e-9, high - 1e-9))
+        return found
 
-    sigma, logs = 0.1, centre
-    for turn in range(rounds):
-        logs = solved(logs, sigma) if turn else tried(sigma)
-        residuals = -gap(logs)
-        sigma = max(SMALLEST_SPREAD, float(1.4826 * numpy.median(numpy.abs(residuals))))
+    def settled(logs: Floats) -> tuple[float, Floats, float]:
+        """What is found from one start: the objective, the logarithms of the parameters, and the spread."""
+        sigma = FIRST_SPREAD
+        for _ in range(rounds):
+            logs = solved(logs, sigma)
+            sigma = max(SMALLEST_SPREAD, float(1.4826 * numpy.median(numpy.abs(gap(logs)))))
+        return min(count, MOST_POINTS) * math.log(sigma) + 0.5 * cost(logs, sigma), logs, sigma
+
+    objective, logs, sigma = min(map(settled, begins()), key=lambda found: found[0])
     jacobian = slopes(logs) * (weight / sigma)[:, None]
     information = jacobian.T @ jacobian
     inverse = numpy.linalg.inv(information + numpy.diag(firmness[free] ** -2.0))
@@ -317,5 +326,4 @@ def fit(
         size = len(one.parameters)
         covariance[one.key] = numpy.asarray(posterior[before : before + size, before : before + size], numpy.float64)
         before += size
-    objective = count * math.log(sigma) + 0.5 * cost(logs, sigma)
-    return Fitted(theta(numpy.clip(logs, low, high)), covariance, sigma, residuals, effective, objective)
+    return Fitted(theta(numpy.clip(logs, low, high)), covariance, sigma, -gap(logs), effective, objective)

@@ -20,9 +20,11 @@ from costmodel.fitting.least_squares import (
     Fitted,
     Key,
     Points,
+    balanced,
     block,
     fit,
     host_key,
+    octave_of,
     own_key,
     pooled_key,
 )
@@ -137,7 +139,13 @@ def fit_kernel(
     """
     balance = balance if same[0].family.startswith(LONG) else 0.0
     most = most_fitted(same[0].family)
-    pools = [points for points in (Points(one, thinned(choose(one), most, seed)) for one in same) if len(points.rows)]
+
+    def drawn(points: Points, most: int, seed: int = 0) -> Points:
+        return points._replace(
+            rows=of_every_octave(points, most, seed) if balance else thinned(points.rows, most, seed)
+        )
+
+    pools = [points for points in (drawn(Points(one, choose(one)), most, seed) for one in same) if len(points.rows)]
     if not pools:
         return []
     source, module = same[0].source, same[0].module
@@ -152,7 +160,7 @@ def fit_kernel(
         return (relative.fit(kernel) if inherited.flops is None else inherited).values
 
     forms = {kernel.family: kernel.form for points in pools for kernel in own_kernels(points)}
-    several = [Points(points.series, thinned(points.rows, max(FEWEST_FITTED, most // len(pools)))) for points in pools]
+    several = [drawn(points, max(FEWEST_FITTED, most // len(pools))) for points in pools]
     # A relative may run another kernel under this name: the generic priors are tried as well.
     tried = []
     for relative in (start,) if start is PRIOR else (start, PRIOR):
@@ -185,11 +193,11 @@ def fit_kernel(
             generic = [block(forms[key[0]], key) for key in keys]
             other = fit(own, hardware, [*generic, *hosts(own)], lookup, balance=balance)
             fitted, apart = min((fitted, apart), (other, generic), key=lambda one: one[0].objective)
-        found = described(own, hardware, apart, fitted, known)
+        found = described(own, hardware, apart, fitted, known, balance)
         entries += [entry._replace(measured=instance) for entry in found]
     instances = {points.series.instance for points in pools}
     only = instances.pop() if len(instances) == 1 and not entries else None
-    common = described(several, hardware, blocks, together, known)
+    common = described(several, hardware, blocks, together, known, balance)
     return [*entries, *(entry._replace(measured=only) for entry in common)]
 
 
@@ -241,10 +249,34 @@ def thinned(rows: Indices, most: int, seed: int = 0) -> Indices:
     return numpy.sort(numpy.random.default_rng(seed).choice(rows, most, replace=False))
 
 
+def of_every_octave(points: Points, most: int, seed: int = 0) -> Indices:
+    """At most so many of the points: of every octave of length first its share of a quarter of them, the rest as drawn.
+
+    Where a table has few long points, a draw without regard to length loses most of them.
+    """
+    if len(points.rows) <= most:
+        return points.rows
+    order = numpy.random.default_rng(seed).permutation(len(points.rows))
+    place = octave_of(points)[order]
+    # How many points of the same octave come before each.
+    before = numpy.zeros(len(order), dtype=numpy.intp)
+    for each in numpy.unique(place):
+        before[place == each] = numpy.arange(numpy.count_nonzero(place == each))
+    first = before < max(1, most // (4 * len(numpy.unique(place))))
+    chosen = numpy.concatenate([order[first], order[~first]])[:most]
+    return numpy.sort(points.rows[chosen])
+
+
 def described(
-    pools: Sequence[Points], hardware: Hardware, blocks: Sequence[Block], fitted: Fitted, known: Calibration
+    pools: Sequence[Points],
+    hardware: Hardware,
+    blocks: Sequence[Block],
+    fitted: Fitted,
+    known: Calibration,
+    balance: float = 0.0,
 ) -> list[Entry]:
-    """The fitted blocks as entries, with a model error that makes the 80 % interval hold 80 % of the points."""
+    """The fitted blocks as entries, with a model error that makes the 80 % interval hold 80 % of the points, which
+    count as they did in the fit."""
     count = sum(len(points.rows) for points in pools)
     flagged = sum((points.series.left_out for points in pools), Counter[str]())
     host_s = next((fitted.values[key]["host_s"] for key in fitted.values if key[0] == "host"), 0.0)
@@ -271,21 +303,33 @@ def described(
         entries.append(Entry(found, names, covariance, flagged))
     # What the data decided was not free: the residuals of new points are larger than those of the fitted ones.
     optimism = (count / max(count - fitted.effective, 0.25 * count)) ** 0.5
-    error = model_error(pools, hardware, entries, known, optimism)
+    error = model_error(pools, hardware, entries, known, optimism, balance)
     return [entry._replace(fit=entry.fit._replace(model_spread=error)) for entry in entries]
 
 
 def model_error(
-    pools: Sequence[Points], hardware: Hardware, entries: Sequence[Entry], known: Calibration, optimism: float
+    pools: Sequence[Points],
+    hardware: Hardware,
+    entries: Sequence[Entry],
+    known: Calibration,
+    optimism: float,
+    balance: float = 0.0,
 ) -> float:
-    """The common model error of some entries with which the interval holds 80 % of the residuals."""
+    """The common model error of some entries with which the interval holds 80 % of the residuals.
+
+    balance: how far octaves of length count alike.
+    """
     fits = [entry.fit for entry in entries]
     # What a model error adds to the spread does not depend on how well the parameters are known.
     firm = [fit._replace(columns=()) for fit in fits]
     around = from_fits((fit._replace(columns=()) for fit in known.read_.values()), library=known.library)
     gaps, without, shares = [], [], []
-    for points in pools:
-        few = points._replace(rows=thinned(points.rows, MOST_FITTED // 4))
+    most = MOST_FITTED // 4
+    seen = [
+        points._replace(rows=of_every_octave(points, most) if balance else thinned(points.rows, most))
+        for points in pools
+    ]
+    for few in seen:
         base = predicted(few, hardware, fits, known)
         none, unit = (
             predicted(few, hardware, [fit._replace(model_spread=error) for fit in firm], around).spread
@@ -298,10 +342,11 @@ def model_error(
     # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉: split conformal
     # prediction, Lei et al., JASA 113(523), 2018, section 2.2.
     wanted = min(1.0, math.ceil(0.8 * (len(gap) + 1)) / len(gap))
+    counts = balanced(seen, balance)
     low, high = 0.0, LARGEST_SPREAD
     for _ in range(40):
         middle = 0.5 * (low + high)
-        if numpy.mean(gap <= Z80 * numpy.hypot(rest, share * middle)) < wanted:
+        if numpy.average(gap <= Z80 * numpy.hypot(rest, share * middle), weights=counts) < wanted - 1e-9:
             low = middle
         else:
             high = middle

@@ -75,7 +75,7 @@ def device_tiles(a: "Attention", generation: str) -> tuple[Tile, Tile]:
     return (128 if width <= 192 else 64, 64), SMALL_TILE
 
 
-def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Quantity) -> Walk:
+def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Quantity, edge: Quantity = 0.0) -> Walk:
     """The walk over one sequence of `share` query heads whose rows lie side by side in the tiles.
 
     A tile then holds rows / share positions, and ends on the diagonal that many keys after the one before it; where
@@ -96,8 +96,9 @@ def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Qua
             reach = a.w - 1 + step
             growing = minimum(maximum(floor_div(reach - P, step), 0), before)
             whole = before - growing
-            last = minimum(last, reach / columns + 2.0 * ragged)
-            seen = growing * P + 0.5 * step * growing * (growing + 1) + whole * reach
+            cut = edge * minimum(maximum(P + S - reach, 0.0) / columns, 1.0)
+            last = minimum(last, (reach + cut) / columns + 2.0 * ragged)
+            seen = growing * P + 0.5 * step * growing * (growing + 1) + whole * (reach + edge)
             steps = seen / columns + (growing + 2.0 * whole) * ragged + last
         steps = maximum(steps, tiles)
     return Walk(tiles, steps * (rows * columns), last * (rows * columns))
@@ -124,7 +125,7 @@ def walk(a: "Attention", generation: str, theta: Mapping[str, float]) -> Walk:
             weight = size_weight * pack_weight
             if isinstance(weight, float) and weight == 0.0:
                 continue
-            one = walk_of_a_head(a, rows, columns, share)
+            one = walk_of_a_head(a, rows, columns, share, theta.get("edge", 0.0))
             tiles = tiles + weight * a.B * heads * one.tiles
             pairs = pairs + weight * a.B * heads * one.pairs
             longest = longest + weight * one.longest
