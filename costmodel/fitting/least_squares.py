@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from costmodel.calibration import Fit, prior_fit
+from costmodel.fitting.length_weights import ALIKE, LengthWeights, counted
 from costmodel.fitting.series import Floats, Indices, Series, spread_out
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel, Parameter
@@ -70,6 +71,11 @@ class Points(NamedTuple):
     def seconds(self) -> Floats:
         """Their measured times."""
         return self.series.seconds[self.rows]
+
+    @property
+    def tokens(self) -> Floats:
+        """Their lengths."""
+        return self.series.tokens[self.rows]
 
 
 class Fitted(NamedTuple):
@@ -179,22 +185,6 @@ def beside_host(device: Floats, host: Any) -> Floats:
     return numpy.asarray((device**HOST_OVERLAP + host**HOST_OVERLAP) ** (1.0 / HOST_OVERLAP), numpy.float64)
 
 
-def octave_of(points: Points) -> Floats:
-    """The octave of length of each point."""
-    return numpy.asarray(numpy.round(numpy.log2(numpy.maximum(points.series.tokens[points.rows], 1.0))), numpy.float64)
-
-
-def balanced(points: Sequence[Points], balance: float) -> Floats:
-    """What each point counts, on average 1: the more points an octave of length has, the less each of them.
-
-    balance: 0 leaves every point the same, 1 every octave.
-    """
-    octaves = numpy.concatenate([octave_of(one) for one in points])
-    _, place, counts = numpy.unique(octaves, return_inverse=True, return_counts=True)
-    weights = numpy.asarray(counts, numpy.float64)[place] ** -balance
-    return numpy.asarray(weights / numpy.mean(weights), numpy.float64)
-
-
 KeyOf = Callable[[Series, Kernel], Key]
 
 
@@ -220,12 +210,12 @@ def fit(
     lookup: Lookup | None = None,
     key: KeyOf = own_key,
     rounds: int = 2,
-    balance: float = 0.0,
+    weights: LengthWeights = ALIKE,
 ) -> Fitted:
     """The parameters of some blocks that explain the points.
 
     lookup answers for kernels outside the blocks (default: their priors); key says which block a kernel belongs to;
-    balance how far octaves of length count alike, however many points they have.
+    weights what points of different lengths count.
     """
     from scipy.optimize import least_squares
 
@@ -238,7 +228,8 @@ def fit(
     high = numpy.log([parameter.high for _, parameter in names])
     centre = numpy.clip(start, low, high)
     count = len(measured)
-    weight = numpy.sqrt(min(count, MOST_POINTS) / count * balanced(points, balance))
+    tokens = numpy.concatenate([group.tokens for group in points])
+    weight = numpy.sqrt(min(count, MOST_POINTS) / count * counted(tokens, weights))
     free = numpy.flatnonzero(firmness > 0.0)  # what has no spread is a choice that a start makes
 
     def theta(logs: Floats) -> dict[Key, dict[str, float]]:

@@ -15,7 +15,8 @@ from costmodel.fitting.baselines import BASELINES
 from costmodel.fitting.goals import GOALS, Pair, aim
 from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import BALANCE, LONG, fit_library, priced, thinned
+from costmodel.fitting.length_weights import thinned
+from costmodel.fitting.library import LONG, fit_library, priced
 from costmodel.fitting.measured_table import places
 from costmodel.fitting.series import Floats, Part, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
@@ -298,8 +299,7 @@ def run_job(job: Job) -> list[Outcome]:
             calibration = relative
         else:
             asked = [one for one in series if len(fold.scored(one))] if job.split.kind in LEFT_OUT else series
-            balance = BALANCE if fold.balance is None else fold.balance
-            entries = fit_library(series, hardware, fold.fitted, start, asked=asked, balance=balance)
+            entries = fit_library(series, hardware, fold.fitted, start, asked=asked, weights=fold.weights)
             calibration = from_fits(entry.fit for entry in entries)
         for one in series:
             if not job.families or one.family in job.families:
