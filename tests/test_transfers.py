@@ -152,7 +152,8 @@ def test_the_model_error_grows_with_every_octave_outside_the_measured_range() ->
     assert at(2048) == pytest.approx(0.1 * (1 + EXTRAPOLATION_SPREADS[""]))
     assert at(8192) == pytest.approx(0.1 * (1 + 3 * EXTRAPOLATION_SPREADS[""]))
     fit = fit._replace(key=("prefill-attention", "", "msa-prefill"))
-    assert at(2048) == pytest.approx(0.1 * (1 + EXTRAPOLATION_SPREADS["msa-prefill"])) > 0.15
+    assert at(2048) == pytest.approx(0.1 * (1 + EXTRAPOLATION_SPREADS["msa-prefill"]))
+    assert at(2048) > 0.15, "this module's intervals were found to need more than others'"
 
 
 def test_a_calibration_without_lengths_is_read_as_before() -> None:
