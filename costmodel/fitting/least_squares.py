@@ -83,7 +83,8 @@ class Fitted(NamedTuple):
 
     sigma: the scale that the fit ended with. residuals: ln(measured/predicted) of the points, in order.
     effective: parameters that the data, not the priors, decided. objective: minus the logarithm of the posterior, by
-    which fits that started from different priors compare.
+    which fits that started from different priors compare. leverage: how much of each point's residual the point itself
+    took away, from 0 to 1.
     """
 
     values: dict[Key, dict[str, float]]
@@ -92,6 +93,7 @@ class Fitted(NamedTuple):
     residuals: Floats
     effective: float
     objective: float
+    leverage: Floats
 
 
 Lookup = Callable[[Kernel], Fit]
@@ -309,6 +311,7 @@ def fit(
     information = jacobian.T @ jacobian
     inverse = numpy.linalg.inv(information + numpy.diag(firmness[free] ** -2.0))
     effective = float(numpy.trace(inverse @ information))
+    leverage = numpy.clip(numpy.einsum("pi,ij,pj->p", jacobian, inverse, jacobian), 0.0, 1.0)
     posterior = numpy.zeros((len(names), len(names)))
     posterior[numpy.ix_(free, free)] = inverse
     covariance: dict[Key, Floats] = {}
@@ -317,4 +320,4 @@ def fit(
         size = len(one.parameters)
         covariance[one.key] = numpy.asarray(posterior[before : before + size, before : before + size], numpy.float64)
         before += size
-    return Fitted(theta(numpy.clip(logs, low, high)), covariance, sigma, -gap(logs), effective, objective)
+    return Fitted(theta(numpy.clip(logs, low, high)), covariance, sigma, -gap(logs), effective, objective, leverage)

@@ -49,6 +49,8 @@ BALANCE = 0.5
 """How far octaves of length count alike in these: between every point (0) and every octave (1). Chosen by points inside
 the fitted four fifths: 0.5 costs the short contexts nothing, and the long ones gain."""
 LARGEST_SPREAD = 3.0
+MOST_LEVERAGE = 0.9
+"""A point is not taken to have decided more of what is predicted there, or nothing would be left to judge by."""
 MOVED_INSIDE = {"gemm": ("launch_s", "tensor_efficiency", "memory_efficiency", "quantise_s")}
 """What a module's own measurements move of the kernels that were fitted outside it, by family (others: everything): how
 a product chooses and walks its tiles does not depend on where it runs, its launch and its share of the device do."""
@@ -282,9 +284,13 @@ def described(
             occupancy=pools[0].series.occupancy if one.key[0] == pools[0].series.family else 0,
         )
         entries.append(Entry(found, names, covariance, flagged))
-    # What the data decided was not free: the residuals of new points are larger than those of the fitted ones.
+    # What the data decided was not free: the residuals of new points are larger than those of the fitted ones, most of
+    # all where a few points far from all others decided alone.
     optimism = (count / max(count - fitted.effective, 0.25 * count)) ** 0.5
-    error = model_error(pools, hardware, entries, known, optimism, weights)
+    alone = numpy.maximum(optimism, 1.0 / (1.0 - numpy.minimum(fitted.leverage, MOST_LEVERAGE)))
+    # Beyond the lengths seen, points near them are not taken for more regular than all others.
+    ways = {weights, ALIKE} if weights.lean else {weights}
+    error = max(model_error(pools, hardware, entries, known, alone, way) for way in ways)
     return [entry._replace(fit=entry.fit._replace(model_spread=error)) for entry in entries]
 
 
@@ -293,12 +299,13 @@ def model_error(
     hardware: Hardware,
     entries: Sequence[Entry],
     known: Calibration,
-    optimism: float,
+    optimism: Floats,
     weights: LengthWeights = ALIKE,
 ) -> float:
     """The common model error of some entries with which the interval holds 80 % of the residuals.
 
-    weights: what points of different lengths count, here as in the fit.
+    optimism: by how much larger the residual of each point would be had it not been fitted. weights: what points of
+    different lengths count.
     """
     fits = [entry.fit for entry in entries]
     # What a model error adds to the spread does not depend on how well the parameters are known.
@@ -306,13 +313,14 @@ def model_error(
     around = from_fits((fit._replace(columns=()) for fit in known.read_.values()), library=known.library)
     gaps, without, shares = [], [], []
     seen = [few(points, MOST_FITTED // 4, weights) for points in pools]
-    for points in seen:
+    ends = numpy.cumsum([len(points.rows) for points in pools])[:-1]
+    for whole, points, factors in zip(pools, seen, numpy.split(optimism, ends), strict=True):
         base = predicted(points, hardware, fits, known)
         none, unit = (
             predicted(points, hardware, [fit._replace(model_spread=error) for fit in firm], around).spread
             for error in (0.0, 1.0)
         )
-        gaps.append(numpy.abs(numpy.log(points.seconds / base.seconds)) * optimism)
+        gaps.append(numpy.abs(numpy.log(points.seconds / base.seconds)) * factors[numpy.isin(whole.rows, points.rows)])
         without.append(base.spread)
         shares.append(numpy.sqrt(numpy.maximum(unit**2 - none**2, 1e-12)))
     gap, rest, share = numpy.concatenate(gaps), numpy.concatenate(without), numpy.concatenate(shares)
