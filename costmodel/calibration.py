@@ -57,7 +57,7 @@ assumption, as no two devices of one generation were measured. Beyond the genera
 EXTRAPOLATION_SPREADS: Mapping[str, float] = MappingProxyType({"": 0.5, "msa-prefill": 1.0})
 """How much wider the model error is taken for each octave outside the measured range, by family or module.
 
-Fits of up to 512 tokens, on H100 and L40S, were asked for 1,024 to 2,048. With a half, 58 % of MSA's prefill lie in
+Fits of up to 512 tokens, on H100, were asked for 1,024 to 2,048. With a half, 58 % of MSA's prefill lie in
 their intervals, with 1 80 %; of all other families without long points 80 to 98 % do with a half. None is taken for
 less, as what is asked may lie further out."""
 
