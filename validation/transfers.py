@@ -21,7 +21,8 @@ from costmodel.calibration import Calibration, calibration_files, chosen_file, r
 from costmodel.errors import BadInput
 from costmodel.fitting.calibration_file import rounded
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import LARGEST_SPREAD, own_kernels, priced, thinned
+from costmodel.fitting.length_weights import thinned
+from costmodel.fitting.library import LARGEST_SPREAD, own_kernels, priced
 from costmodel.fitting.series import Floats, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
 from costmodel.hardware import Hardware, load_hardware

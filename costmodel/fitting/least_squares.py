@@ -10,17 +10,21 @@ Source of the loss: Charbonnier et al., "Deterministic edge-preserving regulariz
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
 from costmodel.calibration import Fit, prior_fit
+from costmodel.fitting.length_weights import ALIKE, LengthWeights, counted
 from costmodel.fitting.series import Floats, Indices, Series, spread_out
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel, Parameter
 
 Key = tuple[str, str, str]
 """Family, instance, module: what one set of parameters is for."""
+
+Theta = Mapping[Key, Mapping[str, float]]
+"""The parameters of every block."""
 
 HOST = Parameter("host_s", 2e-4, 1.0, 1e-6, 1e-2, "s", "host time of an eager benchmark's launches")
 HOST_OVERLAP = 6.0
@@ -29,6 +33,8 @@ HOST_OVERLAP = 6.0
 MOST_POINTS = 400
 LEAST_SHARE = 0.5
 """Points that count against the priors, and the share of them that counts in any case."""
+FIRST_SPREAD = 0.1
+"""The spread that the first round of a fit takes the residuals to have."""
 SMALLEST_SPREAD = 0.01
 """A spread below the repeatability of the measurements themselves is not believed."""
 MOST_STEPS = 40
@@ -68,13 +74,19 @@ class Points(NamedTuple):
         """Their measured times."""
         return self.series.seconds[self.rows]
 
+    @property
+    def tokens(self) -> Floats:
+        """Their lengths."""
+        return self.series.tokens[self.rows]
+
 
 class Fitted(NamedTuple):
     """What a fit found: values and covariance of logarithms per block, and the spread of the residuals.
 
     sigma: the scale that the fit ended with. residuals: ln(measured/predicted) of the points, in order.
     effective: parameters that the data, not the priors, decided. objective: minus the logarithm of the posterior, by
-    which fits that started from different priors compare.
+    which fits that started from different priors compare. leverage: how much of each point's residual the point itself
+    took away, from 0 to 1.
     """
 
     values: dict[Key, dict[str, float]]
@@ -83,6 +95,7 @@ class Fitted(NamedTuple):
     residuals: Floats
     effective: float
     objective: float
+    leverage: Floats
 
 
 Lookup = Callable[[Kernel], Fit]
@@ -101,7 +114,7 @@ class Timer:
         self.fixed = numpy.zeros(self.length)
         self.free: list[tuple[Indices, Kernel, Key]] = []
         self.hosts: list[tuple[Indices, Key]] = []
-        self.kept: dict[int, list[tuple[Mapping[str, float], Floats]]] = {}
+        self.last: tuple[Theta, list[Floats]] = {}, []
         before = 0
         for group in points:
             for part in group.series.parts(group.rows):
@@ -118,41 +131,62 @@ class Timer:
                 self.hosts.append((numpy.arange(before, before + len(group.rows)), host))
             before += len(group.rows)
 
-    def _seconds(self, kernel: Kernel, values: Mapping[str, float], length: int) -> Floats:
+    def _seconds(self, kernel: Kernel, values: Mapping[str, Any], length: int) -> Floats:
         with numpy.errstate(all="ignore"):
             total = kernel.form.terms(kernel, self.hardware, values).total() * kernel.count
         return spread_out(total, length)
 
-    def _kept(self, index: int, kernel: Kernel, values: Mapping[str, float], length: int) -> Floats:
-        """The seconds of a free kernel; those for the last two sets of values are kept, as slopes move one block."""
-        kept = self.kept.setdefault(index, [])
-        for known, seconds in kept:
-            if known == values:
-                return seconds
-        seconds = self._seconds(kernel, values, length)
-        self.kept[index] = [*kept[:1], (values, seconds)]
-        return seconds
+    def _each(self, theta: Theta) -> list[Floats]:
+        """The seconds of every free kernel, kept for the last values: slopes are taken where the times were."""
+        if self.last[0] != theta:
+            self.last = theta, [self._seconds(kernel, theta[key], len(rows)) for rows, kernel, key in self.free]
+        return self.last[1]
 
-    def seconds(self, theta: Mapping[Key, Mapping[str, float]]) -> Floats:
-        """Predicted seconds of every point."""
+    def _on_device(self, theta: Theta) -> Floats:
         total = self.fixed.copy()
-        for index, (rows, kernel, key) in enumerate(self.free):
-            total[rows] += self._kept(index, kernel, theta[key], len(rows))
+        for (rows, _, _), seconds in zip(self.free, self._each(theta), strict=True):
+            total[rows] += seconds
+        return total
+
+    def seconds(self, theta: Theta) -> Floats:
+        """Predicted seconds of every point."""
+        total = self._on_device(theta)
         for rows, key in self.hosts:
-            host = theta[key]["host_s"]
-            total[rows] = (total[rows] ** HOST_OVERLAP + host**HOST_OVERLAP) ** (1.0 / HOST_OVERLAP)
+            total[rows] = beside_host(total[rows], theta[key]["host_s"])
+        return total
+
+    def moved(self, theta: Theta, moves: Sequence[tuple[Key, str, float]]) -> Floats:
+        """Predicted seconds of every point, a row for each parameter that is given another value.
+
+        Of a block all parameters are moved in one call of the form, whose parameters are then columns.
+        """
+        here = self._on_device(theta)
+        total = numpy.tile(here, (len(moves), 1))
+        of_block: dict[Key, list[int]] = {}
+        for index, (key, _, _) in enumerate(moves):
+            of_block.setdefault(key, []).append(index)
+        columns: dict[Key, dict[str, Any]] = {}
+        for key, mine in of_block.items():
+            columns[key] = dict(theta[key])
+            for place, index in enumerate(mine):
+                _, name, value = moves[index]
+                columns[key][name] = numpy.full((len(mine), 1), theta[key][name])
+                columns[key][name][place] = value
+        for (rows, kernel, key), before in zip(self.free, self._each(theta), strict=True):
+            if key in of_block:
+                after = self._seconds(kernel, columns[key], len(rows))
+                total[numpy.array(of_block[key])[:, None], rows] += after - before
+        for rows, key in self.hosts:
+            host = numpy.full((len(moves), 1), theta[key]["host_s"])
+            for index in of_block.get(key, ()):
+                host[index] = moves[index][2]
+            total[:, rows] = beside_host(total[:, rows], host)
         return total
 
 
-def balanced(points: Sequence[Points], balance: float) -> Floats:
-    """What each point counts, on average 1: the more points an octave of length has, the less each of them.
-
-    balance: 0 leaves every point the same, 1 every octave.
-    """
-    octaves = numpy.concatenate([numpy.log2(numpy.maximum(one.series.tokens[one.rows], 1.0)) for one in points])
-    _, place, counts = numpy.unique(numpy.round(octaves), return_inverse=True, return_counts=True)
-    weights = numpy.asarray(counts, numpy.float64)[place] ** -balance
-    return numpy.asarray(weights / numpy.mean(weights), numpy.float64)
+def beside_host(device: Floats, host: Any) -> Floats:
+    """Seconds of an eager run: the device's beside the host's, of which the longer shows."""
+    return numpy.asarray((device**HOST_OVERLAP + host**HOST_OVERLAP) ** (1.0 / HOST_OVERLAP), numpy.float64)
 
 
 KeyOf = Callable[[Series, Kernel], Key]
@@ -180,12 +214,12 @@ def fit(
     lookup: Lookup | None = None,
     key: KeyOf = own_key,
     rounds: int = 2,
-    balance: float = 0.0,
+    weights: LengthWeights = ALIKE,
 ) -> Fitted:
     """The parameters of some blocks that explain the points.
 
     lookup answers for kernels outside the blocks (default: their priors); key says which block a kernel belongs to;
-    balance how far octaves of length count alike, however many points they have.
+    weights what points of different lengths count.
     """
     from scipy.optimize import least_squares
 
@@ -198,8 +232,9 @@ def fit(
     high = numpy.log([parameter.high for _, parameter in names])
     centre = numpy.clip(start, low, high)
     count = len(measured)
-    counted = min(count, max(MOST_POINTS, LEAST_SHARE * count))
-    weight = numpy.sqrt(counted / count * balanced(points, balance))
+    tokens = numpy.concatenate([group.tokens for group in points])
+    counting = min(count, max(MOST_POINTS, LEAST_SHARE * count))
+    weight = numpy.sqrt(counting / count * counted(tokens, weights))
     free = numpy.flatnonzero(firmness > 0.0)  # what has no spread is a choice that a start makes
 
     def theta(logs: Floats) -> dict[Key, dict[str, float]]:
@@ -212,14 +247,14 @@ def fit(
         return numpy.log(timer.seconds(theta(logs))) - measured
 
     def slopes(logs: Floats) -> Floats:
-        timer.kept.clear()
         here = gap(logs)
-        columns = []
-        for index in free:
-            moved = logs.copy()
-            moved[index] += STEP if logs[index] + STEP <= high[index] else -STEP
-            columns.append((gap(moved) - here) / (moved[index] - logs[index]))
-        return numpy.stack(columns, axis=1)
+        steps = numpy.where(logs + STEP <= high, STEP, -STEP)[free]
+        moves = [
+            (names[index][0], names[index][1].name, math.exp(logs[index] + step))
+            for index, step in zip(free, steps, strict=True)
+        ]
+        moved = numpy.log(timer.moved(theta(logs), moves)) - measured
+        return numpy.asarray((moved - here).T / steps, numpy.float64)
 
     def loss(squares: Floats) -> Floats:
         """Pseudo-Huber for the points, plain squares for the priors."""
@@ -256,27 +291,30 @@ def fit(
     def cost(logs: Floats, sigma: float) -> float:
         return float(loss(scaled(logs, sigma) ** 2)[0].sum())
 
-    def tried(sigma: float) -> Floats:
-        """The best of what the fit finds from the centre, and from each of the blocks' other starts."""
+    def begins() -> list[Floats]:
+        """Where the fit sets out from: the centre, and each of the blocks' other starts."""
         found = []
         for turn in range(-1, max(len(one.others) for one in blocks)):
             others = {one.key: one.others[turn] if 0 <= turn < len(one.others) else {} for one in blocks}
-            begin = [others[owner].get(parameter.name) for owner, parameter in names]
-            logs = numpy.array(
-                [middle if value is None else math.log(value) for middle, value in zip(centre, begin, strict=True)]
-            )
-            found.append(solved(numpy.clip(logs, low + 1e-9, high - 1e-9), sigma))
-        return min(found, key=lambda logs: cost(logs, sigma))
+            given = [others[owner].get(parameter.name) for owner, parameter in names]
+            logs = [middle if value is None else math.log(value) for middle, value in zip(centre, given, strict=True)]
+            found.append(numpy.clip(logs, low + 1e-9, high - 1e-9))
+        return found
 
-    sigma, logs = 0.1, centre
-    for turn in range(rounds):
-        logs = solved(logs, sigma) if turn else tried(sigma)
-        residuals = -gap(logs)
-        sigma = max(SMALLEST_SPREAD, float(1.4826 * numpy.median(numpy.abs(residuals))))
+    def settled(logs: Floats) -> tuple[float, Floats, float]:
+        """What is found from one start: the objective, the logarithms of the parameters, and the spread."""
+        sigma = FIRST_SPREAD
+        for _ in range(rounds):
+            logs = solved(logs, sigma)
+            sigma = max(SMALLEST_SPREAD, float(1.4826 * numpy.median(numpy.abs(gap(logs)))))
+        return min(count, MOST_POINTS) * math.log(sigma) + 0.5 * cost(logs, sigma), logs, sigma
+
+    objective, logs, sigma = min(map(settled, begins()), key=lambda found: found[0])
     jacobian = slopes(logs) * (weight / sigma)[:, None]
     information = jacobian.T @ jacobian
     inverse = numpy.linalg.inv(information + numpy.diag(firmness[free] ** -2.0))
     effective = float(numpy.trace(inverse @ information))
+    leverage = numpy.clip(numpy.einsum("pi,ij,pj->p", jacobian, inverse, jacobian), 0.0, 1.0)
     posterior = numpy.zeros((len(names), len(names)))
     posterior[numpy.ix_(free, free)] = inverse
     covariance: dict[Key, Floats] = {}
@@ -285,5 +323,4 @@ def fit(
         size = len(one.parameters)
         covariance[one.key] = numpy.asarray(posterior[before : before + size, before : before + size], numpy.float64)
         before += size
-    objective = count * math.log(sigma) + 0.5 * cost(logs, sigma)
-    return Fitted(theta(numpy.clip(logs, low, high)), covariance, sigma, residuals, effective, objective)
+    return Fitted(theta(numpy.clip(logs, low, high)), covariance, sigma, -gap(logs), effective, objective, leverage)

@@ -26,6 +26,7 @@ from costmodel.fitting.least_squares import (
     own_key,
     pooled_key,
 )
+from costmodel.fitting.length_weights import ALIKE, LengthWeights, counted, drawn
 from costmodel.fitting.series import Floats, Indices, Series, spread_out
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel, Work
@@ -49,6 +50,8 @@ BALANCE = 0.5
 """How far octaves of length count alike in these: between every point (0) and every octave (1). Chosen by points inside
 the fitted four fifths: 0.5 costs the short contexts nothing, and the long ones gain."""
 LARGEST_SPREAD = 3.0
+MOST_LEVERAGE = 0.9
+"""A point is not taken to have decided more of what is predicted there, or nothing would be left to judge by."""
 MOVED_INSIDE = {"gemm": ("launch_s", "tensor_efficiency", "memory_efficiency", "quantise_s")}
 """What a module's own measurements move of the kernels that were fitted outside it, by family (others: everything): how
 a product chooses and walks its tiles does not depend on where it runs, its launch and its share of the device do."""
@@ -84,12 +87,12 @@ def fit_library(
     start: Calibration = PRIOR,
     seed: int = 0,
     asked: Sequence[Series] | None = None,
-    balance: float = BALANCE,
+    weights: LengthWeights | None = None,
 ) -> list[Entry]:
     """Fit every kernel that a library's series hold; start is what is known before (a relative's calibration).
 
     asked: the series that will be priced (None: all). Kernels and instances beside them are not fitted for themselves.
-    balance: how far each octave of length counts alike, in the families of LONG.
+    weights: what points of different lengths count, of all but products and passes (None: `weights_of` their family).
     """
     entries: list[Entry] = []
     wanted = {(one.family, one.source, one.module, one.instance) for one in (series if asked is None else asked)}
@@ -99,7 +102,9 @@ def fit_library(
         if instances or any(one.mechanism for one in series):
             known = calibration_of(entries)
             own = None if asked is None else instances
-            entries += fit_kernel(same, hardware, choose, known, start, seed, own, balance)
+            entries += fit_kernel(
+                same, hardware, choose, known, start, seed, own, None if first.family in FIRST else weights
+            )
     return entries
 
 
@@ -122,6 +127,16 @@ def in_order(series: Iterable[Series]) -> list[list[Series]]:
     return sorted(groups.values(), key=rank)
 
 
+def weights_of(family: str) -> LengthWeights:
+    """What points of different lengths count in a fit of a family."""
+    return LengthWeights(BALANCE) if family.startswith(LONG) else ALIKE
+
+
+def few(points: Points, most: int, weights: LengthWeights, seed: int = 0) -> Points:
+    """At most so many of some points."""
+    return points._replace(rows=drawn(points.rows, points.tokens, most, weights, seed))
+
+
 def fit_kernel(
     same: Sequence[Series],
     hardware: Hardware,
@@ -130,15 +145,16 @@ def fit_kernel(
     start: Calibration = PRIOR,
     seed: int = 0,
     wanted: Collection[str] | None = None,
-    balance: float = BALANCE,
+    weights: LengthWeights | None = None,
 ) -> list[Entry]:
     """The entries of one kernel: each of its instances, and what they share for instances that were not measured.
 
-    wanted: the instances that are fitted for themselves (None: all).
+    wanted: the instances that are fitted for themselves (None: all). weights: what points of different lengths count.
     """
-    balance = balance if same[0].family.startswith(LONG) else 0.0
+    weights = weights_of(same[0].family) if weights is None else weights
     most = most_fitted(same[0].family)
-    pools = [points for points in (Points(one, thinned(choose(one), most, seed)) for one in same) if len(points.rows)]
+    every = [few(Points(one, choose(one)), most, weights, seed) for one in same]
+    pools = [points for points in every if len(points.rows)]
     if not pools:
         return []
     source, module = same[0].source, same[0].module
@@ -153,7 +169,7 @@ def fit_kernel(
         return (relative.fit(kernel) if inherited.flops is None else inherited).values
 
     forms = {kernel.family: kernel.form for points in pools for kernel in own_kernels(points)}
-    several = [Points(points.series, thinned(points.rows, max(FEWEST_FITTED, most // len(pools)))) for points in pools]
+    several = [few(points, max(FEWEST_FITTED, most // len(pools)), weights) for points in pools]
     # A relative may run another kernel under this name: the generic priors are tried as well.
     tried = []
     for relative in (start,) if start is PRIOR else (start, PRIOR):
@@ -162,7 +178,7 @@ def fit_kernel(
             for family, form in sorted(forms.items())
         ]
         tried.append(
-            (fit(several, hardware, [*blocks, *hosts(pools)], lookup, pooled_key, balance=balance), blocks, relative)
+            (fit(several, hardware, [*blocks, *hosts(pools)], lookup, pooled_key, weights=weights), blocks, relative)
         )
     together, blocks, start = min(tried, key=lambda found: found[0].objective)
     entries = []
@@ -180,17 +196,17 @@ def fit_kernel(
             relative = start if key[0] == same[0].family else known
             moved = _moved(relative, forms[key[0]], key, shared)
             apart.append(within(block(forms[key[0]], key, moved, SIBLING_FIRMNESS), same[0].family))
-        fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, balance=balance)
+        fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, weights=weights)
         if same[0].family in MORE_FITTED and not module:
             # Formats of a product run other kernels under one name: the generic priors are tried as well.
             generic = [block(forms[key[0]], key) for key in keys]
-            other = fit(own, hardware, [*generic, *hosts(own)], lookup, balance=balance)
+            other = fit(own, hardware, [*generic, *hosts(own)], lookup, weights=weights)
             fitted, apart = min((fitted, apart), (other, generic), key=lambda one: one[0].objective)
-        found = described(own, hardware, apart, fitted, known)
+        found = described(own, hardware, apart, fitted, known, weights)
         entries += [entry._replace(measured=instance) for entry in found]
     instances = {points.series.instance for points in pools}
     only = instances.pop() if len(instances) == 1 and not entries else None
-    common = described(several, hardware, blocks, together, known)
+    common = described(several, hardware, blocks, together, known, weights)
     return [*entries, *(entry._replace(measured=only) for entry in common)]
 
 
@@ -235,17 +251,16 @@ def hosts(pools: Sequence[Points]) -> list[Block]:
     return [Block(key, (HOST,), {HOST.name: HOST.prior}, {HOST.name: HOST.spread}) for key in keys]
 
 
-def thinned(rows: Indices, most: int, seed: int = 0) -> Indices:
-    """At most so many of the points, drawn without regard to their order; the same ones for the same seed."""
-    if len(rows) <= most:
-        return rows
-    return numpy.sort(numpy.random.default_rng(seed).choice(rows, most, replace=False))
-
-
 def described(
-    pools: Sequence[Points], hardware: Hardware, blocks: Sequence[Block], fitted: Fitted, known: Calibration
+    pools: Sequence[Points],
+    hardware: Hardware,
+    blocks: Sequence[Block],
+    fitted: Fitted,
+    known: Calibration,
+    weights: LengthWeights = ALIKE,
 ) -> list[Entry]:
-    """The fitted blocks as entries, with a model error that makes the 80 % interval hold 80 % of the points."""
+    """The fitted blocks as entries, with a model error that makes the 80 % interval hold 80 % of the points, which
+    count as they did in the fit."""
     count = sum(len(points.rows) for points in pools)
     flagged = sum((points.series.left_out for points in pools), Counter[str]())
     host_s = next((fitted.values[key]["host_s"] for key in fitted.values if key[0] == "host"), 0.0)
@@ -270,39 +285,54 @@ def described(
             occupancy=pools[0].series.occupancy if one.key[0] == pools[0].series.family else 0,
         )
         entries.append(Entry(found, names, covariance, flagged))
-    # What the data decided was not free: the residuals of new points are larger than those of the fitted ones.
+    # What the data decided was not free: the residuals of new points are larger than those of the fitted ones, most of
+    # all where a few points far from all others decided alone.
     optimism = (count / max(count - fitted.effective, 0.25 * count)) ** 0.5
-    error = model_error(pools, hardware, entries, known, optimism)
+    alone = numpy.maximum(optimism, 1.0 / (1.0 - numpy.minimum(fitted.leverage, MOST_LEVERAGE)))
+    # Beyond the lengths seen, points near them are not taken for more regular than all others.
+    ways = {weights, ALIKE} if weights.lean else {weights}
+    error = max(model_error(pools, hardware, entries, known, alone, way) for way in ways)
     return [entry._replace(fit=entry.fit._replace(model_spread=error)) for entry in entries]
 
 
 def model_error(
-    pools: Sequence[Points], hardware: Hardware, entries: Sequence[Entry], known: Calibration, optimism: float
+    pools: Sequence[Points],
+    hardware: Hardware,
+    entries: Sequence[Entry],
+    known: Calibration,
+    optimism: Floats,
+    weights: LengthWeights = ALIKE,
 ) -> float:
-    """The common model error of some entries with which the interval holds 80 % of the residuals."""
+    """The common model error of some entries with which the interval holds 80 % of the residuals.
+
+    optimism: by how much larger the residual of each point would be had it not been fitted. weights: what points of
+    different lengths count.
+    """
     fits = [entry.fit for entry in entries]
     # What a model error adds to the spread does not depend on how well the parameters are known.
     firm = [fit._replace(columns=()) for fit in fits]
     around = from_fits((fit._replace(columns=()) for fit in known.read_.values()), library=known.library)
     gaps, without, shares = [], [], []
-    for points in pools:
-        few = points._replace(rows=thinned(points.rows, MOST_FITTED // 4))
-        base = predicted(few, hardware, fits, known)
+    seen = [few(points, MOST_FITTED // 4, weights) for points in pools]
+    ends = numpy.cumsum([len(points.rows) for points in pools])[:-1]
+    for whole, points, factors in zip(pools, seen, numpy.split(optimism, ends), strict=True):
+        base = predicted(points, hardware, fits, known)
         none, unit = (
-            predicted(few, hardware, [fit._replace(model_spread=error) for fit in firm], around).spread
+            predicted(points, hardware, [fit._replace(model_spread=error) for fit in firm], around).spread
             for error in (0.0, 1.0)
         )
-        gaps.append(numpy.abs(numpy.log(few.seconds / base.seconds)) * optimism)
+        gaps.append(numpy.abs(numpy.log(points.seconds / base.seconds)) * factors[numpy.isin(whole.rows, points.rows)])
         without.append(base.spread)
         shares.append(numpy.sqrt(numpy.maximum(unit**2 - none**2, 1e-12)))
     gap, rest, share = numpy.concatenate(gaps), numpy.concatenate(without), numpy.concatenate(shares)
     # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉: split conformal
     # prediction, Lei et al., JASA 113(523), 2018, section 2.2.
     wanted = min(1.0, math.ceil(0.8 * (len(gap) + 1)) / len(gap))
+    counts = counted(numpy.concatenate([points.tokens for points in seen]), weights)
     low, high = 0.0, LARGEST_SPREAD
     for _ in range(40):
         middle = 0.5 * (low + high)
-        if numpy.mean(gap <= Z80 * numpy.hypot(rest, share * middle)) < wanted:
+        if numpy.average(gap <= Z80 * numpy.hypot(rest, share * middle), weights=counts) < wanted - 1e-9:
             low = middle
         else:
             high = middle

@@ -10,14 +10,15 @@ Source: Krause, Singh, Guestrin, "Near-optimal sensor placements in Gaussian pro
 choice; the criterion is the I-optimal one of Chaloner, Verdinelli, Statistical Science 10(3), 1995, section 2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy
 
 from costmodel.calibration import PRIOR, Calibration
 from costmodel.fitting.least_squares import STEP, Block, Points, Timer, block, own_key
-from costmodel.fitting.library import Choose, own_kernels, thinned
+from costmodel.fitting.length_weights import thinned
+from costmodel.fitting.library import Choose, own_kernels
 from costmodel.fitting.series import Floats, Series
 from costmodel.hardware import Hardware
 from costmodel.timing import expected
@@ -66,14 +67,14 @@ def sensitivities(pools: Sequence[Points], hardware: Hardware, start: Calibratio
     blocks: list[Block] = [block(kernel.form, key, start.fit(kernel).values) for key, kernel in kernels.items()]
     timer = Timer(pools, hardware, blocks, start.fit, own_key)
     values = {one.key: dict(one.start) for one in blocks}
-    here = numpy.log(timer.seconds(values))
-    columns = []
-    for one in blocks:
-        for parameter in one.parameters:
-            moved: Mapping[str, float] = {**values[one.key], parameter.name: one.start[parameter.name] * (1 + STEP)}
-            shifted = numpy.log(timer.seconds({**values, one.key: moved}))
-            columns.append((shifted - here) / STEP * one.spread[parameter.name])
-    return numpy.nan_to_num(numpy.stack(columns, axis=1))
+    moves = [
+        (one.key, parameter.name, one.start[parameter.name] * (1 + STEP))
+        for one in blocks
+        for parameter in one.parameters
+    ]
+    spreads = numpy.array([one.spread[parameter.name] for one in blocks for parameter in one.parameters])
+    changes = numpy.log(timer.moved(values, moves)) - numpy.log(timer.seconds(values))
+    return numpy.nan_to_num(changes.T / STEP * spreads)
 
 
 def octaves(points: Points) -> Floats:

@@ -15,7 +15,8 @@ from costmodel.fitting.baselines import BASELINES
 from costmodel.fitting.goals import GOALS, Pair, aim
 from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import BALANCE, LONG, fit_library, priced, thinned
+from costmodel.fitting.length_weights import thinned
+from costmodel.fitting.library import LONG, fit_library, priced
 from costmodel.fitting.measured_table import places
 from costmodel.fitting.series import Floats, Part, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
@@ -298,8 +299,7 @@ def run_job(job: Job) -> list[Outcome]:
             calibration = relative
         else:
             asked = [one for one in series if len(fold.scored(one))] if job.split.kind in LEFT_OUT else series
-            balance = BALANCE if fold.balance is None else fold.balance
-            entries = fit_library(series, hardware, fold.fitted, start, asked=asked, balance=balance)
+            entries = fit_library(series, hardware, fold.fitted, start, asked=asked, weights=fold.weights)
             calibration = from_fits(entry.fit for entry in entries)
         for one in series:
             if not job.families or one.family in job.families:
@@ -320,9 +320,11 @@ def needed(series: Sequence[Series], families: Sequence[str], column: str | None
         for one in series
         if (not families or one.family in families) and (column is None or column in one.shapes.columns)
     ]
-    modules = any(one.mechanism for one in asked)
+    inside = {
+        kernel.family for one in asked if one.mechanism for part in one.parts(one.used) for kernel in part.kernels
+    }
     chosen = {id(one.seconds) for one in asked}
-    return [one for one in series if id(one.seconds) in chosen or (modules and not one.mechanism)]
+    return [one for one in series if id(one.seconds) in chosen or (not one.mechanism and one.family in inside)]
 
 
 def unscored(series: Series, methods: Sequence[str]) -> list[Outcome]:

@@ -122,5 +122,6 @@ def arrays(shapes: pandas.DataFrame) -> dict[str, Floats]:
 
 
 def spread_out(value: Quantity, length: int) -> Floats:
-    """A quantity as an array of one number per row."""
-    return numpy.broadcast_to(numpy.asarray(value, dtype=numpy.float64), (length,))
+    """A quantity as an array of one number per row; of a column of them, one array for each of its entries."""
+    given = numpy.asarray(value, dtype=numpy.float64)
+    return numpy.broadcast_to(given, (length,) if given.ndim < 2 else (len(given), length))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from costmodel.calibration import Calibration
 from costmodel.errors import unknown
+from costmodel.fitting.length_weights import LengthWeights
 from costmodel.fitting.series import Indices, Series
 from costmodel.hardware import Hardware
 
@@ -70,12 +71,12 @@ def extrapolate_split(series: Series) -> tuple[Indices, Indices]:
 class Fold(NamedTuple):
     """A fit and what it is judged by: the points that it may see, and those that it is asked for.
 
-    balance: how far each octave of length counts alike in the fit (`library.BALANCE`, None: as always).
+    weights: what points of different lengths count in the fit (None: as always).
     """
 
     fitted: Callable[[Series], Indices]
     scored: Callable[[Series], Indices]
-    balance: float | None = None
+    weights: LengthWeights | None = None
 
 
 LEFT_OUT = {"unseen-head-dim": "head_dim", "unseen-group": "group"}
@@ -84,6 +85,12 @@ NAMES = ("shapes", "all", "extrapolate", "unseen-head-dim", "unseen-group", "uns
 ANCHORED = ("dsa-", "csa-", "sparse-attention", "indexer", "top-k")
 """Families that switch to another kernel in long contexts: `extrapolate` gives each instance a few long points."""
 ANCHORS = 5
+
+
+BEYOND = LengthWeights(balance=1.0, lean=0.5)
+"""What points count where longer ones are asked: the nearer to them the more, and the anchors as octaves before.
+Chosen on fits of up to 512 tokens judged from 1,024 to 2,048 (vLLM and TensorRT-LLM on H100): decode attention
+misses 4.6 / 16 instead of 5.8 / 22, windows 5.8 / 14 instead of 7.4 / 18, prefill 5.2 / 15 instead of 5.8 / 16."""
 
 
 class Split(NamedTuple):
@@ -149,8 +156,7 @@ def _extrapolating(series: Sequence[Series], hardware: Hardware, start: Calibrat
         long = extrapolate_split(one)[1]
         return numpy.setdiff1d(long, anchors(one)) if one.family.startswith(ANCHORED) else long
 
-    # What is asked lies beyond nearly all that is seen: the anchors there count as much as the octaves before.
-    return Fold(fitted, scored, balance=1.0)
+    return Fold(fitted, scored, BEYOND)
 
 
 def _leaving_out(column: str, series: Sequence[Series]) -> list[Fold]:

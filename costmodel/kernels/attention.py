@@ -259,6 +259,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 MASKED = Parameter(
     "masked", 1e-6, 0.1, 1e-7, 1.0, "1", "share of the tiles outside the window that is walked all the same"
 )
+EDGE = Parameter("edge", 16.0, 1.5, 0.1, 1024.0, "1", "keys more that a tile walks where a window cuts keys off")
 PARAMETERS = (
     Parameter("launch_s", 8.5e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
     Parameter("block_s", 1.8e-6, 0.4, 0.02e-6, 2e-5, "s", "prologue and epilogue of one query tile"),
@@ -294,11 +295,11 @@ PREFILL = Form(
 WINDOW = PREFILL._replace(
     family="window-attention",
     summary="fused attention inside a sliding window",
-    parameters=(*PARAMETERS, MASKED),
+    parameters=(*PARAMETERS, EDGE, MASKED),
 )
-SKIPPING = WINDOW._replace(parameters=PARAMETERS, elsewhere=(MASKED.name,))
+SKIPPING = WINDOW._replace(parameters=(*PARAMETERS, EDGE), elsewhere=(MASKED.name,))
 """For fits of kernels that skip what lies outside the window: nothing short may be read as a share of what is long."""
-MASKING = WINDOW._replace(parameters=(*PARAMETERS, MASKED._replace(prior=0.6, spread=0.5, low=0.01)))
+MASKING = WINDOW._replace(parameters=(*PARAMETERS, EDGE, MASKED._replace(prior=0.6, spread=0.5, low=0.01)))
 """For fits of kernels that walk what lies outside the window and mask it."""
 DIFFUSION = PREFILL._replace(
     family="diffusion-attention", summary="fused bidirectional attention", model_spread=0.4, like=PREFILL

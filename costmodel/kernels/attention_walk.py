@@ -12,7 +12,7 @@ examples/77_blackwell_fmha; on a processor: pytorch/pytorch, aten/src/ATen/nativ
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, nominal
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, nominal, where
 from costmodel.kernels.processor import PROCESSOR
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def device_tiles(a: "Attention", generation: str) -> tuple[Tile, Tile]:
     return (128 if width <= 192 else 64, 64), SMALL_TILE
 
 
-def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Quantity) -> Walk:
+def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Quantity, edge: Quantity = 0.0) -> Walk:
     """The walk over one sequence of `share` query heads whose rows lie side by side in the tiles.
 
     A tile then holds rows / share positions, and ends on the diagonal that many keys after the one before it; where
@@ -96,8 +96,9 @@ def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Qua
             reach = a.w - 1 + step
             growing = minimum(maximum(floor_div(reach - P, step), 0), before)
             whole = before - growing
-            last = minimum(last, reach / columns + 2.0 * ragged)
-            seen = growing * P + 0.5 * step * growing * (growing + 1) + whole * reach
+            cut = edge * minimum(maximum(P + S - reach, 0.0) / columns, 1.0)
+            last = minimum(last, (reach + cut) / columns + 2.0 * ragged)
+            seen = growing * P + 0.5 * step * growing * (growing + 1) + whole * (reach + edge)
             steps = seen / columns + (growing + 2.0 * whole) * ragged + last
         steps = maximum(steps, tiles)
     return Walk(tiles, steps * (rows * columns), last * (rows * columns))
@@ -122,17 +123,19 @@ def walk(a: "Attention", generation: str, theta: Mapping[str, float]) -> Walk:
     for (rows, columns), size_weight in ((large, tall), (small, 1.0 - tall)):
         for share, heads, pack_weight in ((1, a.H, 1.0 - packing), (group, a.Hkv, packing)):
             weight = size_weight * pack_weight
-            if weight == 0.0:
+            if isinstance(weight, float) and weight == 0.0:
                 continue
-            one = walk_of_a_head(a, rows, columns, share)
+            one = walk_of_a_head(a, rows, columns, share, theta.get("edge", 0.0))
             tiles = tiles + weight * a.B * heads * one.tiles
             pairs = pairs + weight * a.B * heads * one.pairs
             longest = longest + weight * one.longest
-    if a.w is None or theta.get("masked", 0.0) < LEAST_MASKED:
+    masked: Quantity = theta.get("masked", 0.0)
+    masked = where(masked < LEAST_MASKED, 0.0, masked)
+    if a.w is None or (isinstance(masked, float) and masked == 0.0):
         return Walk(tiles, pairs, longest)
     full = walk(a._replace(w=None), generation, theta)
     return Walk(
         tiles,
-        pairs + theta["masked"] * maximum(full.pairs - pairs, 0.0),
-        longest + theta["masked"] * maximum(full.longest - longest, 0.0),
+        pairs + masked * maximum(full.pairs - pairs, 0.0),
+        longest + masked * maximum(full.longest - longest, 0.0),
     )

@@ -162,6 +162,16 @@ DECODE = Form(
     ),
 )
 FORMS = (DECODE,)
+TRITON_SPLITS = {"sglang": 8.0, "vllm": 16.0}
+"""Splits of a sequence at most in the libraries' Triton kernels: `triton_attention_num_kv_splits` of SGLang
+(python/sglang/srt/server_args.py) and NUM_PAR_SOFTMAX_SEGMENTS of vLLM (vllm/v1/attention/backends/triton_attn.py)."""
+
+
+def at_most(splits: float) -> Form:
+    """The form for fits of a kernel whose source says into how many parts it splits a sequence at most."""
+    known = tuple(one._replace(prior=splits, spread=0.15) if one.name == "most_splits" else one for one in PARAMETERS)
+    starts = tuple({name: value for name, value in one.items() if name != "most_splits"} for one in DECODE.starts[:2])
+    return DECODE._replace(parameters=known, starts=starts)
 
 
 def instance(head_dim: Quantity, kv: str, group: Quantity, windowed: bool) -> str:

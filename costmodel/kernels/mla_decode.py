@@ -31,6 +31,9 @@ BLOCK = 64
 ROWS, FEW_ROWS = 64, 16
 """Heads of one thread block: those of a warpgroup's matrix instruction, or of a warp's (Triton's kernels)."""
 
+ONE_ROUND = 1.0 - 1e-9
+"""Splits that fill the slots exactly go through them in one round, not, by a rounding of their quotient, in two."""
+
 LARGE = ("blackwell", "blackwell-ultra")
 """Generations whose tensor memory holds 128 heads, in tiles of 128 keys."""
 
@@ -56,7 +59,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     blocks = ceil_div(keys, BLOCK)
     splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
     splits = maximum(theta["least_splits"], splits)
-    rounds = waves(tiles * splits, slots, theta["wave_weight"])
+    rounds = waves(tiles * splits * ONE_ROUND, slots, theta["wave_weight"])
     several = minimum(splits - 1.0, 1.0)
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * splits * several
     flops = 2 * rows * keys * (a.dk + a.dv)

@@ -67,11 +67,11 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     else:
         step = products
     steps = a.B * ceil_div(a.H, heads) * computed_pairs(a, tokens, keys) / (tokens * keys)
-    longest = ceil_div(a.P + a.S, keys) * step
+    longest = ceil_div(a.P + a.S, keys) * step * theta["alone"]
     later = 1.0 - 1.0 / maximum(tiles / units, 1.0)
     rounds = waves(tiles, units, theta["wave_weight"])
     busy = rounds * theta["block_s"] + maximum(longest, steps * step / units + theta["tail_weight"] * later * longest)
-    launch: Quantity = theta["launch_s"]
+    launch: Quantity = theta["launch_s"] + a.B * a.S * theta["token_s"]
     if a.dtype == "fp8":
         operands = a.B * (a.S * a.H * a.dk + (a.P + a.S) * a.Hkv * (a.dk + a.dv))
         launch = launch + theta["conversion"] * 3 * operands / hardware.memory.hbm.bandwidth
@@ -88,11 +88,13 @@ SOFTMAX_OVERLAP = 2.0
 PARAMETERS = (
     Parameter("launch_s", 9.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
     Parameter("block_s", 2.5e-6, 0.5, 0.05e-6, 2e-5, "s", "prologue and epilogue of one query tile"),
+    Parameter("token_s", 2e-10, 1.5, 1e-12, 1e-7, "s", "one token's copies around the kernel, however many heads"),
     Parameter("tensor_efficiency", 0.80, 0.15, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
     Parameter("special_efficiency", 0.85, 0.25, 0.05, 1.0, "1", "share of the exp rate"),
     Parameter("memory_efficiency", 0.88, 0.08, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_share", 0.72, 0.3, 0.1, 1.5, "1", "share of L2 that keeps replayed buffers"),
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("alone", 1.0, 0.3, 0.2, 4.0, "1", "time of a step in the longest tile over that in a full device"),
     Parameter("tail_weight", 0.5, 0.5, 0.01, 2.0, "1", "share of the longest tile that others wait for at the end"),
     Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
     Parameter(

@@ -11,7 +11,7 @@ model_executor/layers/mamba/ops/causal_conv1d.py.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from costmodel.algebra import Quantity, minimum, nominal
+from costmodel.algebra import Quantity, ceil_div, minimum, nominal
 from costmodel.einsum import dot, size
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, unit_terms
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 TOKENS = 8
 """Tokens of a channel that one thread block of the Triton kernel walks."""
+
+CHUNK = 512
+"""Tokens of a channel that one thread block of the CUDA kernel takes at once: shorter sequences cost as much, as
+TensorRT-LLM's times show on H100 and B200."""
 
 
 class ShortConv(NamedTuple):
@@ -72,6 +76,7 @@ PARAMETERS = (
     Parameter("launch_s", 2.2e-6, 0.4, 0.5e-6, 3e-5, "s", "time from the end of the last kernel to useful work"),
     Parameter("step_s", 0.2e-6, 0.6, 1e-9, 2e-6, "s", "one of the first tokens that a thread block walks"),
     Parameter("channel_s", 6e-10, 2.0, 1e-11, 1e-6, "s", "one channel of one sequence on one unit"),
+    Parameter("chunk_again", 0.8, 0.5, 0.01, 2.0, "1", "time of a channel's further 512 tokens over its first"),
     Parameter("memory_efficiency", 0.70, 0.2, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_share", 0.7, 0.5, 0.1, 4.0, "1", "part of L2 in which replayed bytes are found again"),
     Parameter("l2_over_hbm", 2.5, 0.5, 1.0, 10.0, "1", "L2 bandwidth over HBM's"),
@@ -85,13 +90,15 @@ PARAMETERS = (
 def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
     """Memory and arithmetic as everywhere; the chain is a thread block's tokens and the channels of short sequences.
 
-    t = launches · (launch_s + min(S, 8)·step_s) + pnorm(vector, special, memory, B · channels · channel_s / units).
+    t = launches · (launch_s + min(S, 8)·step_s)
+        + pnorm(vector, special, memory, B · channels · channel_s · (1 + chunk_again · (⌈S/512⌉ − 1)) / units).
     """
     c: ShortConv = kernel.shape
     walk = minimum(c.S, TOKENS) * theta["step_s"]
+    chunks = 1.0 + theta["chunk_again"] * (ceil_div(c.S, CHUNK) - 1)
     return unit_terms(kernel, hardware, theta)._replace(
         launch=kernel.launches * (theta["launch_s"] + walk),
-        chain=c.B * c.channels * theta["channel_s"] / hardware.compute.units,
+        chain=c.B * c.channels * theta["channel_s"] * chunks / hardware.compute.units,
     )
 
 

@@ -11,8 +11,8 @@ from costmodel.fitting.series import Part, Series, arrays, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag, flag_spikes, require, series
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention
-from costmodel.kernels.base import replayed
-from costmodel.kernels.decode_attention import decode_attention, instance
+from costmodel.kernels.base import Form, replayed
+from costmodel.kernels.decode_attention import DECODE, TRITON_SPLITS, at_most, decode_attention, instance
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
 COLUMNS = (
@@ -66,6 +66,9 @@ def read_generation(table: Table) -> Iterator[Series]:
             rows["window_size"] = 0
         compiled = instance(int(width), dtype, LARGEST[int(tile)], bool(window))
         values = VALUE_WIDTHS.get((table.library, int(width)), int(width))
+        form = (
+            at_most(TRITON_SPLITS[table.library]) if "triton" in source and table.library in TRITON_SPLITS else DECODE
+        )
 
         def build(
             shapes: pandas.DataFrame,
@@ -74,6 +77,7 @@ def read_generation(table: Table) -> Iterator[Series]:
             window: int = int(window),
             kv: str = dtype,
             compiled: str = compiled,
+            form: Form = form,
         ) -> list[Part]:
             s = arrays(shapes)
             a = Attention(
@@ -87,7 +91,7 @@ def read_generation(table: Table) -> Iterator[Series]:
                 w=window or None,
                 kv=kv,
             )
-            kernel = decode_attention("attention", a)._replace(instance=compiled)
+            kernel = decode_attention("attention", a)._replace(form=form, instance=compiled)
             return whole(shapes, replayed([kernel]))
 
         yield from series(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import costmodel
 from costmodel.analysis.kernel_programs import OUTPUTS
 from costmodel.architecture import Architecture
-from costmodel.calibration import BASES, EXTRAPOLATION_SPREAD, ROUNDED, SHORT_STEP, TRANSFER_SPREAD, Calibration
+from costmodel.calibration import BASES, EXTRAPOLATION_SPREADS, ROUNDED, SHORT_STEP, TRANSFER_SPREAD, Calibration
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import BOUNDS
 from costmodel.memory import TRAINING_BYTES_PER_PARAMETER
@@ -76,7 +76,7 @@ def content(
         "z80": Z80,
         "trainingBytes": TRAINING_BYTES_PER_PARAMETER,
         "transferSpread": TRANSFER_SPREAD,
-        "extrapolationSpread": EXTRAPOLATION_SPREAD,
+        "extrapolationSpreads": dict(EXTRAPOLATION_SPREADS),
         "shortStep": SHORT_STEP,
         "rounded": ROUNDED,
         "keys": [list(key) for key in programs.keys],

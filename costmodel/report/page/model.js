@@ -155,7 +155,8 @@ function makeModel(DATA, TEMPLATES, FORMS) {
     const errors = {}, groups = new Map();
     for (const kernel of kernels) {
       const { fit } = kernel;
-      const wider = 1 + DATA.extrapolationSpread * kernel.octaves;
+      const growth = DATA.extrapolationSpreads[fit.errors] ?? DATA.extrapolationSpreads[""];
+      const wider = 1 + growth * kernel.octaves;
       errors[fit.errors] = (errors[fit.errors] || 0) + kernel.time * fit.spread * wider;
       if (!groups.has(fit.group)) groups.set(fit.group, []);
       groups.get(fit.group).push(kernel);
