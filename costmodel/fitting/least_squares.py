@@ -307,7 +307,7 @@ def fit(
         for _ in range(rounds):
             logs = solved(logs, sigma)
             sigma = max(SMALLEST_SPREAD, float(1.4826 * numpy.median(numpy.abs(gap(logs)))))
-        return min(count, MOST_POINTS) * math.log(sigma) + 0.5 * cost(logs, sigma), logs, sigma
+        return counting * math.log(sigma) + 0.5 * cost(logs, sigma), logs, sigma
 
     objective, logs, sigma = min(map(settled, begins()), key=lambda found: found[0])
     jacobian = slopes(logs) * (weight / sigma)[:, None]
