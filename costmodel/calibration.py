@@ -163,15 +163,15 @@ class Fit(NamedTuple):
             moved[name] = min(max(moved[name] * math.exp(sign * change), low), high)
         return moved
 
-    def is_short(self, column: Mapping[str, float]) -> bool:
-        """Whether a direction moves every parameter by little, and neither side past its bounds."""
-        for name, change in column.items():
-            reach = abs(change)
-            low, high = self.bounds[name]
-            inside = low <= self.values[name] * math.exp(-reach) and self.values[name] * math.exp(reach) <= high
-            if reach > SHORT_STEP or not inside:
-                return False
-        return True
+    def straight_side(self, column: Mapping[str, float]) -> int:
+        """Of a short direction, the side (1 or -1) on which no parameter passes its bounds; 0: both must be asked."""
+        if any(abs(change) > SHORT_STEP for change in column.values()):
+            return 0
+        for side in (1, -1):
+            moved = ((name, self.values[name] * math.exp(side * change)) for name, change in column.items())
+            if all(self.bounds[name][0] <= value <= self.bounds[name][1] for name, value in moved):
+                return side
+        return 0
 
 
 SHORT_STEP = 0.1

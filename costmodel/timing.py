@@ -167,11 +167,12 @@ def errors(times: Sequence[KernelTime], hardware: Hardware) -> dict[tuple[Any, .
         for index, column in enumerate(fit.columns):
             if not any(name in felt.read and abs(step) >= LEAST_MOVED for name, step in column.items()):
                 continue
-            above = _seconds(kernels, hardware, fit.shifted(column, 1.0))
-            if fit.is_short(column):
-                change = above - middle
+            side = fit.straight_side(column)
+            if side:
+                change = side * (_seconds(kernels, hardware, fit.shifted(column, side)) - middle)
             else:
-                change = 0.5 * (above - _seconds(kernels, hardware, fit.shifted(column, -1.0)))
+                above, below = (_seconds(kernels, hardware, fit.shifted(column, sign)) for sign in (1, -1))
+                change = 0.5 * (above - below)
             found[(*source, index)] = change / total
     return found
 

@@ -176,21 +176,21 @@ function makeModel(DATA, TEMPLATES, FORMS) {
         }, 0);
       };
       for (const column of fit.columns) {
-        const above = moved(column, 1);
-        const change = isShort(fit, column) ? above - middle : 0.5 * (above - moved(column, -1));
+        const side = straightSide(fit, column);
+        const change = side ? side * (moved(column, side) - middle) : 0.5 * (moved(column, 1) - moved(column, -1));
         variance += (change / time) ** 2;
       }
     }
     return Math.sqrt(variance);
   }
 
-  /** Whether a direction moves every parameter by little, and neither side past its bounds. */
-  function isShort(fit, column) {
-    return column.every((change, index) => {
-      const reach = Math.abs(change), value = fit.values[index];
-      return change === 0 || (reach <= DATA.shortStep && fit.family.low[index] <= value * Math.exp(-reach)
-        && value * Math.exp(reach) <= fit.family.high[index]);
-    });
+  /** The side of a short direction, 1 or -1, on which no parameter passes its bounds; 0 where both must be asked. */
+  function straightSide(fit, column) {
+    if (column.some((change) => Math.abs(change) > DATA.shortStep)) return 0;
+    return [1, -1].find((side) => column.every((change, index) => {
+      const value = fit.values[index] * Math.exp(side * change);
+      return change === 0 || (fit.family.low[index] <= value && value <= fit.family.high[index]);
+    })) || 0;
   }
 
   function largest(parts, order) {
