@@ -338,14 +338,16 @@ def test_convolution_of_decode_steps_is_another_kernel() -> None:
 def test_short_sequences_are_bound_by_their_channels_where_each_has_a_thread_block() -> None:
     h100 = load_hardware("h100-sxm")
 
-    def conv_seconds(S: int, B: int, channel_s: float) -> float:
+    def conv_seconds(S: int, B: int, channel_s: float, **others: float) -> float:
         (one,) = family(QWEN, prefill(S, B), "short-conv")
-        return float(one.form.terms(one, h100, {**one.form.priors(), "channel_s": channel_s}).total())
+        return float(one.form.terms(one, h100, {**one.form.priors(), "channel_s": channel_s, **others}).total())
 
     assert conv_seconds(8, 64, 1e-7) == pytest.approx(conv_seconds(64, 64, 1e-7), rel=0.1)
     assert conv_seconds(64, 64, 1e-7) > 1.5 * conv_seconds(64, 64, 1e-10)
-    long = [conv_seconds(4096, 64, channel_s) for channel_s in (1e-7, 1e-10)]
+    # Where further chunks start for nothing, long sequences are bound by their bytes.
+    long = [conv_seconds(4096, 64, channel_s, chunk_again=0.01) for channel_s in (1e-7, 1e-10)]
     assert long[0] == pytest.approx(long[1], rel=0.02)
+    assert conv_seconds(4096, 64, 1e-7, chunk_again=1.0) > 1.1 * long[0]
 
 
 def test_decode_time_follows_the_bytes_of_the_states() -> None:

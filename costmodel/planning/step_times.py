@@ -36,6 +36,8 @@ EXACT = 1024
 
 TILE = 128
 """Above that, products jump where a tile of rows is full."""
+FEW_TILES = 8
+"""Of so many, the next makes an iteration noticeably longer."""
 
 MEMORY = 1 << 16
 """Results that are kept, so that a lookup of the same iteration costs nothing."""
@@ -307,7 +309,8 @@ def _token_nodes(most: int) -> list[float]:
 
 
 def _length_nodes(most: int) -> list[float]:
-    """Steps of an eighth up to a tile, then whole tiles."""
+    """Steps of an eighth up to a tile, then whole tiles; while they are few, also one token more, where the next begins."""
     small = [float(x) for x in (1, 2, 4, *range(8, 64, 8), *range(64, TILE, 16)) if x < max(most, 2)]
     tiles = [x * TILE for x in _nodes(1, max(-(-most // TILE), 1), 1.12)]
-    return sorted({*small, *tiles})
+    begun = [tokens + 1.0 for tokens in tiles if tokens < min(most, FEW_TILES * TILE + 1)]
+    return sorted({*small, *tiles, *begun})
