@@ -309,7 +309,7 @@ def _token_nodes(most: int) -> list[float]:
 
 
 def _length_nodes(most: int) -> list[float]:
-    """Steps of an eighth up to a tile, then whole tiles; a token more too, where the next begins, while they are few."""
+    """Steps of an eighth up to a tile, then whole tiles; one more too, where the next begins, while they are few."""
     small = [float(x) for x in (1, 2, 4, *range(8, 64, 8), *range(64, TILE, 16)) if x < max(most, 2)]
     tiles = [x * TILE for x in _nodes(1, max(-(-most // TILE), 1), 1.12)]
     begun = [tokens + 1.0 for tokens in tiles if tokens < min(most, FEW_TILES * TILE + 1)]
