@@ -324,3 +324,13 @@ def test_a_changed_page_is_stale(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "formulas/gone.md").write_text("left over\n")
     (tmp_path / "notation.md").write_text("other\n")
     assert formulas.stale(tmp_path) == ["formulas/gone.md", "notation.md"]
+
+
+def test_a_chance_to_the_power_of_a_hundred_million_tokens_is_a_number_at_once() -> None:
+    E, k, L = Size("E", 256), Size("k", 8), Size("L", 100_000_000)
+    active = E * (1 - (1 - k / E) ** L)
+    assert evaluate(active) == pytest.approx(256.0)
+    assert evaluate(active, {"L": 2000}) == pytest.approx(evaluate(active, {"L": 2000.0}), rel=1e-12)
+    # Short powers stay exact, and so do those of whole numbers.
+    assert evaluate((1 - k / E) ** Size("n", 2)) == (31 / 32) ** 2
+    assert evaluate(2 ** Size("n", 1200)) == 2**1200

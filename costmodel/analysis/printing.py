@@ -50,7 +50,14 @@ def text(expression: Any, names: Mapping[sympy.Symbol, str] | None = None) -> st
 
 def numbers(expression: Any) -> str:
     """The expression in one line with the number that each symbol stands for."""
-    return _line(sympy.sympify(expression), lambda symbol: number_text(evaluate(symbol)))
+    found: dict[sympy.Symbol, str] = {}
+
+    def label(symbol: sympy.Symbol) -> str:
+        if symbol not in found:  # intermediate values turn up many times
+            found[symbol] = number_text(evaluate(symbol))
+        return found[symbol]
+
+    return _line(sympy.sympify(expression), label)
 
 
 def latex(expression: Any, names: Mapping[sympy.Symbol, str] | None = None) -> str:

@@ -155,9 +155,25 @@ def evaluate(expression: Quantity, values: Mapping[str, Any] | None = None) -> A
             if not isinstance(symbol, Named):
                 numbers[symbol] = number(symbol)
     for symbol, definition in intermediates.items():
-        numbers[symbol] = definition.xreplace(numbers)
-    result = expression.xreplace(numbers)
+        numbers[symbol] = _at(definition, numbers)
+    result = _at(expression, numbers)
     return int(result) if result.is_Integer else float(result)
+
+
+LONG_POWER = 1000
+"""Exponents from which a power of a fraction is rounded: the exact one of a million tokens has millions of digits."""
+
+
+def _at(expression: sympy.Basic, numbers: Mapping[sympy.Basic, sympy.Basic]) -> sympy.Basic:
+    """The expression with numbers for its symbols, exactly but for long powers of fractions."""
+    rounded = {}
+    for power in expression.atoms(sympy.Pow):
+        exponent = power.exp.xreplace(numbers)
+        if power.exp.free_symbols and exponent.is_Integer and abs(exponent) >= LONG_POWER:
+            base = power.base.xreplace(numbers)
+            if base.is_Rational and not base.is_Integer:
+                rounded[power] = sympy.Float(base) ** exponent
+    return expression.xreplace(rounded).xreplace(numbers) if rounded else expression.xreplace(numbers)
 
 
 def symbolic_dims(module: Any, example: Any) -> Any:
