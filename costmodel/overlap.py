@@ -16,7 +16,8 @@ deepseek-ai/DeepEP, docs/legacy.md (set_num_sms; receiving hooks without SMs); l
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import NamedTuple
 
 from costmodel.algebra import Quantity, maximum
 from costmodel.kernels.base import Kernel
@@ -25,29 +26,9 @@ EXCHANGE = "collective"
 """The family of kernels that communicate: behind anything else, communication may hide."""
 
 
-def shown(hidden: Quantity, computed: Quantity, held: Quantity) -> Quantity:
-    """Seconds that hidden communication costs all the same: what finds no computation, or what that is slowed by.
-
-    >>> shown(3.0, 5.0, 0.0), shown(3.0, 2.0, 0.0), shown(3.0, 5.0, 0.5)
-    (0.0, 1.0, 0.5)
-    """
-    return maximum(hidden - computed, held)
-
-
 def is_meant_to_hide(kernel: Kernel) -> bool:
     """Whether a share of the kernel's time is meant to pass behind others."""
     return not (isinstance(kernel.hidden, int | float) and kernel.hidden == 0)
-
-
-def shown_share(times: Sequence[tuple[Kernel, Quantity]]) -> Quantity:
-    """The share of hidden communication that shows all the same. times: kernels with the seconds of all launches."""
-    behind = [(kernel, seconds * kernel.hidden) for kernel, seconds in times if is_meant_to_hide(kernel)]
-    if not behind:
-        return 0.0
-    hidden: Quantity = sum(seconds for _, seconds in behind)
-    held: Quantity = sum(seconds * kernel.holds for kernel, seconds in behind)
-    computed: Quantity = sum(seconds for kernel, seconds in times if kernel.family != EXCHANGE)
-    return shown(hidden, computed, held) / maximum(hidden, 1e-30)
 
 
 def exposed_parts(kernels: Iterable[Kernel]) -> list[Kernel]:
@@ -79,18 +60,41 @@ class InParts(NamedTuple):
         """Both in the same step."""
         return InParts(*(own + more for own, more in zip(self, other, strict=True)))
 
+    @property
+    def shown(self) -> Quantity:
+        """Seconds that hidden communication costs all the same: what finds no computation, or what that is slowed by.
+
+        >>> InParts(5.0, 3.0 - 5.0, 0.0).shown, InParts(2.0, 3.0 - 2.0, 0.0).shown, InParts(5.0, 3.0 - 5.0, 0.5).shown
+        (0.0, 1.0, 0.5)
+        """
+        return maximum(self.short, self.held)
+
     def total(self) -> Quantity:
         """Seconds of the step that these are all parts of."""
-        return self.exposed + maximum(self.short, self.held)
+        return self.exposed + self.shown
 
 
-def in_parts(kernels: Sequence[Kernel], seconds: Callable[[Sequence[Kernel]], Any]) -> InParts:
+NOTHING = InParts(0.0, 0.0, 0.0)
+
+
+def split(kernel: Kernel, seconds: Quantity) -> InParts:
+    """The seconds of all launches of a kernel, as if nothing hid, in parts."""
+    if kernel.family != EXCHANGE:
+        return InParts(seconds, -seconds, 0.0)
+    if not is_meant_to_hide(kernel):
+        return InParts(seconds, 0.0, 0.0)
+    behind = seconds * kernel.hidden
+    return InParts(seconds - behind, behind, behind * kernel.holds)
+
+
+def in_parts(kernels: Iterable[Kernel], seconds: Callable[[Sequence[Kernel]], Quantity]) -> InParts:
     """The seconds of a part of a step, by a function that prices kernels."""
-    behind = [kernel._replace(hidden=0.0, holds=0.0) for kernel in hidden_parts(kernels)]
-    computing = [kernel for kernel in kernels if kernel.family != EXCHANGE]
-    holding = [
-        kernel._replace(count=kernel.count * kernel.holds, hidden=0.0, holds=0.0)
-        for kernel in hidden_parts(kernels)
-        if kernel.holds
-    ]
-    return InParts(seconds(exposed_parts(kernels)), seconds(behind) - seconds(computing), seconds(holding))
+    bare = ((kernel, kernel._replace(hidden=0.0, holds=0.0)) for kernel in kernels)
+    return reduce(InParts.plus, (split(kernel, seconds([one])) for kernel, one in bare), NOTHING)
+
+
+def shown_share(times: Sequence[tuple[Kernel, Quantity]]) -> Quantity:
+    """The share of hidden communication that shows all the same. times: kernels with the seconds of all launches."""
+    hidden: Quantity = sum(seconds * kernel.hidden for kernel, seconds in times if is_meant_to_hide(kernel))
+    parts = reduce(InParts.plus, (split(kernel, seconds) for kernel, seconds in times), NOTHING)
+    return parts.shown / maximum(hidden, 1e-30)

@@ -16,7 +16,7 @@ from costmodel.algebra import Quantity, maximum, root
 from costmodel.calibration import BASES, LEAST_MOVED, Calibration, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import BOUNDS, Kernel, Terms
-from costmodel.overlap import EXCHANGE, is_meant_to_hide, shown, shown_share
+from costmodel.overlap import NOTHING, is_meant_to_hide, shown_share, split
 
 Z80 = 1.2815515655446004
 """Standard deviations from the centre to either end of an 80 % interval."""
@@ -114,21 +114,17 @@ def _partly_hidden(entry: KernelTime, hides: Quantity) -> KernelTime:
 def total_seconds(kernels: Sequence[Kernel], hardware: Hardware, calibration: Calibration) -> Quantity:
     """Expected seconds of the step alone, for sweeps: no interval, no bounds."""
     total: Quantity = 0.0
-    computed: Quantity = 0.0
-    hidden: Quantity = 0.0
-    held: Quantity = 0.0
+    parts = NOTHING
     overlaps = any(is_meant_to_hide(kernel) for kernel in kernels)
     for kernel in kernels:
         fit = calibration.fit(kernel)
         terms = kernel.form.terms(kernel.sharing(fit.occupancy), hardware, fit.values)
-        one = terms.total()
-        total = total + one * kernel.exposed
-        if overlaps and kernel.family != EXCHANGE:
-            computed = computed + one * kernel.count
-        elif overlaps:
-            behind = one * kernel.count * kernel.hidden
-            hidden, held = hidden + behind, held + behind * kernel.holds
-    return total + shown(hidden, computed, held) if overlaps else total
+        seconds = terms.total() * kernel.count
+        if overlaps:
+            parts = parts.plus(split(kernel, seconds))
+        else:
+            total = total + seconds
+    return parts.total() if overlaps else total
 
 
 def spread(times: Sequence[KernelTime], hardware: Hardware) -> Quantity:

@@ -24,8 +24,6 @@ NODE = 8
 """Devices of one node."""
 DAY = 86_400.0
 """Seconds."""
-SGLANG_IMBALANCE = 1.18
-"""Load of the fullest device over the mean with which SGLang's prefill is met, see the claim `sglang-prefill`."""
 LIBRARIES = ("sglang", "vllm", "trtllm")
 """Whose kernels may stand for DeepSeek's own; the claims take the first, which runs them."""
 
@@ -112,7 +110,9 @@ def variants(setup: SetUp) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """
     prompt = 2 * DAY_6.spread_prompt
     spread = {"context": round(prompt), "new_tokens": round(prompt * DAY_6.new), "batch": int(setup.batch) // 2}
-    uneven = {"imbalance": SGLANG_IMBALANCE}
+    met = _claim("sglang-prefill").condition
+    assert met is not None
+    uneven = met.setup
     yield "prefill, a busy node", {}
     yield "prefill, experts loaded as in sglang-prefill", uneven
     yield "prefill, if lengths were exponential", spread

@@ -14,7 +14,7 @@ from costmodel.algebra import Quantity
 from costmodel.calibration import Calibration, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
-from costmodel.overlap import EXCHANGE, InParts, in_parts, is_meant_to_hide
+from costmodel.overlap import InParts, in_parts, split
 from costmodel.planning.deployment import quantised_products
 from costmodel.planning.engine_model import Array
 from costmodel.planning.kernel_kinds import KernelSource, Key, Kinds, named
@@ -205,16 +205,12 @@ def _of_kind(
     for key, kernel in run.items():
         if kind.get(key, "") == wanted:
             one = prices.of(kernel)
-            seconds = one.expected * kernel.exposed
-            exposed += seconds
-            if kernel.family != EXCHANGE:
-                short -= seconds
-            elif is_meant_to_hide(kernel):
-                behind = one.expected * kernel.count * kernel.hidden
-                short += behind
-                held += behind * kernel.holds
+            parts = split(kernel, one.expected * kernel.count)
+            exposed += parts.exposed
+            short += parts.short
+            held += parts.held
             peak += one.peak * kernel.exposed
-            samples[kernel.group] = samples.get(kernel.group, 0.0) + float(numpy.ravel(seconds)[-1])
+            samples[kernel.group] = samples.get(kernel.group, 0.0) + float(numpy.ravel(parts.exposed)[-1])
     return InParts(exposed, short, held), peak
 
 

@@ -47,11 +47,6 @@ class Candidate(NamedTuple):
     usd_per_hour: float
     limited_by: str = ""
 
-    @property
-    def usd_per_request(self) -> float:
-        """With engines as full as this."""
-        return self.usd_per_hour / 3600.0 / self.rate
-
 
 class Points(NamedTuple):
     """Points of tasks that share device, formats and drafts, as columns; the fields are those of `Candidate`.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from costmodel.algebra import Quantity
 from costmodel.kernels.base import Kernel
-from costmodel.overlap import in_parts, is_meant_to_hide
+from costmodel.overlap import InParts, in_parts, is_meant_to_hide
 from costmodel.planning.kernel_kinds import KernelSource, kinds, named
 from costmodel.step import Step
 
@@ -261,31 +261,33 @@ def tabulate(
     of_tokens = chosen(as_decode, "token"), chosen(as_prefill, "token")
     of_rows, of_decode, of_prefill = chosen(as_decode, "row"), chosen(decoding, ""), chosen(grid, "")
 
-    def tables(value: Pricing, **more: Any) -> StepTimes:
-        def over(run: Sequence[Kernel], *shape: int) -> Any:
-            return numpy.array(numpy.broadcast_to(value(run), shape), dtype=numpy.float64)
+    def over(run: Sequence[Kernel], *shape: int) -> InParts:
+        parts = (numpy.broadcast_to(part, shape) for part in in_parts(run, seconds))
+        return InParts(*(numpy.array(part, dtype=numpy.float64) for part in parts))
 
-        decode = over(of_decode, len(n), len(L))
-        if drafts:
-            decode = decode + (new_tokens - 1) * over(drafts, len(n), len(L))
+    tokens = [over(run, len(T)) for run in of_tokens]
+    rows, decode = over(of_rows, len(T)), over(of_decode, len(n), len(L))
+    if drafts:
+        proposed = over(drafts, len(n), len(L))
+        decode = decode.plus(InParts(*((new_tokens - 1) * part for part in proposed)))
+    prefill = over(of_prefill, len(m), len(c), len(p))
+
+    def tables(part: str, **more: Any) -> StepTimes:
+        def listed(parts: InParts) -> Any:
+            return getattr(parts, part).tolist()
+
         return StepTimes(
             new_tokens=new_tokens,
-            tokens=(
-                Line(T.tolist(), over(of_tokens[0], len(T)).tolist()),
-                Line(T.tolist(), over(of_tokens[1], len(T)).tolist()),
-            ),
-            rows=Line(T.tolist(), over(of_rows, len(T)).tolist()),
-            decode=(n.tolist(), L.tolist(), decode.tolist()),
-            prefill=(m.tolist(), c.tolist(), p.tolist(), over(of_prefill, len(m), len(c), len(p)).tolist()),
+            tokens=(Line(T.tolist(), listed(tokens[0])), Line(T.tolist(), listed(tokens[1]))),
+            rows=Line(T.tolist(), listed(rows)),
+            decode=(n.tolist(), L.tolist(), listed(decode)),
+            prefill=(m.tolist(), c.tolist(), p.tolist(), listed(prefill)),
             **more,
         )
 
-    hosted = {"host_s": host_s, "sequence_s": sequence_s}
-    if not any(is_meant_to_hide(kernel) for kernel in (*of_tokens[0], *of_decode, *of_prefill)):
-        return tables(seconds, **hosted)
-    short = tables(lambda run: in_parts(run, seconds).short)
-    held = tables(lambda run: in_parts(run, seconds).held)
-    return tables(lambda run: in_parts(run, seconds).exposed, **hosted, behind=(short, held))
+    hides = any(is_meant_to_hide(kernel) for kernel in (*of_tokens[0], *of_decode, *of_prefill))
+    behind = (tables("short"), tables("held")) if hides else None
+    return tables("exposed", host_s=host_s, sequence_s=sequence_s, behind=behind)
 
 
 def _nodes(first: int, last: int, ratio: float) -> list[float]:
