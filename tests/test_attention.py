@@ -101,7 +101,8 @@ def test_gradients_pass_through_memory_between_three_launches() -> None:
     # Softmax work between the products: twice that of the forward pass, in 2.5 times the products.
     h100, priors = load_hardware("h100-sxm"), forward.form.priors()
     once, again = (kernel.form.terms(kernel, h100, priors) for kernel in (forward, gradient))
-    assert again.special == 2 * once.special and again.tensor == 2.5 * once.tensor
+    assert again.special == 2 * once.special
+    assert again.tensor == 2.5 * once.tensor
     assert again.launch > once.launch
 
 

@@ -264,7 +264,7 @@ def test_tokens_travel_to_their_experts_and_back() -> None:
     found = exchanged("deepseek-v3", "dp64ep64", step)
     dispatch, combine = found["dispatch", "moe"], found["combine", "moe"]
     assert dispatch.count == combine.count == 58
-    # One token on this device, 8 of its choices of which 1/64 stay; fp8 with a scale for 128 channels there, 16 bit back.
+    # One token on this device, 8 of its choices of which 1/64 stay; fp8 with a scale for 128 there, 16 bit back.
     assert dispatch.work.network == (7168 + 4 * 7168 / 128) * 8 * 63 / 64
     assert combine.work.network == 2 * 7168 * 8 * 63 / 64
     assert not [key for key, kernel in found.items() if kernel.shape.op == "all_reduce"]

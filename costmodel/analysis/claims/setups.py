@@ -54,6 +54,7 @@ class SetUp(NamedTuple):
     library: str | None = None
     calibrated_on: str = ""
     calibration: str = ""
+    substitute: bool = False
     layout: str = ""
     overlap: float = 0.0
     imbalance: float = 1.0
@@ -108,7 +109,7 @@ CHOICES = {
     "phase": ("prefill", "decode", "train"),
     "part": ("forward", "backward", "both"),
 }
-FLAGS = ("full_attention", "quantised")
+FLAGS = ("full_attention", "quantised", "substitute")
 WHOLE = (
     "context",
     "tokens",

@@ -45,6 +45,8 @@ def _entry_text(name: str, value: Any) -> str:
         return "full attention in every layer" if value else "its own mixers"
     if name == "quantised":
         return "activations arrive quantised" if value else "activations are quantised first"
+    if name == "substitute":
+        return "kernels of another implementation" if value else "the measured kernels"
     if name in ("context", "prompt", "output", "tokens"):
         return f"{'' if name == 'context' else f'{name} '}{format_count(value)}"
     if name == "contexts":
