@@ -36,6 +36,9 @@ class SetUp(NamedTuple):
     Ampere multiply by `mma.sync`, wherever they run. calibration: instead, a file beside the claim with parameters of
     the claim's own kernels, fitted to other numbers of its tables (`validation/paper_kernels.py`).
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
+    unquantised: roles whose weights `weights` leaves in 16 bit, as in an architecture's file (a checkpoint in nvfp4
+    most often keeps `mixer`). drafter: the layers that predict further tokens run over the step's tokens as well, as in
+    the prefill of an engine that drafts with them (without the 2D → D matrix before each).
     quantised: activations arrive in the format of the products, so that no quantisation is timed.
     new_tokens: of the step, None: one in decode, the whole context in prefill. library: whose kernels run (none:
     the engine's). kernels: only these, by name, family or block; without: not these. part: forward, backward or
@@ -49,6 +52,7 @@ class SetUp(NamedTuple):
     mixer: Mapping[str, Any] | None = None
     d_model: int = 4096
     full_attention: bool = False
+    drafter: bool = False
     settings: tuple[str, ...] = ()
     hardware: str = ""
     library: str | None = None
@@ -60,6 +64,7 @@ class SetUp(NamedTuple):
     imbalance: float = 1.0
     exchange_units: int | None = None
     weights: str | None = None
+    unquantised: tuple[str, ...] = ()
     kv: str | None = None
     activations: str | None = None
     caches: str = "served"
@@ -103,13 +108,13 @@ class SetUp(NamedTuple):
 
 
 FILES = ("architecture", "calibration")
-LISTS = ("settings", "kernels", "without", "engine_set", "contexts")
+LISTS = ("settings", "kernels", "without", "engine_set", "contexts", "unquantised")
 CHOICES = {
     "caches": ("served", "benchmarked"),
     "phase": ("prefill", "decode", "train"),
     "part": ("forward", "backward", "both"),
 }
-FLAGS = ("full_attention", "quantised", "substitute")
+FLAGS = ("full_attention", "drafter", "quantised", "substitute")
 WHOLE = (
     "context",
     "tokens",
@@ -160,9 +165,19 @@ def entry(problems: Problems, name: str, value: Any, place: str, folder: Path) -
 
 
 @functools.lru_cache(maxsize=256)
-def _architecture(name: str, full_attention: bool, settings: tuple[str, ...]) -> Architecture:
+def _architecture(name: str, full_attention: bool, drafter: bool, settings: tuple[str, ...]) -> Architecture:
     found = load_architecture(name, settings)
+    if drafter:
+        found = _with_drafter(found)
     return with_full_attention(found).model if full_attention else found
+
+
+def _with_drafter(found: Architecture) -> Architecture:
+    mtp = found.mtp
+    if mtp is None:
+        raise BadInput(f"drafter: {found.name} has no layer that predicts further tokens")
+    pair = (mtp.mixer.name if mtp.mixer else None, mtp.ffn.name if mtp.ffn else None)
+    return found._replace(layers=found.layers + (pair,) * mtp.layers)
 
 
 @functools.lru_cache(maxsize=64)
@@ -183,7 +198,7 @@ def model_of(setup: SetUp) -> Architecture:
     if setup.mixer is None:
         if not setup.architecture:
             raise BadInput("the set-up names neither an architecture nor a mixer")
-        return _architecture(setup.architecture, setup.full_attention, split_settings(setup.settings)[0])
+        return _architecture(setup.architecture, setup.full_attention, setup.drafter, split_settings(setup.settings)[0])
     fields = dict(setup.mixer)
     problems = Problems("mixer")
     module: Any = mixer(str(fields.pop("kind", "")))
@@ -229,7 +244,8 @@ def _own_kernels(path: str) -> Calibration:
 
 def precision_of(setup: SetUp) -> Precision:
     """The number formats: the model's own, changed by the set-up's."""
-    return make_precision(model_of(setup), device_of(setup), setup.weights, setup.kv, setup.activations)
+    found = make_precision(model_of(setup), device_of(setup), setup.weights, setup.kv, setup.activations)
+    return found._replace(weights={**found.weights, **dict.fromkeys(setup.unquantised, found.hidden)})
 
 
 def layout_of(setup: SetUp) -> Layout:
