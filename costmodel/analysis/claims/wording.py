@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from costmodel.analysis.claims.files import Claim
@@ -58,7 +59,8 @@ def _entry_text(name: str, value: Any) -> str:
     if name == "engine":
         return f"engine of {value}"
     if name == "calibration":
-        return "parameters of its own kernel"
+        parts = Path(value).parts
+        return f"parameters by the tables of {parts[-2]}" if ".." in parts else "parameters of its own kernel"
     if name == "host_s":
         return f"host adds {format_seconds(value)}"
     if name in ("kernels", "without"):
