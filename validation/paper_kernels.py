@@ -7,8 +7,8 @@ that is `split` and names a calibration file; this writes the file beside the cl
 are of the same instance share a fit.
 
 Where the claims of another source rest on the kernel, every number of the tables gives its parameters: `published` in
-the tables' file of claims names them and a calibration file, and set-ups of the other source name that file. None of the
-numbers by which a claim is judged gave its parameters.
+the tables' file of claims names them and a calibration file, and set-ups of the other source name that file. None of
+the numbers by which a claim is judged gave its parameters.
 """
 
 from collections.abc import Iterable

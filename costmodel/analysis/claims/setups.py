@@ -12,7 +12,7 @@ from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.loading import Problems
 from costmodel.mixers import mixer
-from costmodel.model_file import load_architecture, read_dims
+from costmodel.model_file import ROLES, load_architecture, read_dims
 from costmodel.parallel.layout import Layout, parse_layout
 from costmodel.parallel.memory import max_concurrency
 from costmodel.parallel.placement import place
@@ -146,6 +146,9 @@ def entry(problems: Problems, name: str, value: Any, place: str, folder: Path) -
         if not isinstance(value, list):
             problems.add(f"{place}: {str(value)[:60]!r} is not a list")
             return ()
+        for item in value if name == "unquantised" else ():
+            if item not in ROLES:
+                problems.add(f"{place}: {unknown('role of weights', str(item), ROLES)}")
         return tuple(problems.whole_number(item, place) if name == "contexts" else str(item) for item in value)
     if value is None:
         return SetUp._field_defaults[name]
