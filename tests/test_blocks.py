@@ -1,5 +1,6 @@
 """What a block may be: side by side with another, shared between layers, hash-routed, in several residual streams."""
 
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -183,6 +184,32 @@ def test_latent_experts_work_at_the_narrow_width_and_shared_ones_at_the_model_wi
     assert flops["experts down"] == 2 * tokens * 4 * 24 * 16
     assert flops["latent_down_proj"] == flops["latent_up_proj"] == 2 * tokens * D * 16
     assert flops["shared gate_up_proj"] == 2 * tokens * D * 2 * 40
+
+
+@pytest.mark.parametrize(("groups", "top_groups", "parts"), [(1, 1, 4), (4, 2, 2), (4, 2, 4), (4, 3, 8), (4, 4, 2)])
+def test_experts_of_limited_groups_lie_in_fewer_places(groups: int, top_groups: int, parts: int) -> None:
+    experts, k = 8, 2
+    size = experts // groups
+    met = chosen = 0
+    for allowed in combinations(range(groups), top_groups):
+        inside = [expert for expert in range(experts) if expert // size in allowed]
+        for choice in product(inside, repeat=k):
+            chosen += 1
+            met += any(expert < experts // parts for expert in choice)
+    dims = moe.Dims(E=experts, k=k, F=1, groups=groups, top_groups=top_groups)
+    assert moe.touches(dims, parts) == pytest.approx(met / chosen)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"expert_groups": 3}, "experts 16 is not a multiple of expert_groups 3"),
+        ({"expert_groups": 4, "top_expert_groups": 5}, "top_expert_groups 5 is larger than expert_groups 4"),
+        ({"expert_groups": 8}, "top_k 4 is larger than the 2 experts of top_expert_groups 1"),
+    ],
+)
+def test_groups_that_cannot_hold_a_tokens_experts_are_refused(fields: dict[str, int], named: str) -> None:
+    assert named in refused([[None, "moe"]], mixers={}, ffns={"moe": {**MOE, **fields}})
 
 
 def test_a_dense_block_beside_the_experts_takes_every_token() -> None:

@@ -272,11 +272,15 @@ def test_tokens_travel_to_their_experts_and_back() -> None:
 
 def test_large_batches_send_one_copy_to_each_domain() -> None:
     found = exchanged("deepseek-v3", "dp32ep32", Step(B=32, S=4096, P=0))
-    # Four domains of eight: of the three others, a token of 8 choices reaches each with 1 − (3/4)^8.
-    copies = 3 * (1 - (3 / 4) ** 8)
-    assert found["dispatch", "moe"].work.network == pytest.approx(4096 * 7168 * (1 + 4 / 128) * copies)
+    # Four domains with two of eight groups each. A token of 8 choices is limited to 4 groups: in 15 of 70 cases
+    # none of them is in a given domain, in 40 one, which all choices miss with (3/4)^8, and in 15 both.
+    copies = 3 * (1 - (15 + 40 * (3 / 4) ** 8 + 15 * (2 / 4) ** 8) / 70)
+    assert found["dispatch", "moe"].work.network == pytest.approx(4096 * 7168 * (1 + 4 / 128) * copies, rel=1e-3)
     inside = exchanged("deepseek-v3", "dp8ep8", Step(B=8, S=4096, P=0))
-    assert inside["combine", "moe"].work.network == pytest.approx(4096 * 7168 * 2 * 7 * (1 - (7 / 8) ** 8))
+    assert inside["combine", "moe"].work.network == pytest.approx(4096 * 7168 * 2 * 7 * 4 / 8 * (1 - (3 / 4) ** 8))
+    # Without groups a token reaches each of the other domains with 1 − (3/4)^8.
+    free = exchanged("kimi-k2", "dp32ep32", Step(B=32, S=4096, P=0))
+    assert free["combine", "moe"].work.network == pytest.approx(4096 * 7168 * 2 * 3 * (1 - (3 / 4) ** 8))
 
 
 def test_every_block_of_experts_sends_to_the_same_domains() -> None:

@@ -7,6 +7,7 @@ layers (DeepSeek-V4; arXiv:2106.04426) look the experts up by the token's id; th
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import comb
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, minimum
@@ -49,6 +50,8 @@ class Dims:
     shared_gate: bool = flag("shared_gate", "a D → 1 gate on the shared experts")
     bias: bool = flag("bias", "biases on the experts' projections and the router")
     hashed: bool = flag("hash_routed", "a table by token id chooses the experts, and the router only weighs them")
+    groups: int = dim("expert_groups", "groups of experts that are placed together", 1)
+    top_groups: int = dim("top_expert_groups", "groups that the experts of one token come from", 1)
 
 
 EXAMPLES = (
@@ -56,12 +59,21 @@ EXAMPLES = (
     Dims(E=16, k=4, F=8, gated=False, act="relu2", latent=12),
     Dims(E=4, k=1, F=16, F_dense=24, shared=2, F_shared=20, shared_gate=True),
     Dims(E=8, k=2, F=16, shared=1, hashed=True),
+    Dims(E=16, k=4, F=8, groups=4, top_groups=2),
 )
 
 
 def check(d: Dims) -> list[str]:
-    """A token cannot choose more experts than there are."""
-    return [] if d.k <= d.E else [f"top_k {d.k} is larger than experts {d.E}"]
+    """A token cannot choose more experts than there are, nor more than its groups hold."""
+    if d.k > d.E:
+        return [f"top_k {d.k} is larger than experts {d.E}"]
+    if d.E % d.groups:
+        return [f"experts {d.E} is not a multiple of expert_groups {d.groups}"]
+    if d.top_groups > d.groups:
+        return [f"top_expert_groups {d.top_groups} is larger than expert_groups {d.groups}"]
+    if d.k > (held := d.top_groups * (d.E // d.groups)):
+        return [f"top_k {d.k} is larger than the {held} experts of top_expert_groups {d.top_groups}"]
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,30 @@ def place(d: Dims, ways: int, placement: Placement) -> PlacedDims:
         "F_dense": None if d.F_dense is None else even_share("dense_d_ff", d.F_dense, dense),
     }
     return PlacedDims(**{**asdict(d), **local, "place": placement})
+
+
+def touches(d: Dims, parts: float) -> float:
+    """The probability that some of a token's experts lie in a given one of `parts` equal parts, each of whole groups or
+    within one: k independent choices among the groups that the token is limited to, chosen alike.
+
+    Source: arXiv:2412.19437, section 2.1.2 (node-limited routing).
+
+    >>> round(touches(Dims(E=256, k=8, F=1), 4), 3)  # 1 − (3/4)⁸
+    0.9
+    >>> round(touches(Dims(E=256, k=8, F=1, groups=8, top_groups=4), 4), 3)  # the same of 4 groups among 8
+    0.728
+    """
+    own = d.groups / parts
+    if own <= 1:
+        chosen = d.top_groups / d.groups
+        return chosen * (1 - (1 - min(own / d.top_groups, 1.0)) ** d.k)
+    held = round(own)
+    ways = comb(d.groups, d.top_groups)
+    missed = 0.0
+    for here in range(min(held, d.top_groups) + 1):
+        share = comb(held, here) * comb(d.groups - held, d.top_groups - here) / ways
+        missed += share * (1 - here / d.top_groups) ** d.k
+    return 1 - missed
 
 
 def placement(d: Dims) -> Placement:
@@ -238,7 +274,7 @@ def routed_experts(d: Dims, width: Quantity, routing: Routing, precision: Precis
 def routing_here(d: Dims, tokens: Quantity) -> Routing:
     """What the experts of this device get of a step's tokens, in expectation over independent choices.
 
-    Of the tokens of all senders, a token chooses an expert here with 1 − (1 − 1/ep)^k.
+    Of the tokens of all senders, a token chooses an expert here with 1 − (1 − 1/ep)^k, where no groups limit it.
 
     >>> placed = PlacedDims(E=256, k=8, F=2048, place=Placement(ep=64, senders=64))
     >>> round(routing_here(placed, 2).tokens), round(routing_here(placed, 2).k, 2)  # 2 · 64 · 8 pairs over 64 devices
@@ -252,7 +288,7 @@ def routing_here(d: Dims, tokens: Quantity) -> Routing:
     active = active_experts(sent, here, k)
     reached = 1.0
     if at.dispatches and not at.gathered:
-        reached = min(1 - (1 - 1 / at.ep) ** d.k, 1.0)
+        reached = touches(d, at.ep)
     return Routing(sent * reached, here, k / reached, active)
 
 

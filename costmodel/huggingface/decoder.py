@@ -118,6 +118,9 @@ def experts(f: Fields, *widths: str, **properties: Any) -> Block:
         "top_k": f.whole(*PER_TOKEN),
         "d_ff": f.whole(*(widths or ("moe_intermediate_size",))),
     }
+    groups = f.whole("n_group", "num_expert_group", default=1)
+    if groups > 1:
+        block |= {"expert_groups": groups, "top_expert_groups": f.whole("topk_group", default=groups)}
     return block | activation(f) | {name: value for name, value in properties.items() if value}
 
 

@@ -188,7 +188,7 @@ class Exchanger(NamedTuple):
             copies, reached = d.k * (at.ep - 1) / at.ep, among
             if not self.step.decoding:
                 places = at.ep if among.inside == at.ep else at.ep / among.inside
-                copies = (places - 1) * (1 - (1 - 1 / places) ** d.k)
+                copies = (places - 1) * moe.touches(d, places)
                 reached = among if places == at.ep else Group(among.size, 1)
             units = None if self.step.decoding else self.placed.options.exchange_units
             for op, e in (("dispatch", sent), ("combine", back)):
