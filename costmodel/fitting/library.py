@@ -5,7 +5,6 @@ contains them. Instances of one kernel (head widths, dtypes) are first fitted to
 what they share, so that a few points of its own are enough.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -55,6 +54,10 @@ MOST_LEVERAGE = 0.9
 MOVED_INSIDE = {"gemm": ("launch_s", "tensor_efficiency", "memory_efficiency", "quantise_s")}
 """What a module's own measurements move of the kernels that were fitted outside it, by family (others: everything): how
 a product chooses and walks its tiles does not depend on where it runs, its launch and its share of the device do."""
+
+BEGUN_FROM = {"hca-prefill": "csa-prefill", "hca-decode": "csa-decode"}
+"""Modules that run the kernels of another one over other lists of rows, and whose fit begins where the other's ended:
+what few or short points of one leave open, those of the other may have shown. Both are named as their families."""
 
 
 class Entry(NamedTuple):
@@ -165,6 +168,13 @@ def fit_kernel(
 
     def begin(form: Form, relative: Calibration) -> Mapping[str, float]:
         kernel = Kernel("", form, Work(), Work(), module=module)
+        if relative is PRIOR and module in BEGUN_FROM:
+            other = BEGUN_FROM[module]
+            found = known.fit(
+                kernel._replace(form=form._replace(family=other) if form.family == module else form, module=other)
+            )
+            if found.key[2] == other:
+                return found.values
         inherited = lookup(kernel)
         return (relative.fit(kernel) if inherited.flops is None else inherited).values
 
@@ -325,10 +335,12 @@ def model_error(
         without.append(base.spread)
         shares.append(numpy.sqrt(numpy.maximum(unit**2 - none**2, 1e-12)))
     gap, rest, share = numpy.concatenate(gaps), numpy.concatenate(without), numpy.concatenate(shares)
-    # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉: split conformal
-    # prediction, Lei et al., JASA 113(523), 2018, section 2.2.
-    wanted = min(1.0, math.ceil(0.8 * (len(gap) + 1)) / len(gap))
+    # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉; where they count
+    # differently, 0.8 of what they and the next one count together, which is one of the longest where those are asked:
+    # weighted conformal prediction, Tibshirani et al., NeurIPS 2019, lemma 3 (arXiv:1904.06019).
     counts = counted(numpy.concatenate([points.tokens for points in seen]), weights)
+    coming = float(counts.max()) if weights.lean else 1.0
+    wanted = min(1.0, 0.8 * (1.0 + coming / len(gap)))
     low, high = 0.0, LARGEST_SPREAD
     for _ in range(40):
         middle = 0.5 * (low + high)

@@ -16,7 +16,7 @@ from costmodel.fitting.goals import GOALS, Pair, aim
 from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.length_weights import thinned
-from costmodel.fitting.library import LONG, fit_library, priced
+from costmodel.fitting.library import BEGUN_FROM, LONG, fit_library, priced
 from costmodel.fitting.measured_table import places
 from costmodel.fitting.series import Floats, Part, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
@@ -314,12 +314,15 @@ def no_parts(shapes: pandas.DataFrame) -> list[Part]:
 
 
 def needed(series: Sequence[Series], families: Sequence[str], column: str | None = None) -> list[Series]:
-    """The series of the asked families that have a column (None: any), and those on which their modules stand."""
+    """The series of the asked families that have a column (None: any), those that begin where another family's fit
+    ends with that family's, and those on which their modules stand."""
     asked = [
         one
         for one in series
         if (not families or one.family in families) and (column is None or column in one.shapes.columns)
     ]
+    begun = {BEGUN_FROM[one.module] for one in asked if one.module in BEGUN_FROM}
+    asked += [one for one in series if one.module in begun and families and one.family not in families]
     inside = {
         kernel.family for one in asked if one.mechanism for part in one.parts(one.used) for kernel in part.kernels
     }
