@@ -14,6 +14,7 @@ from costmodel.calibration import PRIOR, SEPARATOR, check_calibration, from_fits
 from costmodel.errors import BadInput
 from costmodel.fitting.calibrate import Source, calibrate, save
 from costmodel.fitting.calibration_file import Header
+from costmodel.fitting.inside_modules import within
 from costmodel.fitting.least_squares import Points, block, fit
 from costmodel.fitting.library import _moved, calibration_of, fit_kernel, fit_library, priced
 from costmodel.fitting.planner import plan
@@ -441,3 +442,11 @@ def test_few_long_points_among_many_short_ones_decide_how_wide_longer_ones_are_t
     beyond = fit_kernel([one], HARDWARE, lambda series: series.used, weights=BEYOND)
     assert max(entry.fit.model_spread for entry in entries) < 0.02
     assert all(Z80 * entry.fit.model_spread > 0.25 for entry in beyond)
+
+
+def test_a_products_launch_moves_most_inside_a_module_and_its_tiles_little() -> None:
+    alone = block(gemm.FORM, ("gemm", "bf16", "hca-decode"))
+    inside = within(alone, "hca-decode")
+    moves = {name: inside.spread[name] / value for name, value in alone.spread.items() if value}
+    assert moves["launch_s"] > moves["memory_efficiency"] > moves["few_step"] > moves["sustained"] == 0.0
+    assert within(alone, "gemm") == alone, "the family that is fitted moves as its priors let it"

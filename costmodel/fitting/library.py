@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy
 
 from costmodel.calibration import PRIOR, Calibration, Fit, from_fits
+from costmodel.fitting.inside_modules import BEGUN_FROM, within
 from costmodel.fitting.least_squares import (
     HOST,
     HOST_OVERLAP,
@@ -51,13 +52,6 @@ the fitted four fifths: 0.5 costs the short contexts nothing, and the long ones 
 LARGEST_SPREAD = 3.0
 MOST_LEVERAGE = 0.9
 """A point is not taken to have decided more of what is predicted there, or nothing would be left to judge by."""
-MOVED_INSIDE = {"gemm": ("launch_s", "tensor_efficiency", "memory_efficiency", "quantise_s")}
-"""What a module's own measurements move of the kernels that were fitted outside it, by family (others: everything): how
-a product chooses and walks its tiles does not depend on where it runs, its launch and its share of the device do."""
-
-BEGUN_FROM = {"hca-prefill": "csa-prefill", "hca-decode": "csa-decode"}
-"""Modules that run the kernels of another one over other lists of rows, and whose fit begins where the other's ended:
-what few or short points of one leave open, those of the other may have shown. Both are named as their families."""
 
 
 class Entry(NamedTuple):
@@ -218,16 +212,6 @@ def fit_kernel(
     only = instances.pop() if len(instances) == 1 and not entries else None
     common = described(several, hardware, blocks, together, known, weights)
     return [*entries, *(entry._replace(measured=only) for entry in common)]
-
-
-def within(one: Block, family: str) -> Block:
-    """A block of a kernel beside the family that is fitted: it starts from what was found outside the module only, and
-    of products most parameters stay as they are there."""
-    if one.key[0] == family:
-        return one
-    free = MOVED_INSIDE.get(one.key[0], tuple(one.spread))
-    spread = {name: value if name in free else 0.0 for name, value in one.spread.items()}
-    return one._replace(spread=spread, others=())
 
 
 def _moved(start: Calibration, form: Form, key: Key, shared: Mapping[str, float]) -> Mapping[str, float]:

@@ -13,10 +13,11 @@ from costmodel.calibration import PRIOR, Calibration, from_fits, own_calibration
 from costmodel.errors import unknown
 from costmodel.fitting.baselines import BASELINES
 from costmodel.fitting.goals import GOALS, Pair, aim
+from costmodel.fitting.inside_modules import BEGUN_FROM
 from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.length_weights import thinned
-from costmodel.fitting.library import BEGUN_FROM, LONG, fit_library, priced
+from costmodel.fitting.library import LONG, fit_library, priced
 from costmodel.fitting.measured_table import places
 from costmodel.fitting.series import Floats, Part, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
