@@ -134,7 +134,8 @@ MANY = 11673
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + requests + prologues + splits + pnorm(FLOPs, bytes, and each tile's latency, over waves of blocks).
 
-    A thread block fills its unit, so loading Q and storing O overlap with nothing. Where blocks leave units idle, the
+    A thread block fills its unit, so loading Q and storing O overlap with nothing, and the first rows of the entries
+    are awaited once the window is through: a first entry costs more than one tile. Where blocks leave units idle, the
     rows of a query are split over up to `splits` of them, and the partial outputs combined. vLLM gathers the rows of a
     few requests at a time and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill
     runs the decode kernel over the cache for few queries; for many it widens all rows that they see to bf16 once
@@ -151,7 +152,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     tensor: Quantity = 0.0
     for dtype, flops in kernel.executed.tensor.items():
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
-    launch = theta["launch_s"] * kernel.launches + rounds * theta["block_s"] + (splits - 1.0) * theta["split_s"]
+    lists = 1.0 - (1.0 - theta["empty"]) * without_entries(x) / x.S
+    launch = theta["launch_s"] * kernel.launches + rounds * (theta["block_s"] + lists * theta["list_s"])
+    launch = launch + (splits - 1.0) * theta["split_s"]
     slower: Quantity = 1.0
     if not x.decoding:
         many = x.B * x.S > MANY
@@ -178,6 +181,7 @@ PARAMETERS = (
     Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
     Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),
     Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
+    Parameter("list_s", 1.0e-6, 1.0, 1e-9, 1e-5, "s", "beginning the list of entries after that of the window"),
     Parameter("step_s", 1.0e-6, 0.6, 0.05e-6, 1e-5, "s", "latency of 64 gathered rows in one thread block"),
     Parameter("tensor_efficiency", 0.55, 0.25, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
     Parameter("vector_efficiency", 0.5, 0.4, 0.05, 1.0, "1", "share of the fp32 FLOP/s; one without FMA is 0.5"),
