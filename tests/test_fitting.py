@@ -450,3 +450,10 @@ def test_a_products_launch_moves_most_inside_a_module_and_its_tiles_little() -> 
     moves = {name: inside.spread[name] / value for name, value in alone.spread.items() if value}
     assert moves["launch_s"] > moves["memory_efficiency"] > moves["few_step"] > moves["sustained"] == 0.0
     assert within(alone, "gemm") == alone, "the family that is fitted moves as its priors let it"
+
+
+def test_what_a_tile_takes_stays_where_the_same_kernels_module_showed_it() -> None:
+    alone = block(FORM._replace(family="hca-prefill"), ("hca-prefill", "", "hca-prefill"))
+    begun = within(alone, "hca-prefill", begun=True).spread
+    assert begun["tensor_efficiency"] < 0.2 * alone.spread["tensor_efficiency"]
+    assert begun["launch_s"] == alone.spread["launch_s"]

@@ -30,12 +30,20 @@ BEGUN_FROM = {"hca-prefill": "csa-prefill", "hca-decode": "csa-decode"}
 """Modules that run the kernels of another one over other lists of rows, and whose fit begins where the other's ended:
 what few or short points of one leave open, those of the other may have shown. Both are named as their families."""
 
+STEADY = ("tensor_efficiency", "vector_efficiency", "step_s", "many")
+FIRM = 0.1
+"""What a tile takes once the loop over tiles runs, and the share of its prior spread that is left in a module that
+begins where another's fit ended: it is the compiled kernel's. A module's own lists of a few tiles show how they begin,
+and took for the price of every tile what their first ones cost more."""
 
-def within(one: Block, family: str) -> Block:
-    """A block of a kernel beside the family that is fitted: it starts from what was found outside the module only, and
-    of products most parameters stay as they are there, or near it."""
+
+def within(one: Block, family: str, begun: bool = False) -> Block:
+    """A block of a module's kernel. One beside the family that is fitted starts from what was found outside the module
+    only, and of products most parameters stay as they are there, or near it; begun: the family's own starts where
+    another module's fit of the same compiled kernel ended."""
     if one.key[0] == family:
-        return one
+        firm = dict.fromkeys(STEADY if begun else (), FIRM)
+        return one._replace(spread={name: value * firm.get(name, 1.0) for name, value in one.spread.items()})
     free = MOVED.get(one.key[0], dict.fromkeys(one.spread, 1.0))
     spread = {name: value * free.get(name, 0.0) for name, value in one.spread.items()}
     return one._replace(spread=spread, others=())

@@ -160,25 +160,35 @@ def fit_kernel(
     def lookup(kernel: Kernel) -> Fit:
         return known.fit(kernel._replace(module=module))
 
+    forms = {kernel.family: kernel.form for points in pools for kernel in own_kernels(points)}
+
+    def elsewhere(form: Form) -> Fit | None:
+        """What the module that this one begins from found of a kernel."""
+        other = BEGUN_FROM.get(module)
+        if other is None:
+            return None
+        family = other if form.family == module else form.family
+        found = known.fit(Kernel("", form._replace(family=family), Work(), Work(), module=other))
+        return found if found.key[2] == other else None
+
     def begin(form: Form, relative: Calibration) -> Mapping[str, float]:
         kernel = Kernel("", form, Work(), Work(), module=module)
-        if relative is PRIOR and module in BEGUN_FROM:
-            other = BEGUN_FROM[module]
-            found = known.fit(
-                kernel._replace(form=form._replace(family=other) if form.family == module else form, module=other)
-            )
-            if found.key[2] == other:
-                return found.values
+        ended = elsewhere(form) if relative is PRIOR else None
+        if ended is not None:
+            return ended.values
         inherited = lookup(kernel)
         return (relative.fit(kernel) if inherited.flops is None else inherited).values
 
-    forms = {kernel.family: kernel.form for points in pools for kernel in own_kernels(points)}
+    def begun(relative: Calibration) -> bool:
+        own = forms.get(same[0].family)
+        return relative is PRIOR and own is not None and elsewhere(own) is not None
+
     several = [few(points, max(FEWEST_FITTED, most // len(pools)), weights) for points in pools]
     # A relative may run another kernel under this name: the generic priors are tried as well.
     tried = []
     for relative in (start,) if start is PRIOR else (start, PRIOR):
         blocks = [
-            within(block(form, (family, "", module), begin(form, relative)), same[0].family)
+            within(block(form, (family, "", module), begin(form, relative)), same[0].family, begun(relative))
             for family, form in sorted(forms.items())
         ]
         tried.append(
@@ -199,7 +209,7 @@ def fit_kernel(
             # What is tuned inside a module was fitted outside it before.
             relative = start if key[0] == same[0].family else known
             moved = _moved(relative, forms[key[0]], key, shared)
-            apart.append(within(block(forms[key[0]], key, moved, SIBLING_FIRMNESS), same[0].family))
+            apart.append(within(block(forms[key[0]], key, moved, SIBLING_FIRMNESS), same[0].family, begun(start)))
         fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, weights=weights)
         if same[0].family in MORE_FITTED and not module:
             # Formats of a product run other kernels under one name: the generic priors are tried as well.
