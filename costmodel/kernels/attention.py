@@ -272,7 +272,7 @@ PARAMETERS = (
     Parameter("memory_efficiency", 0.87, 0.1, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
     Parameter("l2_share", 0.65, 0.3, 0.1, 2.0, "1", "share of L2 that keeps replayed buffers"),
-    Parameter("exposed", 0.35, 0.6, 0.01, 1.0, "1", "share of the traffic of Q and O that nothing overlaps"),
+    Parameter("exposed", 0.35, 0.6, 0.01, 6.0, "1", "share of the traffic of Q and O that nothing overlaps"),
     Parameter("alone", 1.3, 0.4, 0.2, 8.0, "1", "time of a step in the longest tile over that in a full device"),
     Parameter(
         "large_tiles", 0.85, 0.6, 0.01, 1.0, "1", "share of the generation's large tile; the rest are small ones"

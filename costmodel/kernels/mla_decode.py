@@ -9,7 +9,7 @@ vllm/v1/attention/ops/triton_decode_attention.py (16 heads per thread block befo
 
 from collections.abc import Mapping
 
-from costmodel.algebra import Quantity, ceil_div, maximum, minimum, power, where
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, power, where
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention, visible_keys
 from costmodel.kernels.base import (
@@ -23,6 +23,7 @@ from costmodel.kernels.base import (
     waves,
 )
 from costmodel.kernels.decode_attention import decode_attention
+from costmodel.kernels.key_splits import FILLING, VLLM_MLA, VLLM_MLA_FOUR, vllm_mla
 from costmodel.kernels.processor import PROCESSOR
 
 BLOCK = 64
@@ -42,7 +43,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """launch + pnorm(cache and query bytes, padded FLOPs, chain of a split) + combining the splits.
 
     A thread block holds 64 heads (128 on Blackwell), or 16 where `small_tiles` is 1. Splits fill the device, at most
-    one per two key tiles and `most_splits`; the scheduler balances them, so that their number is no whole one. Where
+    one per two key tiles and `most_splits`; the scheduler balances them, so that their number is no whole one. Where a
+    kernel's source states a rule (`key_splits`), they follow it. Where
     the cache is 8 bit, an engine that widens it beforehand pays `conversion` passes.
     """
     a: Attention = kernel.shape
@@ -57,8 +59,12 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     if hardware.generation == PROCESSOR:
         rows = a.B * a.H * a.S  # a core has no tile to fill
     blocks = ceil_div(keys, BLOCK)
-    splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
-    splits = maximum(theta["least_splits"], splits)
+    rule = round(nominal(theta["splits_by"], FILLING))
+    if rule == FILLING:
+        splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
+        splits = maximum(theta["least_splits"], splits)
+    else:
+        splits = vllm_mla(keys, hardware.compute.units, rule)
     rounds = waves(tiles * splits * ONE_ROUND, slots, theta["wave_weight"])
     several = minimum(splits - 1.0, 1.0)
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * splits * several
@@ -122,6 +128,9 @@ PARAMETERS = (
     Parameter(
         "conversion", 0.03, 1.0, 0.01, 8.0, "1", "traffic of widening an 8-bit cache, over one pass at full bandwidth"
     ),
+    Parameter(
+        "splits_by", 1.0, 0.0, 1.0, 3.0, "1", "splits: 1 as fitted, 2 by the length as vLLM's Triton kernel, 3 four"
+    ),
     Parameter("overlap", 4.0, 0.3, 1.5, 8.0, "1", "exponent of the p-norm"),
 )
 
@@ -139,6 +148,15 @@ MLA_DECODE = Form(
     ),
 )
 FORMS = (MLA_DECODE,)
+TRITON: Mapping[str, float] = {"small_tiles": 1.0, "refetch": 1.0, "step_s": 3e-6}
+"""Where fits of Triton's kernels begin."""
+
+
+def vllm_triton(by_length: bool) -> Form:
+    """The form for fits of vLLM's Triton kernel: splits by the length of the context, or four."""
+    known = {**TRITON, "splits_by": float(VLLM_MLA if by_length else VLLM_MLA_FOUR)}
+    parameters = tuple(one._replace(prior=known.get(one.name, one.prior)) for one in PARAMETERS)
+    return MLA_DECODE._replace(parameters=parameters, starts=())
 
 
 def mla_decode(name: str, a: Attention) -> Kernel:
