@@ -223,7 +223,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """launch + append + prologues + exposed Q and O + pnorm(products, exponentials, HBM bytes, longest tile).
 
     One thread block occupies a unit, so loading Q and storing O overlap with little: rounds · block_s and a share of
-    their traffic are added to the launch. The longest tile bounds the time from below: the others run beside it, and
+    their traffic are added to the launch. A kernel before that rotates Q (TensorRT-LLM) reads and writes it once more,
+    at the bandwidth that it reaches. The longest tile bounds the time from below: the others run beside it, and
     a part of its keys goes to idle units where there are any.
     """
     a: Attention = kernel.shape
@@ -272,7 +273,9 @@ PARAMETERS = (
     Parameter("memory_efficiency", 0.87, 0.1, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
     Parameter("l2_share", 0.65, 0.3, 0.1, 2.0, "1", "share of L2 that keeps replayed buffers"),
-    Parameter("exposed", 0.35, 0.6, 0.01, 6.0, "1", "share of the traffic of Q and O that nothing overlaps"),
+    Parameter(
+        "exposed", 0.35, 0.6, 0.01, 6.0, "1", "traffic of Q and O that nothing overlaps, in passes; above 1: rotations"
+    ),
     Parameter("alone", 1.3, 0.4, 0.2, 8.0, "1", "time of a step in the longest tile over that in a full device"),
     Parameter(
         "large_tiles", 0.85, 0.6, 0.01, 1.0, "1", "share of the generation's large tile; the rest are small ones"

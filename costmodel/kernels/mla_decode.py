@@ -74,7 +74,10 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     rows_bytes = a.B * a.S * a.H * (a.dk + a.dv) * 2
     in_and_out = memory_seconds(kernel, hardware, theta, rows_bytes)
     cache = work.hbm_bytes - rows_bytes
-    memory = memory_seconds(kernel, hardware, theta, cache * fetches(a, cache, tiles, hardware, theta) + partials)
+    # Splits count slowest in the grid: between two tiles of a sequence lies one split of every sequence, where their
+    # number is known.
+    between = cache if rule == FILLING else cache / splits
+    memory = memory_seconds(kernel, hardware, theta, cache * fetches(a, between, tiles, hardware, theta) + partials)
     # Kernels that put the heads into the columns of an instruction (up to 32 on Blackwell) lose speed when these fill.
     wide = where((a.H > 16) & (a.H <= 32), theta["wide_columns"], 1.0)
     # A single head needs no matrix instruction: Triton runs it on the vector lanes, in a kernel of its own.
@@ -89,17 +92,19 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     return Terms(tensor=tensor, memory=memory, l2=l2, chain=chain, launch=launch, overlap=theta["overlap"])
 
 
-def fetches(a: Attention, cache: Quantity, tiles: Quantity, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+def fetches(
+    a: Attention, between: Quantity, tiles: Quantity, hardware: Hardware, theta: Mapping[str, float]
+) -> Quantity:
     """Times that the cache comes from HBM.
 
     The tiles of heads of a sequence read the same cache. Where the batch counts faster than the tiles in the grid, as
     in Triton's kernel, those of a sequence run in one wave only while all blocks fit in one; in a later wave the cache
-    has left L2, unless all of it fits there.
+    has left L2, unless what is read in between fits there.
     """
     apart = minimum(maximum(tiles / hardware.compute.units, 1.0), tiles / a.B)
     capacity = hardware.memory.l2.capacity
     if capacity:
-        fill = power(cache / (theta["l2_share"] * capacity), L2_SHARPNESS)
+        fill = power(between / (theta["l2_share"] * capacity), L2_SHARPNESS)
         apart = 1.0 + (apart - 1.0) * fill / (1.0 + fill)
     return 1.0 + theta["refetch"] * (apart - 1.0)
 
@@ -153,10 +158,11 @@ TRITON: Mapping[str, float] = {"small_tiles": 1.0, "refetch": 1.0, "step_s": 3e-
 
 
 def vllm_triton(by_length: bool) -> Form:
-    """The form for fits of vLLM's Triton kernel: splits by the length of the context, or four."""
+    """The form for fits of vLLM's Triton kernel: splits by the length of the context, or four. A fit tries as well to
+    find their number, since a launch may be captured for other lengths than it runs."""
     known = {**TRITON, "splits_by": float(VLLM_MLA if by_length else VLLM_MLA_FOUR)}
     parameters = tuple(one._replace(prior=known.get(one.name, one.prior)) for one in PARAMETERS)
-    return MLA_DECODE._replace(parameters=parameters, starts=())
+    return MLA_DECODE._replace(parameters=parameters, starts=({"splits_by": float(FILLING)},))
 
 
 def mla_decode(name: str, a: Attention) -> Kernel:
