@@ -158,11 +158,14 @@ TRITON: Mapping[str, float] = {"small_tiles": 1.0, "refetch": 1.0, "step_s": 3e-
 
 
 def vllm_triton(by_length: bool) -> Form:
-    """The form for fits of vLLM's Triton kernel: splits by the length of the context, or four. A fit tries as well to
-    find their number, since a launch may be captured for other lengths than it runs."""
+    """The form for fits of vLLM's Triton kernel: splits by the length of the context, or four.
+
+    Where they go by length, a fit tries as well to find their number, since a launch may be captured for other lengths
+    than it runs.
+    """
     known = {**TRITON, "splits_by": float(VLLM_MLA if by_length else VLLM_MLA_FOUR)}
     parameters = tuple(one._replace(prior=known.get(one.name, one.prior)) for one in PARAMETERS)
-    return MLA_DECODE._replace(parameters=parameters, starts=({"splits_by": float(FILLING)},))
+    return MLA_DECODE._replace(parameters=parameters, starts=({"splits_by": float(FILLING)},) if by_length else ())
 
 
 def mla_decode(name: str, a: Attention) -> Kernel:
