@@ -304,6 +304,15 @@ SKIPPING = WINDOW._replace(parameters=(*PARAMETERS, EDGE), elsewhere=(MASKED.nam
 """For fits of kernels that skip what lies outside the window: nothing short may be read as a share of what is long."""
 MASKING = WINDOW._replace(parameters=(*PARAMETERS, EDGE, MASKED._replace(prior=0.6, spread=0.5, low=0.01)))
 """For fits of kernels that walk what lies outside the window and mask it."""
+
+
+def unrotated(form: Form) -> Form:
+    """The form for fits of kernels before which nothing rotates Q: they expose one pass of it at most."""
+    return form._replace(
+        parameters=tuple(one._replace(high=1.0) if one.name == "exposed" else one for one in form.parameters)
+    )
+
+
 DIFFUSION = PREFILL._replace(
     family="diffusion-attention", summary="fused bidirectional attention", model_spread=0.4, like=PREFILL
 )
