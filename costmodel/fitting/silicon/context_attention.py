@@ -62,9 +62,7 @@ def read_context(table: Table) -> Iterator[Series]:
             dtype=dtype_names(DTYPES, str(computed)),
             kv=dtype_names(DTYPES, str(kv)),
         )
-        form = PREFILL if base.w is None else MASKING if source in MASKS else SKIPPING
-        if table.library not in ROTATES:
-            form = unrotated(form)
+        form = bounded(table, PREFILL if base.w is None else MASKING if source in MASKS else SKIPPING)
         one = attention("attention", base, form=form)
         yield from series(
             table,
@@ -79,13 +77,18 @@ def read_context(table: Table) -> Iterator[Series]:
         )
 
 
-def encoder_build(base: Attention) -> Build:
+def bounded(table: Table, form: Form) -> Form:
+    """The form with the bounds that hold for a library's kernels, of which those of one name are fitted together."""
+    return form if table.library in ROTATES else unrotated(form)
+
+
+def encoder_build(base: Attention, form: Form) -> Build:
     """The kernel of rows without a mask."""
 
     def build(shapes: pandas.DataFrame) -> list[Part]:
         s = arrays(shapes)
         a = base._replace(B=s["batch_size"], S=s["isl"], H=s["num_heads"], Hkv=s["num_heads"])
-        return whole(shapes, replayed([attention("attention", a, form=unrotated(PREFILL))]))
+        return whole(shapes, replayed([attention("attention", a, form=form)]))
 
     return build
 
@@ -102,7 +105,7 @@ def read_encoder(table: Table) -> Iterator[Series]:
             table,
             rows,
             ENCODER_SHAPE,
-            encoder_build(base),
+            encoder_build(base, bounded(table, PREFILL)),
             family=PREFILL.family,
             kernel=str(source),
             instance=attention("attention", base).instance,
