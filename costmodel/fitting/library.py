@@ -89,7 +89,7 @@ def fit_library(
     """Fit every kernel that a library's series hold; start is what is known before (a relative's calibration).
 
     asked: the series that will be priced (None: all). Kernels and instances beside them are not fitted for themselves.
-    weights: what points of different lengths count, of all but products and passes (None: `weights_of` their family).
+    weights: what points of different lengths count, of all but passes (None: `weights_of` their family).
     """
     entries: list[Entry] = []
     wanted = {(one.family, one.source, one.module, one.instance) for one in (series if asked is None else asked)}
@@ -100,7 +100,7 @@ def fit_library(
             known = calibration_of(entries)
             own = None if asked is None else instances
             entries += fit_kernel(
-                same, hardware, choose, known, start, seed, own, None if first.family in FIRST else weights
+                same, hardware, choose, known, start, seed, own, None if first.family == "elementwise" else weights
             )
     return entries
 
@@ -177,7 +177,8 @@ def fit_kernel(
         if ended is not None:
             return ended.values
         inherited = lookup(kernel)
-        return (relative.fit(kernel) if inherited.flops is None else inherited).values
+        found = (relative.fit(kernel) if inherited.flops is None else inherited).values
+        return {**found, **form.built.get(same[0].library, {})}
 
     def begun(relative: Calibration) -> bool:
         own = forms.get(same[0].family)
@@ -213,7 +214,7 @@ def fit_kernel(
         fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, weights=weights)
         if same[0].family in MORE_FITTED and not module:
             # Formats of a product run other kernels under one name: the generic priors are tried as well.
-            generic = [block(forms[key[0]], key) for key in keys]
+            generic = [block(forms[key[0]], key, forms[key[0]].built.get(same[0].library)) for key in keys]
             other = fit(own, hardware, [*generic, *hosts(own)], lookup, weights=weights)
             fitted, apart = min((fitted, apart), (other, generic), key=lambda one: one[0].objective)
         found = described(own, hardware, apart, fitted, known, weights)
