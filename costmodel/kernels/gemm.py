@@ -40,6 +40,8 @@ MANY_ROUNDS = 4.0
 """Rounds of full tiles from which loads and products of different rounds overlap more than those of one."""
 QUANTISED = 2048
 """Elements that a block of the quantisation takes in one step: 256 threads of 16 bytes."""
+SCALED_BY_ROWS = ("fp8", "int8")
+"""Formats with one scale for a whole row, which is read twice; a group of elements with its own stays in registers."""
 BLOCKS_A_UNIT = 8
 """Blocks of the quantisation, of 256 threads, that share an SM."""
 MANY_BLOCKS = 2
@@ -228,12 +230,12 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
         return 0.0
     units, l2 = hardware.compute.units, hardware.memory.l2.capacity
     rows = shape.m * shape.batch
-    together = nominal(theta["rows_a_block"], 1) if shape.activations == "fp8" else 1
+    together = nominal(theta["rows_a_block"], 1) if shape.activations in SCALED_BY_ROWS else 1
     if together != 1:
         together = where(rows >= MANY_BLOCKS * together * units, together, 1.0)
     wide = element_bytes(shape.source)
     traffic = rows * shape.k * (wide + element_bytes(shape.activations))
-    if l2 is not None:
+    if l2 is not None and shape.activations in SCALED_BY_ROWS:
         at_work = minimum(rows, BLOCKS_A_UNIT * together * units) * shape.k * wide
         fill = power(at_work / (theta["l2_share"] * l2), 4)
         traffic = traffic + fill / (1.0 + fill) * rows * shape.k * wide
