@@ -10,7 +10,7 @@ sgl-project/sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu; NVIDIA/cutlass, til
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from costmodel.algebra import Quantity, minimum, where
+from costmodel.algebra import Quantity, minimum, root, where
 
 if TYPE_CHECKING:
     from costmodel.kernels.gemm import Gemm
@@ -75,17 +75,17 @@ def published_tile(shape: "Gemm", generation: str, dispatch: int) -> Tile | None
     return None if table is None else table(shape.m, shape.n, shape.k)
 
 
-def covered_by_a_round(shape: "Gemm", generation: str, dispatch: int, units: int) -> tuple[Quantity, Quantity]:
+def covered_by_a_round(shape: "Gemm", generation: str, dispatch: int, units: Quantity) -> tuple[Quantity, Quantity]:
     """Rows and columns of the output that tiles in work at the same time cover.
 
     Libraries that rank tiles group them, so that a round is as high as wide. CUTLASS' persistent kernels, as the
     published tables launch them, go line by line along the shorter side: of a large output a round covers lines that
     are long and few. On Ada SGLang's go down the rows, and vLLM's in groups.
     """
-    area = float(FULL**2 * units)
+    area = FULL**2 * units
     m, n = shape.m, shape.n
     if published_tile(shape, generation, dispatch) is None or (generation, dispatch) == ("ada", VLLM):
-        return area**0.5, area**0.5
+        return root(area, 2), root(area, 2)
     line = minimum(m if generation == "ada" else minimum(m, n), area / FULL)
     lines = area / line
     if generation == "ada":
