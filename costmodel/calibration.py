@@ -54,12 +54,13 @@ TRANSFER_SPREAD = 1.5
 """How much wider the spread of the parameters of a relative of the same generation is taken than their own: an
 assumption, as no two devices of one generation were measured. Beyond the generation see `transfers`."""
 
-EXTRAPOLATION_SPREADS: Mapping[str, float] = MappingProxyType({"": 0.5, "msa-prefill": 1.0})
+EXTRAPOLATION_SPREADS: Mapping[str, float] = MappingProxyType({"": 0.5, "msa-prefill": 1.0, "msa-decode": 1.0})
 """How much wider the model error is taken for each octave outside the measured range, by family or module.
 
 Fits of up to 512 tokens, on H100, were asked for 1,024 to 2,048. With a half, 58 % of MSA's prefill lie in
 their intervals, with 1 80 %; of all other families without long points 80 to 98 % do with a half. None is taken for
-less, as what is asked may lie further out."""
+less, as what is asked may lie further out. MSA's decode is taken as its prefill: up to 16 blocks of 128 tokens nothing
+is selected, so that short points of either show nothing of what a selection costs."""
 
 ROUNDED = 1e-3
 """Octaves that the digits of a file may put a measured point outside its range."""

@@ -7,8 +7,8 @@ import pytest
 
 from costmodel.ffns import moe
 from costmodel.hardware import load_hardware
-from costmodel.kernels.attention import Attention, around, attention, tile
-from costmodel.kernels.base import Kernel
+from costmodel.kernels.attention import PREFILL, Attention, around, attention, tile, unrotated
+from costmodel.kernels.base import Form, Kernel
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.grouped_gemm import active_experts
 from costmodel.mixers import gqa, swa
@@ -169,3 +169,10 @@ def test_experts_of_a_batch_read_each_active_matrix_once() -> None:
     each = 3 * 1024 * 512 * 2
     assert one == pytest.approx(4 * each)
     assert many == pytest.approx(64 * each)
+
+
+def test_only_after_a_rotation_more_than_one_pass_of_the_queries_is_exposed() -> None:
+    def most(form: Form) -> float:
+        return next(parameter.high for parameter in form.parameters if parameter.name == "exposed")
+
+    assert most(unrotated(PREFILL)) == 1 < 2 < most(PREFILL)

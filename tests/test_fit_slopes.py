@@ -12,7 +12,8 @@ from costmodel.hardware import load_hardware
 from costmodel.kernels import short_conv
 from costmodel.kernels.attention import MASKING, SKIPPING, Attention, attention
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.decode_attention import DECODE, at_most, decode_attention
+from costmodel.kernels.decode_attention import DECODE, by_rule, decode_attention
+from costmodel.kernels.key_splits import SGLANG_TRITON
 from costmodel.kernels.mla_decode import mla_decode
 from costmodel.mixers import mixer, names
 from costmodel.step import Precision, Step
@@ -94,7 +95,7 @@ def test_a_channel_walks_its_tokens_in_chunks() -> None:
 
 def test_a_kernel_that_splits_so_often_at_most_is_slower_alone_in_a_long_context() -> None:
     a = Attention(B=1, S=1, P=131_071, H=8, Hkv=1, dk=128, dv=128)
-    few, many = (decode_attention("a", a, form=form) for form in (at_most(8.0), DECODE))
+    few, many = (decode_attention("a", a, form=form) for form in (by_rule(SGLANG_TRITON), DECODE))
     assert times(few) > 2 * times(many)
 
 

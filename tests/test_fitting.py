@@ -14,11 +14,13 @@ from costmodel.calibration import PRIOR, SEPARATOR, check_calibration, from_fits
 from costmodel.errors import BadInput
 from costmodel.fitting.calibrate import Source, calibrate, save
 from costmodel.fitting.calibration_file import Header
+from costmodel.fitting.inside_modules import within
 from costmodel.fitting.least_squares import Points, block, fit
-from costmodel.fitting.library import _moved, calibration_of, fit_library, priced
+from costmodel.fitting.library import _moved, calibration_of, fit_kernel, fit_library, priced
 from costmodel.fitting.planner import plan
+from costmodel.fitting.scoring import needed
 from costmodel.fitting.series import Part, Series, arrays, whole
-from costmodel.fitting.splits import extrapolate_split, held_out, shapes_split
+from costmodel.fitting.splits import BEYOND, extrapolate_split, held_out, shapes_split
 from costmodel.hardware import load_hardware
 from costmodel.kernels import base, collective, forms, gemm
 from costmodel.kernels.attention import MASKING, SKIPPING
@@ -396,3 +398,62 @@ def test_an_instance_moves_by_what_both_fits_of_a_relative_tell() -> None:
     relative = relative._replace(values={**relative.values, "launch_s": 3 * known})
     moved = _moved(from_fits([relative]), MASKING, relative.key, {"launch_s": 4e-6, "masked": 0.7})
     assert moved == pytest.approx({"launch_s": 12e-6, "masked": 0.7})
+
+
+HCA = FORM._replace(family="hca-prefill")
+
+
+def compute_bound(shapes: pandas.DataFrame) -> list[Part]:
+    work = Work(tensor={"bf16": 1e12 * shapes["m"].to_numpy(dtype=numpy.float64)}, read=1.0)
+    return whole(shapes, [Kernel("attention", HCA, work, work, instance="hd512")])
+
+
+def of_module(mechanism: str) -> Series:
+    return synthetic(20, 0.0)._replace(
+        family=f"{mechanism}-prefill", mechanism=mechanism, phase="prefill", instance="hd512", build=compute_bound
+    )
+
+
+def test_a_module_begins_where_that_of_the_same_kernels_ended() -> None:
+    csa = ("csa-prefill", "", "csa-prefill")
+    seen = prior_fit(HCA)._replace(key=csa, values={**TRUTH, "memory_efficiency": 0.3})
+    series = of_module("hca")
+    for known, expected in ((from_fits([seen]), 0.3), (PRIOR, 0.7)):
+        entries = fit_kernel([series], HARDWARE, lambda one: one.used, known)
+        assert {round(entry.fit.values["memory_efficiency"], 3) for entry in entries} == {expected}
+
+
+def test_what_a_module_begins_from_is_fitted_with_it_whichever_family_is_asked() -> None:
+    hca, csa = of_module("hca"), of_module("csa")
+    assert [one.family for one in needed([csa, hca], ["hca-prefill"])] == ["csa-prefill", "hca-prefill"]
+    assert [one.family for one in needed([csa, hca], ["csa-prefill"])] == ["csa-prefill"]
+
+
+def test_few_long_points_among_many_short_ones_decide_how_wide_longer_ones_are_told() -> None:
+    short, long = synthetic(300, 0.01), synthetic(5, 0.0, seed=1)
+    missed = numpy.exp([0.02, -0.02, 0.02, -0.02, 0.3])
+    one = short._replace(
+        shapes=pandas.concat([short.shapes, long.shapes], ignore_index=True),
+        seconds=numpy.concatenate([short.seconds, long.seconds * missed]),
+        flags=numpy.full(305, "").astype(str),
+        tokens=numpy.concatenate([numpy.full(300, 1024.0), 16384.0 * 2.0 ** numpy.arange(5)]),
+    )
+    entries = fit_library([one], HARDWARE, lambda series: series.used)
+    beyond = fit_kernel([one], HARDWARE, lambda series: series.used, weights=BEYOND)
+    assert max(entry.fit.model_spread for entry in entries) < 0.02
+    assert all(Z80 * entry.fit.model_spread > 0.25 for entry in beyond)
+
+
+def test_a_products_launch_moves_most_inside_a_module_and_its_tiles_little() -> None:
+    alone = block(gemm.FORM, ("gemm", "bf16", "hca-decode"))
+    inside = within(alone, "hca-decode")
+    moves = {name: inside.spread[name] / value for name, value in alone.spread.items() if value}
+    assert moves["launch_s"] > moves["memory_efficiency"] > moves["few_step"] > moves["sustained"] == 0.0
+    assert within(alone, "gemm") == alone, "the family that is fitted moves as its priors let it"
+
+
+def test_what_a_tile_takes_stays_where_the_same_kernels_module_showed_it() -> None:
+    alone = block(FORM._replace(family="hca-prefill"), ("hca-prefill", "", "hca-prefill"))
+    begun = within(alone, "hca-prefill", begun=True).spread
+    assert begun["tensor_efficiency"] < 0.2 * alone.spread["tensor_efficiency"]
+    assert begun["launch_s"] == alone.spread["launch_s"]

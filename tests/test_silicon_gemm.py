@@ -9,13 +9,14 @@ import pandas
 import pytest
 
 from costmodel.errors import BadInput
+from costmodel.fitting.library import fit_kernel
 from costmodel.fitting.series import Series
 from costmodel.fitting.silicon import Table
 from costmodel.fitting.silicon.gemm import TABLES
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.gemm import Gemm, gemm
-from costmodel.kernels.gemm_tiles import RANKED, SGLANG, VLLM, published_tile
+from costmodel.kernels.gemm_tiles import RANKED, SGLANG, VLLM, covered_by_a_round, published_tile
 from costmodel.layers.projection import Projection, projection
 from costmodel.step import Precision, Step
 
@@ -88,7 +89,7 @@ def test_activations_that_every_product_of_a_replay_reads_stay_in_l2_while_the_w
         float(each.form.terms(each, H100, each.form.priors()).memory)
         for each in (kernel, *replayed([kernel], 6), *replayed([kernel], 6, inputs=True))
     )
-    assert one < 0.8 * six
+    assert one < 0.85 * six
     assert six == pytest.approx(served, rel=0.01)
 
 
@@ -98,18 +99,68 @@ def test_quantisation_of_activations_that_stay_in_l2_is_faster() -> None:
         float(each.form.terms(each, H100, each.form.priors()).launch)
         for each in (*replayed([fp8], 6), *replayed([fp8], 6, inputs=True))
     )
-    assert one < 0.8 * six
+    assert one < 0.85 * six
 
 
-def test_activations_that_l2_does_not_hold_are_read_again_for_every_column_of_tiles() -> None:
-    """L40S holds 96 MB: 64 MB of activations are read once, 512 MB once more by a share of the columns of tiles."""
+def test_activations_that_l2_does_not_hold_are_read_again_in_later_rounds_of_tiles() -> None:
+    """L40S holds 96 MB: 34 MB of activations are read once, 1 GB once more by a share of the rounds."""
     l40s = load_hardware("l40s")
 
     def again(m: int) -> float:
-        shape = Gemm(m=m, n=4096, k=8192, activations="fp8", weights="fp8", source="fp8")
-        return seconds(shape, l40s, reread=0.5) / seconds(shape, l40s, reread=0.001)
+        kernel = gemm("product", Gemm(m=m, n=4096, k=8192, activations="fp8", weights="fp8", source="fp8"))
+        few, many = (
+            float(kernel.form.terms(kernel, l40s, {**kernel.form.priors(), "l2_misses": share}).memory)
+            for share in (0.05, 1.0)
+        )
+        return many / few
 
-    assert again(4096) < 1.05 < 1.3 < again(65536)
+    assert again(4096) < 1.1 < 1.5 < again(131072)
+
+
+def test_rounds_along_the_shorter_side_read_a_large_output_again_more_often_than_square_ones() -> None:
+    """132 tiles of 128 × 128 cover 1,471 rows and columns, or 16,384 columns and 132 rows; on Ada they go down rows."""
+    large = Gemm(m=16384, n=16384, k=4096, activations="fp8", weights="fp8")
+    rows, columns = covered_by_a_round(large, "hopper", RANKED, 132)
+    assert rows == columns == pytest.approx(1470.6, rel=1e-3)
+    assert covered_by_a_round(large, "hopper", VLLM, 132) == (132, 16384)
+    assert covered_by_a_round(large._replace(m=2048), "hopper", SGLANG, 132) == (2048, 1056)
+    assert covered_by_a_round(large._replace(n=2048), "hopper", SGLANG, 132) == (1056, 2048)
+    assert covered_by_a_round(large, "ada", SGLANG, 142) == (16384, 142)
+    assert covered_by_a_round(large, "ada", VLLM, 142)[0] == covered_by_a_round(large, "ada", VLLM, 142)[1]
+
+
+def test_blocks_that_quantise_several_rows_take_over_where_there_are_enough() -> None:
+    """SGLang's per-token kernel: from 16 rows per SM, 2,112 on H100, a warp takes a row and a block eight."""
+    slow = {"row_s": 1e-6, "quantise_bandwidth": 6.0}
+
+    def saved(m: int) -> float:
+        shape = Gemm(m=m, n=128, k=512, activations="fp8", weights="fp8")
+        return seconds(shape, **slow) - seconds(shape, **slow, rows_a_block=8.0)
+
+    assert saved(2111) == 0.0
+    assert saved(16384) == pytest.approx(16384 / 132 * 7 / 8 * 1e-6, rel=0.1)
+    by_blocks = Gemm(m=16384, n=128, k=512, activations="fp8_block", weights="fp8_block")
+    assert seconds(by_blocks, rows_a_block=8.0) == seconds(by_blocks)
+
+
+def test_a_second_reading_of_rows_at_work_comes_from_memory_where_l2_does_not_hold_them() -> None:
+    """1,056 rows are at work on H100 at a time: 9 MB of them with k = 4,096, 138 MB with 65,536."""
+
+    def an_element(k: int) -> float:
+        wide, narrow = (
+            Gemm(m=8192, n=16, k=k, activations="fp8", weights="fp8", source=one) for one in ("bf16", "fp8")
+        )
+        return (seconds(wide) - seconds(narrow)) / k
+
+    assert an_element(65536) > 1.3 * an_element(4096)
+
+
+def test_choices_that_a_library_publishes_need_no_point_to_be_found() -> None:
+    rows = [{"gemm_dtype": "fp8", "m": m, "latency": 0.01 + 1e-5 * m} for m in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+    for library, together in (("sglang", 8.0), ("vllm", 1.0)):
+        (one,) = read("gemm", ROW, rows, library=library)
+        (entry, *_) = fit_kernel([one], H100, lambda series: series.used)
+        assert entry.fit.values["rows_a_block"] == together
 
 
 def test_kernels_that_a_library_chooses_between_by_shape_are_one_series() -> None:
@@ -245,7 +296,7 @@ def test_tiles_and_memory_overlap_more_in_many_rounds() -> None:
         kernel = gemm("product", SHAPE._replace(m=m))
         return float(kernel.form.terms(kernel, H100, {**kernel.form.priors(), "overlap": 2.0}).overlap)
 
-    assert overlap(1) < 2.2 < 3.5 < overlap(65536) < 4.0
+    assert overlap(1) < 2.2 < 3.5 < overlap(65536) < 4.8
 
 
 def test_long_work_runs_at_the_clock_that_the_power_limit_sustains() -> None:

@@ -137,6 +137,19 @@ def test_a_long_list_of_entries_is_split_where_units_are_idle() -> None:
     assert seconds(compressed(1000), splits=16.0) == seconds(compressed(1000), splits=1.0)  # 3 tiles stay together
 
 
+def test_a_query_before_the_first_entry_may_walk_a_tile_of_nothing() -> None:
+    before, after = (compressed(P, S=1, B=512, decoding=True) for P in (30, 200))
+    assert seconds(before, empty=1.0) > 1.02 * seconds(before, empty=0.01)
+    assert seconds(after, empty=1.0) == seconds(after, empty=0.01)
+
+
+def test_the_list_of_entries_is_begun_once_and_only_where_there_are_any() -> None:
+    for P, extra in ((100, 0.0), (4000, 1e-5), (9000, 1e-5)):
+        kernel = compressed(P, S=1, decoding=True)
+        begun = seconds(kernel, list_s=1e-5, empty=0.01) - seconds(kernel, list_s=1e-9, empty=0.01)
+        assert begun == pytest.approx(extra, rel=0.01, abs=2e-7)
+
+
 def test_only_prefill_pays_for_each_request() -> None:
     for decoding, extra in ((False, 63 * 1e-5), (True, 0.0)):
         few = compressed(1000, S=1, B=64, decoding=decoding)

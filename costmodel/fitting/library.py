@@ -5,7 +5,6 @@ contains them. Instances of one kernel (head widths, dtypes) are first fitted to
 what they share, so that a few points of its own are enough.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy
 
 from costmodel.calibration import PRIOR, Calibration, Fit, from_fits
+from costmodel.fitting.inside_modules import BEGUN_FROM, within
 from costmodel.fitting.least_squares import (
     HOST,
     HOST_OVERLAP,
@@ -52,9 +52,6 @@ the fitted four fifths: 0.5 costs the short contexts nothing, and the long ones 
 LARGEST_SPREAD = 3.0
 MOST_LEVERAGE = 0.9
 """A point is not taken to have decided more of what is predicted there, or nothing would be left to judge by."""
-MOVED_INSIDE = {"gemm": ("launch_s", "tensor_efficiency", "memory_efficiency", "quantise_s")}
-"""What a module's own measurements move of the kernels that were fitted outside it, by family (others: everything): how
-a product chooses and walks its tiles does not depend on where it runs, its launch and its share of the device do."""
 
 
 class Entry(NamedTuple):
@@ -92,7 +89,7 @@ def fit_library(
     """Fit every kernel that a library's series hold; start is what is known before (a relative's calibration).
 
     asked: the series that will be priced (None: all). Kernels and instances beside them are not fitted for themselves.
-    weights: what points of different lengths count, of all but products and passes (None: `weights_of` their family).
+    weights: what points of different lengths count, of all but passes (None: `weights_of` their family).
     """
     entries: list[Entry] = []
     wanted = {(one.family, one.source, one.module, one.instance) for one in (series if asked is None else asked)}
@@ -103,7 +100,7 @@ def fit_library(
             known = calibration_of(entries)
             own = None if asked is None else instances
             entries += fit_kernel(
-                same, hardware, choose, known, start, seed, own, None if first.family in FIRST else weights
+                same, hardware, choose, known, start, seed, own, None if first.family == "elementwise" else weights
             )
     return entries
 
@@ -163,18 +160,36 @@ def fit_kernel(
     def lookup(kernel: Kernel) -> Fit:
         return known.fit(kernel._replace(module=module))
 
+    forms = {kernel.family: kernel.form for points in pools for kernel in own_kernels(points)}
+
+    def elsewhere(form: Form) -> Fit | None:
+        """What the module that this one begins from found of a kernel."""
+        other = BEGUN_FROM.get(module)
+        if other is None:
+            return None
+        family = other if form.family == module else form.family
+        found = known.fit(Kernel("", form._replace(family=family), Work(), Work(), module=other))
+        return found if found.key[2] == other else None
+
     def begin(form: Form, relative: Calibration) -> Mapping[str, float]:
         kernel = Kernel("", form, Work(), Work(), module=module)
+        ended = elsewhere(form) if relative is PRIOR else None
+        if ended is not None:
+            return ended.values
         inherited = lookup(kernel)
-        return (relative.fit(kernel) if inherited.flops is None else inherited).values
+        found = (relative.fit(kernel) if inherited.flops is None else inherited).values
+        return {**found, **form.built.get(same[0].library, {})}
 
-    forms = {kernel.family: kernel.form for points in pools for kernel in own_kernels(points)}
+    def begun(relative: Calibration) -> bool:
+        own = forms.get(same[0].family)
+        return relative is PRIOR and own is not None and elsewhere(own) is not None
+
     several = [few(points, max(FEWEST_FITTED, most // len(pools)), weights) for points in pools]
     # A relative may run another kernel under this name: the generic priors are tried as well.
     tried = []
     for relative in (start,) if start is PRIOR else (start, PRIOR):
         blocks = [
-            within(block(form, (family, "", module), begin(form, relative)), same[0].family)
+            within(block(form, (family, "", module), begin(form, relative)), same[0].family, begun(relative))
             for family, form in sorted(forms.items())
         ]
         tried.append(
@@ -195,11 +210,11 @@ def fit_kernel(
             # What is tuned inside a module was fitted outside it before.
             relative = start if key[0] == same[0].family else known
             moved = _moved(relative, forms[key[0]], key, shared)
-            apart.append(within(block(forms[key[0]], key, moved, SIBLING_FIRMNESS), same[0].family))
+            apart.append(within(block(forms[key[0]], key, moved, SIBLING_FIRMNESS), same[0].family, begun(start)))
         fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, weights=weights)
         if same[0].family in MORE_FITTED and not module:
             # Formats of a product run other kernels under one name: the generic priors are tried as well.
-            generic = [block(forms[key[0]], key) for key in keys]
+            generic = [block(forms[key[0]], key, forms[key[0]].built.get(same[0].library)) for key in keys]
             other = fit(own, hardware, [*generic, *hosts(own)], lookup, weights=weights)
             fitted, apart = min((fitted, apart), (other, generic), key=lambda one: one[0].objective)
         found = described(own, hardware, apart, fitted, known, weights)
@@ -208,16 +223,6 @@ def fit_kernel(
     only = instances.pop() if len(instances) == 1 and not entries else None
     common = described(several, hardware, blocks, together, known, weights)
     return [*entries, *(entry._replace(measured=only) for entry in common)]
-
-
-def within(one: Block, family: str) -> Block:
-    """A block of a kernel beside the family that is fitted: it starts from what was found outside the module only, and
-    of products most parameters stay as they are there."""
-    if one.key[0] == family:
-        return one
-    free = MOVED_INSIDE.get(one.key[0], tuple(one.spread))
-    spread = {name: value if name in free else 0.0 for name, value in one.spread.items()}
-    return one._replace(spread=spread, others=())
 
 
 def _moved(start: Calibration, form: Form, key: Key, shared: Mapping[str, float]) -> Mapping[str, float]:
@@ -325,10 +330,12 @@ def model_error(
         without.append(base.spread)
         shares.append(numpy.sqrt(numpy.maximum(unit**2 - none**2, 1e-12)))
     gap, rest, share = numpy.concatenate(gaps), numpy.concatenate(without), numpy.concatenate(shares)
-    # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉: split conformal
-    # prediction, Lei et al., JASA 113(523), 2018, section 2.2.
-    wanted = min(1.0, math.ceil(0.8 * (len(gap) + 1)) / len(gap))
+    # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉; where they count
+    # differently, 0.8 of what they and the next one count together, which is one of the longest where those are asked:
+    # weighted conformal prediction, Tibshirani et al., NeurIPS 2019, lemma 3 (arXiv:1904.06019).
     counts = counted(numpy.concatenate([points.tokens for points in seen]), weights)
+    coming = float(counts.max()) if weights.lean else 1.0
+    wanted = min(1.0, 0.8 * (1.0 + coming / len(gap)))
     low, high = 0.0, LARGEST_SPREAD
     for _ in range(40):
         middle = 0.5 * (low + high)

@@ -13,6 +13,7 @@ from costmodel.calibration import PRIOR, Calibration, from_fits, own_calibration
 from costmodel.errors import unknown
 from costmodel.fitting.baselines import BASELINES
 from costmodel.fitting.goals import GOALS, Pair, aim
+from costmodel.fitting.inside_modules import BEGUN_FROM
 from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.length_weights import thinned
@@ -314,12 +315,15 @@ def no_parts(shapes: pandas.DataFrame) -> list[Part]:
 
 
 def needed(series: Sequence[Series], families: Sequence[str], column: str | None = None) -> list[Series]:
-    """The series of the asked families that have a column (None: any), and those on which their modules stand."""
+    """The series of the asked families that have a column (None: any), those that begin where another family's fit
+    ends with that family's, and those on which their modules stand."""
     asked = [
         one
         for one in series
         if (not families or one.family in families) and (column is None or column in one.shapes.columns)
     ]
+    begun = {BEGUN_FROM[one.module] for one in asked if one.module in BEGUN_FROM}
+    asked += [one for one in series if one.module in begun and families and one.family not in families]
     inside = {
         kernel.family for one in asked if one.mechanism for part in one.parts(one.used) for kernel in part.kernels
     }

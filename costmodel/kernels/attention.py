@@ -255,7 +255,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """launch + append + prologues + exposed Q and O + pnorm(products, exponentials, HBM bytes, longest tile).
 
     One thread block occupies a unit, so loading Q and storing O overlap with little: rounds · block_s and a share of
-    their traffic are added to the launch. The longest tile bounds the time from below: the others run beside it, and
+    their traffic are added to the launch. A kernel before that rotates Q (TensorRT-LLM) reads and writes it once more,
+    at the bandwidth that it reaches. The longest tile bounds the time from below: the others run beside it, and
     a part of its keys goes to idle units where there are any.
     """
     a: Attention = kernel.shape
@@ -305,7 +306,9 @@ PARAMETERS = (
     Parameter("memory_efficiency", 0.87, 0.1, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
     Parameter("l2_share", 0.65, 0.3, 0.1, 2.0, "1", "share of L2 that keeps replayed buffers"),
-    Parameter("exposed", 0.35, 0.6, 0.01, 1.0, "1", "share of the traffic of Q and O that nothing overlaps"),
+    Parameter(
+        "exposed", 0.35, 0.6, 0.01, 6.0, "1", "traffic of Q and O that nothing overlaps, in passes; above 1: rotations"
+    ),
     Parameter("alone", 1.3, 0.4, 0.2, 8.0, "1", "time of a step in the longest tile over that in a full device"),
     Parameter(
         "large_tiles", 0.85, 0.6, 0.01, 1.0, "1", "share of the generation's large tile; the rest are small ones"
@@ -334,6 +337,15 @@ SKIPPING = WINDOW._replace(parameters=(*PARAMETERS, EDGE), elsewhere=(MASKED.nam
 """For fits of kernels that skip what lies outside the window: nothing short may be read as a share of what is long."""
 MASKING = WINDOW._replace(parameters=(*PARAMETERS, EDGE, MASKED._replace(prior=0.6, spread=0.5, low=0.01)))
 """For fits of kernels that walk what lies outside the window and mask it."""
+
+
+def unrotated(form: Form) -> Form:
+    """The form for fits of kernels before which nothing rotates Q: they expose one pass of it at most."""
+    return form._replace(
+        parameters=tuple(one._replace(high=1.0) if one.name == "exposed" else one for one in form.parameters)
+    )
+
+
 DIFFUSION = PREFILL._replace(
     family="diffusion-attention", summary="fused bidirectional attention", model_spread=0.4, like=PREFILL
 )

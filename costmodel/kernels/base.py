@@ -122,6 +122,8 @@ class Form(NamedTuple):
     """Standard deviation of ln(measured/predicted) left when the parameters are right."""
     starts: tuple[Mapping[str, float], ...] = ()
     """Values besides the priors from which a fit tries, where kernels of different design share the form."""
+    built: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    """Choices by library that its published code makes, and that no fit has to find."""
     like: "Form | None" = None
     """A family whose kernels are the same but for a mask: its fits stand in where this one was not measured."""
     by_mechanism: bool = False

@@ -5,7 +5,8 @@ sparse attention, the heads of a query share the rows that it gathers: 64 heads 
 the entries are two lists of rows, each filled up to whole tiles.
 
 Source: DeepSeek-V4 technical report, section 2.3; deepseek-ai/FlashMLA, sparse prefill and decode with a second cache
-(the kernels that engines run for these layers).
+(the kernels that engines run for these layers); sgl-project/sglang, deepseek_v4_backend.py (c128_topk_lengths_clamp1:
+one entry at least).
 """
 
 from collections.abc import Mapping
@@ -77,6 +78,15 @@ def gathered_rows(x: CompressedAttention) -> Quantity:
     return ROWS * (last + capped_compressed(first, x.S, tile, ceil_div(x.k, ROWS)))
 
 
+def without_entries(x: CompressedAttention) -> Quantity:
+    """Queries of a sequence before the first finished entry.
+
+    >>> [without_entries(CompressedAttention(1, S, P, 64, 512, 128, 4, None, 584)) for P, S in ((0, 9), (1, 1), (9, 9))]
+    [3, 1, 0]
+    """
+    return maximum(minimum(x.r - 1 - x.P, x.S), 0)
+
+
 def work(x: CompressedAttention) -> tuple[Work, Work]:
     """Ideal and executed work.
 
@@ -124,22 +134,27 @@ MANY = 11673
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + requests + prologues + splits + pnorm(FLOPs, bytes, and each tile's latency, over waves of blocks).
 
-    A thread block fills its unit, so loading Q and storing O overlap with nothing. Where blocks leave units idle, the
+    A thread block fills its unit, so loading Q and storing O overlap with nothing, and the first rows of the entries
+    are awaited once the window is through: a first entry costs more than one tile. Where blocks leave units idle, the
     rows of a query are split over up to `splits` of them, and the partial outputs combined. vLLM gathers the rows of a
     few requests at a time and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill
     runs the decode kernel over the cache for few queries; for many it widens all rows that they see to bf16 once
-    (`gather`), and its prefill kernel takes `many` of the time for a tile.
+    (`gather`), and its prefill kernel takes `many` of the time for a tile. It also asks for one entry at least:
+    a query before the first finished one then walks a tile of nothing (`empty`), as it does not in vLLM.
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
-    units, blocks, tiles = hardware.compute.units, kernel.grid.blocks, kernel.grid.chain_steps
+    more = 1.0 + theta["empty"] * ROWS * without_entries(x) / gathered_rows(x)
+    units, blocks, tiles = hardware.compute.units, kernel.grid.blocks, kernel.grid.chain_steps * more
     splits = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
     rounds = waves(blocks * splits, units, theta["wave_weight"])
     idle = rounds * units / (blocks * splits)
     tensor: Quantity = 0.0
     for dtype, flops in kernel.executed.tensor.items():
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
-    launch = theta["launch_s"] * kernel.launches + rounds * theta["block_s"] + (splits - 1.0) * theta["split_s"]
+    lists = 1.0 - (1.0 - theta["empty"]) * without_entries(x) / x.S
+    launch = theta["launch_s"] * kernel.launches + rounds * (theta["block_s"] + lists * theta["list_s"])
+    launch = launch + (splits - 1.0) * theta["split_s"]
     slower: Quantity = 1.0
     if not x.decoding:
         many = x.B * x.S > MANY
@@ -148,8 +163,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         launch = launch + theta["request_s"] * (x.B - 1)
         launch = launch + where(many, theta["gather"], 0.0) * rows / hardware.memory.hbm.bandwidth
     return Terms(
-        tensor=tensor * idle * slower,
-        vector=kernel.executed.vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle * slower,
+        tensor=tensor * idle * slower * more,
+        vector=kernel.executed.vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle * slower * more,
         memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes),
         chain=rounds * tiles / splits * theta["step_s"] * slower,
         launch=launch,
@@ -160,11 +175,13 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 PARAMETERS = (
     Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of a kernel"),
     Parameter("request_s", 0.5e-6, 1.5, 1e-9, 2e-5, "s", "each further request of a prefill, where an engine loops"),
-    Parameter("many", 1.0, 0.2, 0.2, 2.0, "1", "time of a tile in a prefill of many queries over that of few"),
+    Parameter("many", 1.0, 0.3, 0.2, 2.0, "1", "time of a tile in a prefill of many queries over that of few"),
     Parameter("gather", 1.0, 1.0, 0.01, 20.0, "1", "traffic of widening the rows of many queries, over one pass"),
+    Parameter("empty", 0.3, 1.0, 0.01, 1.0, "1", "tile that a query walks where no entry is finished: 1 whole, 0 none"),
     Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
     Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),
     Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
+    Parameter("list_s", 1.0e-6, 1.0, 1e-9, 1e-5, "s", "beginning the list of entries after that of the window"),
     Parameter("step_s", 1.0e-6, 0.6, 0.05e-6, 1e-5, "s", "latency of 64 gathered rows in one thread block"),
     Parameter("tensor_efficiency", 0.55, 0.25, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
     Parameter("vector_efficiency", 0.5, 0.4, 0.05, 1.0, "1", "share of the fp32 FLOP/s; one without FMA is 0.5"),

@@ -3,7 +3,8 @@
 Bound by reading the cache once. The G = H/Hkv query heads of a key head share a tile (PackGQA), which is
 padded to the 64 rows of one matrix instruction.
 
-Source: FlashDecoding (Dao, Haziza, Massa, Sizov 2023); Dao-AILab/flash-attention, hopper/heuristics.h.
+Source: FlashDecoding (Dao, Haziza, Massa, Sizov 2023); Dao-AILab/flash-attention, hopper/heuristics.h; splits by rule:
+`key_splits`.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,19 @@ from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention, key_bytes, pair_count, visible_keys
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
+from costmodel.kernels.key_splits import (
+    FILLING,
+    SGLANG_TRITON,
+    TENSORRT,
+    TENSORRT_XQA,
+    VLLM_TRITON,
+    WITHOUT_XQA,
+    Division,
+    sglang_triton,
+    tensorrt,
+    vllm_triton,
+    xqa,
+)
 from costmodel.kernels.processor import PROCESSOR
 
 ROWS = 64
@@ -49,34 +63,25 @@ def work(a: Attention) -> tuple[Work, Work]:
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + pnorm(cache bytes, padded FLOPs, chain of the longest split) + combining the splits.
 
-    Splits are as many as fill the device's slots (units times the thread blocks that one holds) `split_rounds` times,
-    each with `least_blocks` key blocks at least. One costs block_s and the time in which a thread block streams its
-    keys, in as many rounds as the slots need; more than one adds the combine kernel. Kernels that share a tile between
-    few query heads need more tiles, and may read the cache again for each.
+    A split costs block_s and the time in which a thread block streams its keys, in as many rounds as the device's slots
+    (units times the thread blocks that one holds) need; more than one adds the combine kernel. How many there are,
+    `splits_by` says. Kernels that share a tile between few query heads need more tiles, and may read the cache again
+    for each.
     """
     a: Attention = kernel.shape
     work = kernel.executed
-    slots = hardware.compute.units * theta["occupancy"]
     rows = a.H * a.S / a.Hkv
-    whole = ceil_div(rows, ROWS)
-    repeats = 1.0 + (rows / whole - 1.0) / theta["shared_rows"]
-    count = a.B * a.Hkv * whole * repeats
-    key_blocks, before, cut = window_blocks(a)
-    divided = key_blocks + before * theta["outside"]
-    longest = divided / theta["least_blocks"]
-    most = longest * theta["most_splits"] / (longest + theta["most_splits"])
-    filling = maximum(1.0, minimum(slots * theta["split_rounds"] / count, most))
-    splits = 1.0 + theta["split_share"] * (filling - 1.0)
+    _, _, cut = window_blocks(a)
+    count, splits, streamed, several, slots, repeats = division(a, hardware, theta)
     rounds = waves(count * splits, slots, theta["wave_weight"])
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * (splits - 1.0)
-    several = minimum(maximum(most - 1.0, 0.0) * theta["split_share"], 1.0)
     tensor: Quantity = 0.0
     # A core has no tile to fill.
     computed = kernel.ideal.tensor if hardware.generation == PROCESSOR else work.tensor
     for dtype, flops in computed.items():
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
     again = 1.0 + (repeats - 1.0) * theta["read_again"]
-    stream_s = minimum(key_blocks, divided / splits) * BLOCK * key_bytes(a) / theta["block_bandwidth"]
+    stream_s = streamed * key_bytes(a) / theta["block_bandwidth"]
     # A captured launch has a place for every split that could be needed; a larger batch is launched without.
     batch = minimum(a.B, CAPTURED)
     idle = batch * a.Hkv * CAPTURED_SPLITS / slots * (1.0 + batch / CAPTURED)
@@ -95,6 +100,36 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         launch=theta["launch_s"] + several * theta["combine_s"] + grouped * theta["regroup_s"] + exposed,
         overlap=theta["overlap"],
     )
+
+
+def division(a: Attention, hardware: Hardware, theta: Mapping[str, float]) -> Division:
+    """How the keys are split: by the rule of the kernel's source, or as many as fill the slots `split_rounds` times,
+    each with `least_blocks` key blocks at least."""
+    rule = round(nominal(theta["splits_by"], FILLING))
+    if rule in (TENSORRT, TENSORRT_XQA) and hardware.generation in WITHOUT_XQA:
+        rule = FILLING
+    units = hardware.compute.units
+    slots = units * theta["occupancy"]
+    if rule == SGLANG_TRITON:
+        return sglang_triton(a, units, slots)
+    if rule == VLLM_TRITON:
+        return vllm_triton(a, slots)
+    if rule == TENSORRT_XQA:
+        return tensorrt(a, hardware, xqa(a, units, slots))
+    rows = a.H * a.S / a.Hkv
+    whole = ceil_div(rows, ROWS)
+    repeats = 1.0 + (rows / whole - 1.0) / theta["shared_rows"]
+    tiles_of_all = a.B * a.Hkv * whole * repeats
+    key_blocks, before, _ = window_blocks(a)
+    divided = key_blocks + before * theta["outside"]
+    longest = divided / theta["least_blocks"]
+    most = longest * theta["most_splits"] / (longest + theta["most_splits"])
+    filling = maximum(1.0, minimum(slots * theta["split_rounds"] / tiles_of_all, most))
+    splits = 1.0 + theta["split_share"] * (filling - 1.0)
+    combined = minimum(maximum(most - 1.0, 0.0) * theta["split_share"], 1.0)
+    streamed = minimum(key_blocks, divided / splits) * BLOCK
+    found = Division(tiles_of_all, splits, streamed, combined, slots, repeats)
+    return tensorrt(a, hardware, found) if rule == TENSORRT else found
 
 
 def window_blocks(a: Attention) -> tuple[Quantity, Quantity, Quantity]:
@@ -145,6 +180,15 @@ PARAMETERS = (
     Parameter("l2_sharpness", 4.0, 0.5, 1.0, 20.0, "1", "how abruptly replayed buffers fall out of L2"),
     Parameter("wave_weight", 0.5, 0.5, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
     Parameter("overlap", 4.0, 0.25, 1.5, 8.0, "1", "exponent of the p-norm"),
+    Parameter(
+        "splits_by",
+        1.0,
+        0.0,
+        1.0,
+        5.0,
+        "1",
+        "splits: 1 as fitted; by the rule of 2 SGLang's, 3 vLLM's Triton, 4, 5 XQA",
+    ),
 )
 
 DECODE = Form(
@@ -162,16 +206,23 @@ DECODE = Form(
     ),
 )
 FORMS = (DECODE,)
-TRITON_SPLITS = {"sglang": 8.0, "vllm": 16.0}
-"""Splits of a sequence at most in the libraries' Triton kernels: `triton_attention_num_kv_splits` of SGLang
-(python/sglang/srt/server_args.py) and NUM_PAR_SOFTMAX_SEGMENTS of vLLM (vllm/v1/attention/backends/triton_attn.py)."""
+TRITON_RULES = {"sglang": SGLANG_TRITON, "vllm": VLLM_TRITON}
+"""The rule by which the libraries' Triton kernels split."""
 
 
-def at_most(splits: float) -> Form:
-    """The form for fits of a kernel whose source says into how many parts it splits a sequence at most."""
-    known = tuple(one._replace(prior=splits, spread=0.15) if one.name == "most_splits" else one for one in PARAMETERS)
-    starts = tuple({name: value for name, value in one.items() if name != "most_splits"} for one in DECODE.starts[:2])
-    return DECODE._replace(parameters=known, starts=starts)
+def by_rule(rule: int, *others: Mapping[str, float]) -> Form:
+    """The form for fits of a kernel whose source says how it splits; a fit tries `others`, too."""
+    known = tuple(one._replace(prior=float(rule)) if one.name == "splits_by" else one for one in PARAMETERS)
+    return DECODE._replace(parameters=known, starts=others)
+
+
+TENSORRT_DECODE = by_rule(
+    TENSORRT,
+    {"splits_by": TENSORRT_XQA},
+    {"splits_by": FILLING, "split_share": 0.005, "block_bandwidth": 2.5e10},
+    *DECODE.starts[1:],
+)
+"""For fits of TensorRT-LLM's kernels before Blackwell, of which those on an 8-bit cache never split on Ada."""
 
 
 def instance(head_dim: Quantity, kv: str, group: Quantity, windowed: bool) -> str:

@@ -4,7 +4,8 @@ Narrow activations arrive in 16 bit and are quantised first; that pass is part o
 
 Sources: tiles, waves and split-K as in NVIDIA's "Matrix multiplication background" guide; operand traffic per tile as
 in CUTLASS' efficient GEMM documentation; tiles by rows as in vllm-project/vllm, csrc/quantization/w8a8/cutlass; one
-thread block per row as in csrc/quantization/w8a8/fp8/common.cu.
+thread block per row as in csrc/quantization/w8a8/fp8/common.cu; eight rows in one where there are many, as in
+sgl-project/sglang, sgl-kernel/csrc/gemm/per_token_quant_fp8.cu. Priors: the middle of what fits of four devices found.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,17 @@ from costmodel.dtypes import compute_dtype, element_bytes, product_name
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, waves
-from costmodel.kernels.gemm_tiles import FULL, RANKED, SGLANG, TILES, VLLM, Tile, published_tile, sized
+from costmodel.kernels.gemm_tiles import (
+    FULL,
+    RANKED,
+    SGLANG,
+    TILES,
+    VLLM,
+    Tile,
+    covered_by_a_round,
+    published_tile,
+    sized,
+)
 
 RAMP = 30.0
 """Side of a tile at which half the FLOP/s are reached."""
@@ -29,6 +40,12 @@ MANY_ROUNDS = 4.0
 """Rounds of full tiles from which loads and products of different rounds overlap more than those of one."""
 QUANTISED = 2048
 """Elements that a block of the quantisation takes in one step: 256 threads of 16 bytes."""
+SCALED_BY_ROWS = ("fp8", "int8")
+"""Formats with one scale for a whole row, which is read twice; a group of elements with its own stays in registers."""
+BLOCKS_A_UNIT = 8
+"""Blocks of the quantisation, of 256 threads, that share an SM."""
+MANY_BLOCKS = 2
+"""Blocks on every SM from which blocks of several rows are used."""
 NO_SPLIT_S = 1e-4
 """Cost of a reduction from which a fit of a library that cuts no k starts."""
 THROTTLING_S = 3e-4
@@ -182,36 +199,51 @@ def _memory_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, floa
 
 
 def _reread_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
-    """Operands that L2 does not hold, read again by tiles that come later: activations for every column of tiles, the
-    matrix for every row of tiles, a share of them that depends on the order in which a kernel goes through its tiles.
+    """Operands that L2 does not hold, read again by later rounds of tiles: activations for further columns, the matrix
+    for further rows.
     """
     capacity = hardware.memory.l2.capacity
     if capacity is None:
         return 0.0
     m, n, k = shape.m, shape.n, shape.k
+    dispatch = round(nominal(theta["dispatch"], RANKED))
+    rows, columns = covered_by_a_round(shape, hardware.generation, dispatch, hardware.compute.units)
     kept = theta["l2_share"] * capacity
     again: Quantity = 0.0
     for held, passes in (
-        (m * k * element_bytes(shape.activations), n / FULL),
-        (n * k * element_bytes(shape.weights), m / FULL),
+        (m * k * element_bytes(shape.activations), n / columns),
+        (n * k * element_bytes(shape.weights), m / rows),
     ):
         fill = power(held / kept, 4)
         again = again + fill / (1.0 + fill) * held * maximum(passes - 1.0, 0.0)
-    return theta["reread"] * again * shape.batch / hardware.memory.hbm.bandwidth
+    return theta["l2_misses"] * again * shape.batch / hardware.memory.hbm.bandwidth
 
 
 def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
-    """Reading wide activations, finding the scales, writing narrow ones: launches, bytes, and blocks of one row."""
+    """Reading wide activations, finding the scales, writing narrow ones: launches, bytes, and blocks of one row.
+
+    The second reading of a row comes from L2 where that holds the rows at work. A library whose blocks take several
+    rows, a warp for each, where there are enough to fill the device, has fewer blocks and longer chains there.
+    """
     shape: Gemm = kernel.shape
     if not quantises(shape):
         return 0.0
-    elements = shape.m * shape.k * shape.batch
-    traffic = elements * (element_bytes(shape.source) + element_bytes(shape.activations))
+    units, l2 = hardware.compute.units, hardware.memory.l2.capacity
+    rows = shape.m * shape.batch
+    together = nominal(theta["rows_a_block"], 1) if shape.activations in SCALED_BY_ROWS else 1
+    if together != 1:
+        together = where(rows >= MANY_BLOCKS * together * units, together, 1.0)
+    wide = element_bytes(shape.source)
+    traffic = rows * shape.k * (wide + element_bytes(shape.activations))
+    if l2 is not None and shape.activations in SCALED_BY_ROWS:
+        at_work = minimum(rows, BLOCKS_A_UNIT * together * units) * shape.k * wide
+        fill = power(at_work / (theta["l2_share"] * l2), 4)
+        traffic = traffic + fill / (1.0 + fill) * rows * shape.k * wide
     return (
         theta["quantise_s"]
         + memory_seconds(_returning(kernel), hardware, theta, traffic) / theta["quantise_bandwidth"]
-        + theta["row_s"] * maximum(shape.m * shape.batch / hardware.compute.units, 1.0)
-        + theta["element_s"] * ceil_div(shape.k, QUANTISED) * QUANTISED
+        + theta["row_s"] * maximum(rows / (together * units), 1.0)
+        + theta["element_s"] * together * ceil_div(shape.k, QUANTISED) * QUANTISED
     )
 
 
@@ -239,39 +271,42 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
 
 PARAMETERS = (
     Parameter("launch_s", 2.2e-6, 0.4, 0.5e-6, 3e-5, "s", "time from the end of the last kernel to useful work"),
-    Parameter("block_s", 0.8e-6, 0.5, 1e-8, 3e-5, "s", "prologue and epilogue of a tile of 128 × 128"),
+    Parameter("block_s", 1.6e-6, 0.5, 1e-8, 3e-5, "s", "prologue and epilogue of a tile of 128 × 128"),
     Parameter(
-        "split_s", 2.0e-6, 0.8, 0.2e-6, 1e-3, "s", "reduction of the parts of k; large where a library cuts none"
+        "split_s", 2.4e-6, 0.8, 0.2e-6, 1e-3, "s", "reduction of the parts of k; large where a library cuts none"
     ),
-    Parameter("split_bytes", 1.0, 0.8, 0.02, 10.0, "1", "time of the sums of the parts over that of so many HBM bytes"),
-    Parameter("split_k", 1000.0, 0.5, 64.0, 65536.0, "1", "length of k from which cutting it in two is possible"),
-    Parameter("tensor_efficiency", 0.87, 0.12, 0.05, 1.0, "1", "share of the datasheet FLOP/s in the main loop"),
-    Parameter("sustained", 0.88, 0.1, 0.5, 1.0, "1", "FLOP/s of long work over those of short: the power limit"),
-    Parameter("memory_efficiency", 0.85, 0.08, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
-    Parameter("block_bandwidth", 7.5, 0.4, 1.0, 40.0, "1", "bandwidth of one block over its even share of HBM"),
-    Parameter("wave_weight", 0.3, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-    Parameter("overlap", 2.4, 0.3, 1.0, 8.0, "1", "exponent by which tiles and HBM overlap in one round of tiles"),
-    Parameter("overlap_many", 4.0, 0.5, 1.0, 12.0, "1", "the same in many rounds"),
-    Parameter("l2_share", 0.6, 0.3, 0.1, 1.5, "1", "share of L2 that a replay finds its operands in"),
-    Parameter("l2_over_hbm", 3.0, 0.3, 1.0, 12.0, "1", "bandwidth of L2 over that of HBM"),
-    Parameter("l2_sharpness", 10.0, 0.5, 1.0, 40.0, "1", "exponent by which replayed operands fall out of L2"),
-    Parameter("quantise_s", 2.0e-6, 0.5, 0.1e-6, 2e-5, "s", "launches of the quantisation of narrow activations"),
-    Parameter("quantise_bandwidth", 0.5, 0.5, 0.03, 6.0, "1", "bandwidth of the quantisation over that of products"),
-    Parameter("row_s", 3e-7, 0.8, 1e-9, 5e-6, "s", "a block of the quantisation, which scales one row"),
-    Parameter("element_s", 1e-10, 1.0, 1e-12, 5e-9, "s", "an element in the chain of such a block"),
+    Parameter("split_bytes", 1.5, 0.8, 0.02, 10.0, "1", "time of the sums of the parts over that of so many HBM bytes"),
+    Parameter("split_k", 500.0, 0.5, 64.0, 65536.0, "1", "length of k from which cutting it in two is possible"),
+    Parameter("tensor_efficiency", 0.93, 0.12, 0.05, 1.0, "1", "share of the datasheet FLOP/s in the main loop"),
+    Parameter("sustained", 0.89, 0.1, 0.5, 1.0, "1", "FLOP/s of long work over those of short: the power limit"),
+    Parameter("memory_efficiency", 0.82, 0.08, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
+    Parameter("block_bandwidth", 8.0, 0.4, 1.0, 40.0, "1", "bandwidth of one block over its even share of HBM"),
+    Parameter("wave_weight", 0.5, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
+    Parameter("overlap", 2.1, 0.3, 1.0, 8.0, "1", "exponent by which tiles and HBM overlap in one round of tiles"),
+    Parameter("overlap_many", 4.8, 0.5, 1.0, 12.0, "1", "the same in many rounds"),
+    Parameter("l2_share", 0.67, 0.3, 0.1, 1.5, "1", "share of L2 that a replay finds its operands in"),
+    Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 12.0, "1", "bandwidth of L2 over that of HBM"),
+    Parameter("l2_sharpness", 13.0, 0.5, 1.0, 40.0, "1", "exponent by which replayed operands fall out of L2"),
+    Parameter("quantise_s", 2.1e-6, 0.5, 0.1e-6, 2e-5, "s", "launches of the quantisation of narrow activations"),
+    Parameter("quantise_bandwidth", 0.9, 0.5, 0.03, 6.0, "1", "bandwidth of the quantisation over that of products"),
+    Parameter("row_s", 1e-7, 1.2, 1e-9, 5e-6, "s", "a block of the quantisation, which scales one row"),
+    Parameter("element_s", 6e-11, 1.0, 1e-12, 5e-9, "s", "an element in the chain of such a block"),
     Parameter("dispatch", 1.0, 0.0, 1.0, 3.0, "1", "tile: 1 the fastest, 2 by vLLM's table, 3 by SGLang's"),
-    Parameter("apart", 0.4, 0.8, 0.01, 1.0, "1", "share of block_s that hides behind no other tile's products"),
-    Parameter("few_step", 1.0, 0.4, 0.2, 8.0, "1", "time of a step of k of a tile of 16 rows, over what size implies"),
-    Parameter("few_block", 0.55, 0.5, 0.05, 5.0, "1", "block_s of a tile of 16 rows over that of a full one"),
+    Parameter("rows_a_block", 1.0, 0.0, 1.0, 8.0, "1", "rows that a block of the quantisation takes of many"),
+    Parameter("apart", 0.55, 0.8, 0.01, 1.0, "1", "share of block_s that hides behind no other tile's products"),
+    Parameter("few_step", 2.0, 0.4, 0.2, 8.0, "1", "time of a step of k of a tile of 16 rows, over what size implies"),
+    Parameter("few_block", 0.2, 0.5, 0.05, 5.0, "1", "block_s of a tile of 16 rows over that of a full one"),
     Parameter("small_step", 1.0, 0.4, 0.2, 8.0, "1", "as few_step, of a tile of 64 × 64"),
-    Parameter("small_block", 0.6, 0.5, 0.05, 10.0, "1", "as few_block, of a tile of 64 × 64"),
-    Parameter("half_step", 1.0, 0.4, 0.2, 8.0, "1", "as few_step, of half a full tile"),
-    Parameter("half_block", 0.75, 0.5, 0.05, 10.0, "1", "as few_block, of half a full tile"),
-    Parameter("wide_step", 1.0, 0.3, 0.3, 4.0, "1", "as few_step, of a tile wider than a full one"),
-    Parameter("wide_block", 1.5, 0.5, 0.1, 20.0, "1", "as few_block, of a tile wider than a full one"),
-    Parameter("crowding", 0.1, 0.8, 0.001, 1.0, "1", "by how much a step takes longer where all units are busy"),
-    Parameter("padding", 0.1, 1.0, 0.001, 5.0, "1", "time of the bytes of rows beyond the matrix over that from HBM"),
-    Parameter("reread", 0.05, 1.0, 0.001, 1.0, "1", "share of the tiles that read from HBM what L2 does not hold"),
+    Parameter("small_block", 0.4, 0.5, 0.05, 10.0, "1", "as few_block, of a tile of 64 × 64"),
+    Parameter("half_step", 0.88, 0.4, 0.2, 8.0, "1", "as few_step, of half a full tile"),
+    Parameter("half_block", 0.9, 0.5, 0.05, 10.0, "1", "as few_block, of half a full tile"),
+    Parameter("wide_step", 0.88, 0.3, 0.3, 4.0, "1", "as few_step, of a tile wider than a full one"),
+    Parameter("wide_block", 2.2, 0.5, 0.1, 20.0, "1", "as few_block, of a tile wider than a full one"),
+    Parameter("crowding", 0.12, 0.8, 0.001, 1.0, "1", "by how much a step takes longer where all units are busy"),
+    Parameter("padding", 0.05, 1.0, 0.001, 5.0, "1", "time of the bytes of rows beyond the matrix over that from HBM"),
+    Parameter(
+        "l2_misses", 0.6, 0.5, 0.05, 1.0, "1", "share of operands larger than L2 that later rounds of tiles miss"
+    ),
 )
 
 FORM = Form(
@@ -282,8 +317,9 @@ FORM = Form(
     backward=backward,
     sources=("NVIDIA, Matrix Multiplication Background User's Guide", "CUTLASS, Efficient GEMM in CUDA"),
     model_spread=0.18,
+    built={"sglang": {"rows_a_block": 8.0}},
     starts=({"split_s": NO_SPLIT_S}, {"dispatch": float(VLLM)}, {"dispatch": float(SGLANG)}),
-    elsewhere=("area_share",),
+    elsewhere=("area_share", "reread"),
 )
 
 

@@ -4,13 +4,13 @@ Kernels that share a library are compiled once for each tile: a narrow one has f
 registers, some lack fast accumulation. So a size of tile has a step and a start of its own, relative to the full one.
 
 Sources: vllm-project/vllm, csrc/quantization/w8a8/cutlass, scaled_mm_sm89, sm90 and sm100 fp8_dispatch.cuh;
-sgl-project/sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu.
+sgl-project/sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu; NVIDIA/cutlass, tile schedulers.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from costmodel.algebra import Quantity, where
+from costmodel.algebra import Quantity, minimum, root, where
 
 if TYPE_CHECKING:
     from costmodel.kernels.gemm import Gemm
@@ -73,6 +73,24 @@ def published_tile(shape: "Gemm", generation: str, dispatch: int) -> Tile | None
     }
     table = tables.get((generation, dispatch))
     return None if table is None else table(shape.m, shape.n, shape.k)
+
+
+def covered_by_a_round(shape: "Gemm", generation: str, dispatch: int, units: Quantity) -> tuple[Quantity, Quantity]:
+    """Rows and columns of the output that tiles in work at the same time cover.
+
+    Libraries that rank tiles group them, so that a round is as high as wide. CUTLASS' persistent kernels, as the
+    published tables launch them, go line by line along the shorter side: of a large output a round covers lines that
+    are long and few. On Ada SGLang's go down the rows, and vLLM's in groups.
+    """
+    area = FULL**2 * units
+    m, n = shape.m, shape.n
+    if published_tile(shape, generation, dispatch) is None or (generation, dispatch) == ("ada", VLLM):
+        return root(area, 2), root(area, 2)
+    line = minimum(m if generation == "ada" else minimum(m, n), area / FULL)
+    lines = area / line
+    if generation == "ada":
+        return line, lines
+    return where(n > m, line, lines), where(n > m, lines, line)
 
 
 def _steps(value: Quantity, *steps: tuple[int, Quantity], beyond: Quantity) -> Quantity:

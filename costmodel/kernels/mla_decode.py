@@ -9,7 +9,7 @@ vllm/v1/attention/ops/triton_decode_attention.py (16 heads per thread block befo
 
 from collections.abc import Mapping
 
-from costmodel.algebra import Quantity, ceil_div, maximum, minimum, power, where
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, power, where
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention, visible_keys
 from costmodel.kernels.base import (
@@ -23,6 +23,7 @@ from costmodel.kernels.base import (
     waves,
 )
 from costmodel.kernels.decode_attention import decode_attention
+from costmodel.kernels.key_splits import FILLING, VLLM_MLA, VLLM_MLA_FOUR, vllm_mla
 from costmodel.kernels.processor import PROCESSOR
 
 BLOCK = 64
@@ -42,7 +43,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """launch + pnorm(cache and query bytes, padded FLOPs, chain of a split) + combining the splits.
 
     A thread block holds 64 heads (128 on Blackwell), or 16 where `small_tiles` is 1. Splits fill the device, at most
-    one per two key tiles and `most_splits`; the scheduler balances them, so that their number is no whole one. Where
+    one per two key tiles and `most_splits`; the scheduler balances them, so that their number is no whole one. Where a
+    kernel's source states a rule (`key_splits`), they follow it. Where
     the cache is 8 bit, an engine that widens it beforehand pays `conversion` passes.
     """
     a: Attention = kernel.shape
@@ -57,8 +59,12 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     if hardware.generation == PROCESSOR:
         rows = a.B * a.H * a.S  # a core has no tile to fill
     blocks = ceil_div(keys, BLOCK)
-    splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
-    splits = maximum(theta["least_splits"], splits)
+    rule = round(nominal(theta["splits_by"], FILLING))
+    if rule == FILLING:
+        splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
+        splits = maximum(theta["least_splits"], splits)
+    else:
+        splits = vllm_mla(keys, hardware.compute.units, rule)
     rounds = waves(tiles * splits * ONE_ROUND, slots, theta["wave_weight"])
     several = minimum(splits - 1.0, 1.0)
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * splits * several
@@ -68,7 +74,10 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     rows_bytes = a.B * a.S * a.H * (a.dk + a.dv) * 2
     in_and_out = memory_seconds(kernel, hardware, theta, rows_bytes)
     cache = work.hbm_bytes - rows_bytes
-    memory = memory_seconds(kernel, hardware, theta, cache * fetches(a, cache, tiles, hardware, theta) + partials)
+    # Splits count slowest in the grid: between two tiles of a sequence lies one split of every sequence, where their
+    # number is known.
+    between = cache if rule == FILLING else cache / splits
+    memory = memory_seconds(kernel, hardware, theta, cache * fetches(a, between, tiles, hardware, theta) + partials)
     # Kernels that put the heads into the columns of an instruction (up to 32 on Blackwell) lose speed when these fill.
     wide = where((a.H > 16) & (a.H <= 32), theta["wide_columns"], 1.0)
     # A single head needs no matrix instruction: Triton runs it on the vector lanes, in a kernel of its own.
@@ -83,17 +92,19 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     return Terms(tensor=tensor, memory=memory, l2=l2, chain=chain, launch=launch, overlap=theta["overlap"])
 
 
-def fetches(a: Attention, cache: Quantity, tiles: Quantity, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+def fetches(
+    a: Attention, between: Quantity, tiles: Quantity, hardware: Hardware, theta: Mapping[str, float]
+) -> Quantity:
     """Times that the cache comes from HBM.
 
     The tiles of heads of a sequence read the same cache. Where the batch counts faster than the tiles in the grid, as
     in Triton's kernel, those of a sequence run in one wave only while all blocks fit in one; in a later wave the cache
-    has left L2, unless all of it fits there.
+    has left L2, unless what is read in between fits there.
     """
     apart = minimum(maximum(tiles / hardware.compute.units, 1.0), tiles / a.B)
     capacity = hardware.memory.l2.capacity
     if capacity:
-        fill = power(cache / (theta["l2_share"] * capacity), L2_SHARPNESS)
+        fill = power(between / (theta["l2_share"] * capacity), L2_SHARPNESS)
         apart = 1.0 + (apart - 1.0) * fill / (1.0 + fill)
     return 1.0 + theta["refetch"] * (apart - 1.0)
 
@@ -122,6 +133,9 @@ PARAMETERS = (
     Parameter(
         "conversion", 0.03, 1.0, 0.01, 8.0, "1", "traffic of widening an 8-bit cache, over one pass at full bandwidth"
     ),
+    Parameter(
+        "splits_by", 1.0, 0.0, 1.0, 3.0, "1", "splits: 1 as fitted, 2 by the length as vLLM's Triton kernel, 3 four"
+    ),
     Parameter("overlap", 4.0, 0.3, 1.5, 8.0, "1", "exponent of the p-norm"),
 )
 
@@ -139,6 +153,19 @@ MLA_DECODE = Form(
     ),
 )
 FORMS = (MLA_DECODE,)
+TRITON: Mapping[str, float] = {"small_tiles": 1.0, "refetch": 1.0, "step_s": 3e-6}
+"""Where fits of Triton's kernels begin."""
+
+
+def vllm_triton(by_length: bool) -> Form:
+    """The form for fits of vLLM's Triton kernel: splits by the length of the context, or four.
+
+    Where they go by length, a fit tries as well to find their number, since a launch may be captured for other lengths
+    than it runs.
+    """
+    known = {**TRITON, "splits_by": float(VLLM_MLA if by_length else VLLM_MLA_FOUR)}
+    parameters = tuple(one._replace(prior=known.get(one.name, one.prior)) for one in PARAMETERS)
+    return MLA_DECODE._replace(parameters=parameters, starts=({"splits_by": float(FILLING)},) if by_length else ())
 
 
 def mla_decode(name: str, a: Attention) -> Kernel:

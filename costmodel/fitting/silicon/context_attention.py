@@ -15,7 +15,7 @@ import pandas
 
 from costmodel.fitting.series import Build, Part, Series, arrays, whole
 from costmodel.fitting.silicon import Table, dtype_names, require, series
-from costmodel.kernels.attention import MASKING, PREFILL, SKIPPING, Attention, attention
+from costmodel.kernels.attention import MASKING, PREFILL, SKIPPING, Attention, attention, unrotated
 from costmodel.kernels.base import Form, replayed
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
@@ -25,6 +25,8 @@ ENCODER_SHAPE = ("batch_size", "isl", "num_heads", "head_dim")
 COLUMNS = (*SHAPE[:-1], "kernel_source", "attn_dtype", "kv_cache_dtype", "latency")
 
 
+ROTATES = ("trtllm",)
+"""Libraries whose rows hold the rotation of queries."""
 MASKS = ("triton",)
 """Kernels that mask what lies outside a window instead of skipping it (SGLang, extend_attention.py)."""
 
@@ -60,7 +62,7 @@ def read_context(table: Table) -> Iterator[Series]:
             dtype=dtype_names(DTYPES, str(computed)),
             kv=dtype_names(DTYPES, str(kv)),
         )
-        form = PREFILL if base.w is None else MASKING if source in MASKS else SKIPPING
+        form = bounded(table, PREFILL if base.w is None else MASKING if source in MASKS else SKIPPING)
         one = attention("attention", base, form=form)
         yield from series(
             table,
@@ -75,13 +77,18 @@ def read_context(table: Table) -> Iterator[Series]:
         )
 
 
-def encoder_build(base: Attention) -> Build:
+def bounded(table: Table, form: Form) -> Form:
+    """The form with the bounds that hold for a library's kernels, of which those of one name are fitted together."""
+    return form if table.library in ROTATES else unrotated(form)
+
+
+def encoder_build(base: Attention, form: Form) -> Build:
     """The kernel of rows without a mask."""
 
     def build(shapes: pandas.DataFrame) -> list[Part]:
         s = arrays(shapes)
         a = base._replace(B=s["batch_size"], S=s["isl"], H=s["num_heads"], Hkv=s["num_heads"])
-        return whole(shapes, replayed([attention("attention", a, form=PREFILL)]))
+        return whole(shapes, replayed([attention("attention", a, form=form)]))
 
     return build
 
@@ -98,7 +105,7 @@ def read_encoder(table: Table) -> Iterator[Series]:
             table,
             rows,
             ENCODER_SHAPE,
-            encoder_build(base),
+            encoder_build(base, bounded(table, PREFILL)),
             family=PREFILL.family,
             kernel=str(source),
             instance=attention("attention", base).instance,

@@ -12,7 +12,15 @@ from costmodel.fitting.silicon import Table, dtype_names, flag, flag_spikes, req
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention
 from costmodel.kernels.base import Form, replayed
-from costmodel.kernels.decode_attention import DECODE, TRITON_SPLITS, at_most, decode_attention, instance
+from costmodel.kernels.decode_attention import (
+    DECODE,
+    TENSORRT_DECODE,
+    TRITON_RULES,
+    by_rule,
+    decode_attention,
+    instance,
+)
+from costmodel.kernels.key_splits import WITHOUT_XQA, shares_heads
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
 COLUMNS = (
@@ -66,9 +74,9 @@ def read_generation(table: Table) -> Iterator[Series]:
             rows["window_size"] = 0
         compiled = instance(int(width), dtype, LARGEST[int(tile)], bool(window))
         values = VALUE_WIDTHS.get((table.library, int(width)), int(width))
-        form = (
-            at_most(TRITON_SPLITS[table.library]) if "triton" in source and table.library in TRITON_SPLITS else DECODE
-        )
+        form = TENSORRT_DECODE if older_tensorrt(table) else DECODE
+        if "triton" in source and table.library in TRITON_RULES:
+            form = by_rule(TRITON_RULES[table.library])
 
         def build(
             shapes: pandas.DataFrame,
@@ -108,17 +116,21 @@ def read_generation(table: Table) -> Iterator[Series]:
 
 
 def masked_multihead(table: Table, frame: pandas.DataFrame) -> "pandas.Series[bool]":
-    """Rows that TensorRT-LLM runs with one thread block per query head, although heads share keys.
+    """Rows that TensorRT-LLM runs with one thread block per query head, although heads share keys: `shares_heads`."""
+    shared = shares_heads(
+        frame["batch_size"],
+        frame["num_key_value_heads"],
+        frame["group"],
+        frame["context"],
+        frame["kv_cache_dtype"] == "fp8",
+        table.hardware.compute.units,
+    )
+    return frame["group"].between(TILES[0], TILES[2] - 1) & ~shared & older_tensorrt(table)
 
-    Its grouped kernel (XQA) takes a bf16 cache only with enough blocks of 128 keys to occupy a quarter of the device;
-    an fp8 cache always, and so do the kernels for Blackwell. Source: TensorRT-LLM, cpp/tensorrt_llm/kernels,
-    decoderXQAConstants.h and DecoderXQAImplJIT::mayHavePerfGain.
-    """
-    blocks = frame["batch_size"] * frame["num_key_value_heads"] * (frame["context"] // 128).clip(lower=1)
-    few = blocks * 4 < table.hardware.compute.units
-    grouped = frame["group"].between(TILES[0], TILES[2] - 1)
-    older = table.library == "trtllm" and table.hardware.generation != "blackwell"
-    return few & grouped & (frame["kv_cache_dtype"] != "fp8") & older
+
+def older_tensorrt(table: Table) -> bool:
+    """Whether a table is TensorRT-LLM's on a device before Blackwell, for which it has other kernels."""
+    return table.library == "trtllm" and table.hardware.generation not in WITHOUT_XQA
 
 
 def flag_aliased(rows: pandas.DataFrame, width: int, kv: str, hardware: Hardware) -> None:

@@ -14,6 +14,7 @@ import pandas
 from costmodel.fitting.series import Part, Series, arrays, by_columns, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag_outdone, flag_plateau, flag_spikes, require, series
 from costmodel.kernels.base import Kernel, replayed
+from costmodel.kernels.mla_decode import vllm_triton
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import mla
 from costmodel.step import Phase, Precision, Step
@@ -131,7 +132,7 @@ def read(table: Table, phase: Phase, module: bool) -> Iterator[Series]:
                 table,
                 some,
                 SHAPE,
-                builder(form_of_rows, run, phase, precision),
+                builder(form_of_rows, splitting(table, str(source), run), phase, precision),
                 family=f"mla-{phase}",
                 kernel=str(source),
                 instance=WHOLE
@@ -154,6 +155,18 @@ def chosen(table: Table, source: str, phase: Phase, module: bool) -> tuple[str, 
     if phase == "prefill" and table.library == "sglang":
         return ("absorbed", core) if source in ABSORBED else ("expanded", core_of_one_head)
     return "auto", core_with_rotation if table.library == "trtllm" else core
+
+
+def splitting(table: Table, source: str, run: Kernels) -> Kernels:
+    """The kernels with the rule by which vLLM's Triton kernel splits, if it is among them."""
+    if table.library != "vllm" or "triton" not in source.lower():
+        return run
+    form = vllm_triton(by_length=table.version not in EAGER)
+
+    def ruled(d: mla.Dims, step: Step, precision: Precision) -> Sequence[Kernel]:
+        return [one._replace(form=form) if one.family == form.family else one for one in run(d, step, precision)]
+
+    return ruled
 
 
 def builder(

@@ -1,0 +1,49 @@
+"""Where the fit of a kernel inside a measured module begins, and how far it may move from there.
+
+A module's time is the sum of its kernels' times, most of which were measured alone before. What its own measurements
+decide of them is what depends on where they run.
+"""
+
+from collections.abc import Mapping
+
+from costmodel.fitting.least_squares import Block
+
+HELD, LOOSE = 0.5, 2.0
+"""Shares of a prior spread: where a kernel is nearly what was found of it elsewhere, and where that says little."""
+MOVED: Mapping[str, Mapping[str, float]] = {
+    "gemm": {
+        **dict.fromkeys(("launch_s", "quantise_s"), LOOSE),
+        **dict.fromkeys(("tensor_efficiency", "memory_efficiency"), 1.0),
+        **dict.fromkeys(("l2_over_hbm", "l2_share", "block_bandwidth", "wave_weight", "overlap", "crowding"), HELD),
+        **dict.fromkeys(("block_s", "apart", "split_k", "split_s", "few_step", "few_block"), HELD),
+        **dict.fromkeys(("small_step", "small_block", "half_step", "half_block"), HELD),
+    }
+}
+"""What moves of the kernels that were fitted outside a module, by family (others: everything), as shares of the prior
+spreads.
+
+A product's launches depend on where it runs: alone, DeepGEMM on B200 takes 6 µs to begin and 8 µs to quantise, in a
+captured module about 2 and 5. How a product chooses and walks its tiles does not, but a module has few matrices, whose
+kernels are faster or slower than those of all others, and it finds more of them in L2.
+"""
+BEGUN_FROM = {"hca-prefill": "csa-prefill", "hca-decode": "csa-decode"}
+"""Modules that run the kernels of another one over other lists of rows, and whose fit begins where the other's ended:
+what few or short points of one leave open, those of the other may have shown. Both are named as their families."""
+
+STEADY = ("tensor_efficiency", "vector_efficiency", "step_s", "many")
+FIRM = 0.1
+"""What a tile takes once the loop over tiles runs, and the share of its prior spread that is left in a module that
+begins where another's fit ended: it is the compiled kernel's. A module's own lists of a few tiles show how they begin,
+and took for the price of every tile what their first ones cost more."""
+
+
+def within(one: Block, family: str, begun: bool = False) -> Block:
+    """A block of a module's kernel. One beside the family that is fitted starts from what was found outside the module
+    only, and of products most parameters stay as they are there, or near it; begun: the family's own starts where
+    another module's fit of the same compiled kernel ended."""
+    if one.key[0] == family:
+        firm = dict.fromkeys(STEADY if begun else (), FIRM)
+        return one._replace(spread={name: value * firm.get(name, 1.0) for name, value in one.spread.items()})
+    free = MOVED.get(one.key[0], dict.fromkeys(one.spread, 1.0))
+    spread = {name: value * free.get(name, 0.0) for name, value in one.spread.items()}
+    return one._replace(spread=spread, others=())
