@@ -13,12 +13,14 @@ import numpy
 
 from costmodel.errors import Impossible
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
-from costmodel.planning.curves import Curves, engine_curves
+from costmodel.planning.curves import Curves
 from costmodel.planning.engine_model import Array, EngineModel
+from costmodel.planning.engines import Engines
 from costmodel.planning.operating import Operating, at_point, decoding, operating, prefilling, settled
 from costmodel.planning.points import Candidate
 from costmodel.planning.question import Loaded
-from costmodel.planning.room import Room, room
+from costmodel.planning.room import Room
+from costmodel.planning.space import Task
 from costmodel.step import Step
 from costmodel.timing import Z80, StepTime, errors, expected, time_step
 
@@ -102,9 +104,12 @@ def roles_of(loaded: Loaded, plan: Candidate) -> list[Role]:
 
 def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Layout) -> Role:
     asked = loaded.question
-    engine = loaded.engine(plan.hw, plan.weights, plan.kv, plan.draft_tokens, layout)
+    task = Task(plan.hw, plan.weights, plan.kv, plan.draft_tokens, layout)
+    engines = Engines(loaded, [task])
+    if not engines.tasks:
+        loaded.engine(*task)  # which says why not
     settings = asked.settings(plan.hw, plan.budget, plan.draft_tokens)
-    held = room(engine, loaded.held(engine), loaded.results(engine), settings)
+    held = engines.room(settings).of(0)
     column = asked.budgets.index(plan.budget)
     places = numpy.minimum(held.sequences, settings.max_sequences)
     if places[column] < 1:
@@ -112,9 +117,10 @@ def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Lay
             f"{loaded.model.name} as {layout} on {plan.hw}: weights and buffers leave {held.free[column] / 2**30:.4g} "
             f"GiB for caches, and one sequence of {asked.work.context:.0f} tokens takes {held.each / 2**30:.4g} GiB"
         )
-    shared, stretch, most = loaded.whole(engine), loaded.stretch(engine), places.max(keepdims=True)
-    found = engine_curves([engine], [shared], [stretch], asked.work, most, settings.mixed).of(0)
-    return Role(name, engine, replicas, found, held, places, column, loaded.send_s(engine))
+    only = numpy.zeros(1, dtype=numpy.intp)
+    found = engines.curves(only, engines.times(only), places.max(keepdims=True)).of(0)
+    send_s = float(engines.send_s()[0])
+    return Role(name, loaded.engine(*task), replicas, found, held, places, column, send_s)
 
 
 def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], float] | None = None) -> State:

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
+from costmodel.algebra import Quantity
 from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput, Impossible, unknown
@@ -282,7 +283,7 @@ def quantised_products(kernels: Sequence[Kernel]) -> int:
     return sum(kernel.count for kernel in kernels if kernel.family == "gemm" and kernel.instance in QUANTISED)
 
 
-def host_of(host: HostTime, model: Architecture, products: int) -> dict[str, float]:
+def host_of(host: HostTime, model: Architecture, products: Quantity) -> dict[str, Quantity]:
     """What the host adds to an iteration with so many products of quantised activations."""
     of_layers = host.layer_s * len(model.layers) + host.moe_layer_s * _layers_of_experts(model)
     return {
