@@ -502,15 +502,17 @@ def test_formats_without_an_engine_are_the_reason_that_is_told() -> None:
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_chunks_that_find_no_room_warn_nobody() -> None:
-    assert planned(draft_tokens=[2], max_batched_tokens=[256], max_sequences=1024)[2].best
+@pytest.mark.parametrize("load_of", [{}, {"rate": None, "concurrency": 64}])
+def test_chunks_that_find_no_room_warn_nobody(load_of: dict[str, Any]) -> None:
+    assert planned(draft_tokens=[2], max_batched_tokens=[256], max_sequences=1024, **load_of)[2].best
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("--rate", "1/s", "--optimize", "speed"), "unknown objective 'speed'"),
-        (("--rate", "1/s", "--output", "1"), "answers of one token"),
+        (("--rate", "1/s", "--output", "1", "--tpot", "20ms"), "--tpot: answers of one token have no time per further"),
+        (("--concurrency", "4", "--output", "1"), "--concurrency: answers of one token are planned for a rate"),
         (("--rate", "1/s", "--prefix-hit", "0,1"), "'1' is not a share"),
         (("--rate", "1/s", "--prefix-hit", "half"), "'half' is not a share"),
         (("--rate", "1/s", "--weights", "fp9"), "did you mean 'fp8'"),

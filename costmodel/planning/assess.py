@@ -99,7 +99,8 @@ def roles_of(loaded: Loaded, plan: Candidate) -> list[Role]:
     if isinstance(layout, Disaggregated):
         parts = [("prefill", *layout.prefill), ("decode", *layout.decode)]
         return [_role(loaded, plan, name, replicas * plan.replicas, part) for name, replicas, part in parts]
-    return [_role(loaded, plan, "both", plan.replicas, layout)]
+    name = "prefill" if loaded.question.work.prefill_only else "both"
+    return [_role(loaded, plan, name, plan.replicas, layout)]
 
 
 def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Layout) -> Role:
@@ -119,7 +120,7 @@ def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Lay
         )
     only = numpy.zeros(1, dtype=numpy.intp)
     found = engines.curves(only, engines.times(only), places.max(keepdims=True)).of(0)
-    send_s = float(engines.send_s()[0])
+    send_s = 0.0 if asked.work.prefill_only else float(engines.send_s()[0])
     return Role(name, loaded.engine(*task), replicas, found, held, places, column, send_s)
 
 
@@ -133,6 +134,8 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
     }
     if len(roles) == 1:
         (role,) = roles
+        if work.prefill_only:
+            return _prefilling(loaded, role, at[role.name], moves.get((role.name, "prompt"), 1.0))
         found, column = at[role.name], role.column
         if work.rate is not None:
             n = settled(work.rate / role.engines, found, column)
@@ -186,6 +189,19 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
     limits = front.engines / own, limits[1]
     within = min(held[0], asked.usable * limits[0]), min(held[1], asked.usable * limits[1])
     return State(ttft, tpot, min(within), within, min(limits), n, share, load)
+
+
+def _prefilling(loaded: Loaded, role: Role, at: Operating, prompt: float) -> State:
+    """Engines that answer with the token that ends a prompt. at: where they work at every share of their time."""
+    asked, rate = loaded.question, loaded.question.work.rate
+    assert rate is not None
+    most = role.engines * float(at.rate[0, role.column] / at.n[0])
+    share = min(rate / most, 1.0)
+    there = role.at(loaded, prompt=prompt, share=numpy.array([max(share, 1e-6)]))
+    ttft = float(there.ttft_s[0, role.column])
+    held = role.engines * _within(at, role.column, 1.0, asked.level.ttft_s, None)
+    capacity = min(held, asked.usable * most)
+    return State(ttft, 0.0, capacity, (capacity,), most, rate / role.engines * ttft, share, rate)
 
 
 def _within(at: Operating, column: int, most: float, ttft_s: float | None, tpot_s: float | None) -> float:

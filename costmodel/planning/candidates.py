@@ -6,7 +6,6 @@ tasks are evaluated together, on arrays.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
@@ -16,8 +15,10 @@ from costmodel.planning.curves import Truths
 from costmodel.planning.engine_model import Array
 from costmodel.planning.engines import Engines, Times
 from costmodel.planning.operating import Operating, operating
-from costmodel.planning.points import LIMITS, Candidate, Points, fastest_first, plan_load, rises
-from costmodel.planning.pools import NO_POOLS, Pools, decode_pools, prefill_pools
+from costmodel.planning.outcomes import Outcome
+from costmodel.planning.points import LIMITS, Points, fastest_first, plan_load, rises
+from costmodel.planning.pools import decode_pools, prefill_pools
+from costmodel.planning.prefill_only import only_prefill
 from costmodel.planning.question import Loaded, Question
 from costmodel.planning.replicas import Fleet, holds
 from costmodel.planning.space import Task
@@ -27,28 +28,6 @@ BATCH = 256
 """Engines whose points are evaluated together, so that their arrays stay in the processor's caches."""
 DIVIDES = "the model does not divide"
 FITS = "memory: weights, buffers and one sequence do not fit"
-
-
-class Outcome(NamedTuple):
-    """What became of tasks that share device, formats and drafts.
-
-    excluded: for each the rule or bound that did it, empty where it was evaluated. points: evaluated ones, those whose
-    caches fit, and those of them within the service level. plans: the best. cloud: of each task, the points that no
-    other of it beats; frontier: those of all within the service level. prefill, decode: pools for disaggregation that
-    no other beats. closest: where there is no plan, what comes nearest to the service level.
-    """
-
-    tasks: tuple[Task, ...]
-    excluded: tuple[str, ...]
-    points: int = 0
-    fitting: int = 0
-    within: int = 0
-    plans: tuple[Candidate, ...] = ()
-    frontier: tuple[Candidate, ...] = ()
-    cloud: Points | None = None
-    prefill: Pools = NO_POOLS
-    decode: Pools = NO_POOLS
-    closest: Candidate | None = None
 
 
 def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True) -> list[Outcome]:
@@ -70,6 +49,8 @@ def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True) -> list
 
 def _evaluated(asked: Question, stack: Stack, outcome: Outcome) -> Outcome:
     """The outcome of engines side by side."""
+    if asked.work.prefill_only:
+        return only_prefill(asked, stack, outcome)
     if "aggregated" in asked.modes:
         at = operating(stack.model, asked.work, stack.curves, stack.places, stack.engines)
         outcome = _aggregated(asked, stack, at, outcome)
@@ -111,7 +92,7 @@ def _stack(loaded: Loaded, tasks: Sequence[Task], bounds: bool) -> tuple[Stack |
         numpy.array([float(layout.dp * layout.pp) for layout in layouts]),
         places[chosen],
         engines.curves(chosen, times, places[chosen].max(axis=1)),
-        engines.send_s()[chosen],
+        numpy.zeros(len(chosen)) if asked.work.prefill_only else engines.send_s()[chosen],
     )
     return stack, excluded
 

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from costmodel.errors import BadInput, unknown
-from costmodel.planning.candidates import BATCH, Outcome
+from costmodel.planning.candidates import BATCH
+from costmodel.planning.outcomes import Outcome
 from costmodel.planning.question import Question
 from costmodel.planning.search import Evaluator, evaluate_batch, here
 from costmodel.planning.space import Task

@@ -75,7 +75,7 @@ class Question(NamedTuple):
         if self.optimize not in OBJECTIVES:
             raise unknown("objective", self.optimize, OBJECTIVES)
         for mode in self.modes:
-            if mode not in MODES:
+            if mode not in (*MODES, PREFILL):
                 raise unknown("mode", mode, MODES)
         self.options.checked()
         for hw in self.engines:
@@ -113,6 +113,8 @@ class Question(NamedTuple):
 
 
 MODES = ("aggregated", "disaggregated")
+PREFILL = "prefill"
+"""The mode of engines that answer with one token, whatever was asked for."""
 
 
 class Loaded(NamedTuple):

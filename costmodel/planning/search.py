@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from costmodel.errors import Impossible
 from costmodel.parallel.remedies import remedies
-from costmodel.planning.candidates import FITS, Outcome, evaluate
+from costmodel.planning.candidates import FITS, evaluate
 from costmodel.planning.engines import Engines
+from costmodel.planning.outcomes import Outcome
 from costmodel.planning.pairing import paired
 from costmodel.planning.points import Candidate, Points, exceeded, rank, undominated
 from costmodel.planning.pools import joined
