@@ -71,19 +71,21 @@ def test_times_of_layouts_side_by_side_are_those_of_each_alone(
         for place in range(0, len(engines.tasks), 5):
             engine = known.engine(*engines.tasks[place])
             kind, N = kinds(engine.kernels), len(at.n)
-            tokens = of_kind(engine, at.tokens, kind, "token").plus(of_kind(engine, at.rows, kind, "row"))
-            own = of_kind(engine, at.decoding, kind, "")
+            tokens = of_kind(engine, at.tokens.all, kind, "token").plus(of_kind(engine, at.rows.all, kind, "row"))
+            own = of_kind(engine, at.decoding.all, kind, "")
             full = rows_of(tokens, slice(0, N)).plus(rows_of(own, slice(0, N))).total()
             assert found.decode[place] == pytest.approx(full, rel=1e-9)
             fewer = InParts(*(numpy.interp(at.n - 1.0, at.n, part, left=0.0) for part in rows_of(own, slice(0, N))))
             without = rows_of(tokens, slice(N, 2 * N)).plus(fewer).total()
             beside = InParts(*(numpy.repeat(part, at.left.shape[1]) for part in fewer))
-            mixed = rows_of(tokens, slice(2 * N, -1)).plus(of_kind(engine, at.prompts, kind, "")).plus(beside).total()
+            mixed = (
+                rows_of(tokens, slice(2 * N, -1)).plus(of_kind(engine, at.prompts.all, kind, "")).plus(beside).total()
+            )
             added = mixed.reshape(at.left.shape) - numpy.where(at.n > 1, without, 0.0)[:, None]
             assert found.added[place] == pytest.approx(numpy.where(at.left >= 1, added, numpy.inf), rel=1e-9)
             first, later = (
                 sum(roofline(kernel, engine.served.hardware) * kernel.exposed for kernel in engine.kernels(step))
-                for step in (at.decoding, at.prompts)
+                for step in (at.decoding.all, at.prompts.all)
             )
             assert found.token_peak[place] == pytest.approx(first[0], rel=1e-9)
             later = later.reshape(at.left.shape) * at.chunks / at.together

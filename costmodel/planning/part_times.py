@@ -19,7 +19,7 @@ from costmodel.kernels.grouped_gemm import GroupedGemm
 from costmodel.overlap import InParts, in_parts, split
 from costmodel.planning.deployment import quantised_products
 from costmodel.planning.engine_model import Array
-from costmodel.planning.kernel_kinds import KernelSource, Key, Kinds, named
+from costmodel.planning.kernel_kinds import KernelSource, Kinds, named
 from costmodel.planning.side_by_side import Indices, different_rows, some_rows
 from costmodel.planning.workload import Workload
 from costmodel.step import Step
@@ -31,6 +31,32 @@ POINTS = 64
 
 SAMPLE = 32.0
 """Sequences that decode where the groups of a model's kernels are compared with one another."""
+
+
+class Steps(NamedTuple):
+    """Many steps, of which some are the same. different: each once, a step of arrays; place: of each among these."""
+
+    different: Step
+    place: Indices
+
+    @property
+    def all(self) -> Step:
+        """Each in its place."""
+        B, S, P = (numpy.broadcast_to(part, self.different.tokens.shape)[self.place] for part in self.different[:3])
+        return self.different._replace(B=B, S=S, P=P)
+
+
+def steps(every: Step) -> Steps:
+    """Steps of arrays, each that is different once.
+
+    >>> found = steps(decode_step([2, 1, 2], 1, 5))
+    >>> found.different.B.tolist(), found.place.tolist(), found.all.P.tolist()
+    ([1.0, 2.0], [1, 0, 1], [5.0, 5.0, 5.0])
+    """
+    columns, place = numpy.unique(numpy.stack(numpy.broadcast_arrays(*every[:3])), axis=1, return_inverse=True)
+    # What is one number for all steps stays one: formulas are faster with it.
+    B, S, P = (column if numpy.ndim(part) else part for part, column in zip(every[:3], columns, strict=True))
+    return Steps(every._replace(B=B, S=S, P=P), place.ravel())
 
 
 class Grid(NamedTuple):
@@ -46,10 +72,10 @@ class Grid(NamedTuple):
     left: Array
     chunks: Array
     together: Array
-    tokens: Step
-    rows: Step
-    decoding: Step
-    prompts: Step
+    tokens: Steps
+    rows: Steps
+    decoding: Steps
+    prompts: Steps
 
 
 def grid(work: Workload, budgets: Sequence[int], most: int, draft_tokens: int, pace: float) -> Grid:
@@ -76,7 +102,7 @@ def grid(work: Workload, budgets: Sequence[int], most: int, draft_tokens: int, p
     prompts = Step(
         B=together.ravel(), S=size.ravel(), P=numpy.maximum(work.position - size / 2, 0.0).ravel(), phase="prefill"
     )
-    return Grid(n, left, chunks, together, tokens, rows, decoding, prompts)
+    return Grid(n, left, chunks, together, steps(tokens), steps(rows), steps(decoding), steps(prompts))
 
 
 class Price(NamedTuple):
@@ -224,19 +250,20 @@ def part_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices, lay
     """The times of a part. kernels: of so many layouts side by side. kind: which of them are token-wise, row-wise,
     neither."""
     N, C = at.together.shape
-    run = kernels(at.tokens)
-    found, size = named(run), len(at.tokens.B)
+    size = len(at.tokens.place)
     samples: dict[str, Array] = {}
-    shared, peak = _of_kind(found, kind, "token", prices, (layouts, size), samples)
-    if "row" in kind.values():
-        more, further = _of_kind(named(kernels(at.rows)), kind, "row", prices, (layouts, size), samples)
-        shared, peak = shared.plus(more), peak + further
+    shared, peak = nothing(layouts, size, hides=prices.hides), numpy.zeros((layouts, size))
+    for name, of_kind in (("token", at.tokens), ("row", at.rows)):
+        if name in kind.values():
+            more, further = _of_kind(kernels, kind, name, of_kind, prices, layouts, samples)
+            shared, peak = shared.plus(more), peak + further
     own, prompts = nothing(layouts, N, hides=prices.hides), nothing(layouts, N * C, hides=prices.hides)
     # One sequence decodes at first; one prompt alone is the first row of those beside others.
     first, later = peak[:, 0], peak[:, 2 * N : 2 * N + C]
-    if not all(key in kind for key in found):
-        decoding, of_decoding = _of_kind(named(kernels(at.decoding)), kind, "", prices, (layouts, N + 1), samples)
-        prompts, of_prompts = _of_kind(named(kernels(at.prompts)), kind, "", prices, (layouts, N * C), {})
+    run = kernels((at.tokens if "token" in kind.values() else at.decoding).different)
+    if not all(key in kind for key in named(run)):
+        decoding, of_decoding = _of_kind(kernels, kind, "", at.decoding, prices, layouts, samples)
+        prompts, of_prompts = _of_kind(kernels, kind, "", at.prompts, prices, layouts, {})
         own, first, later = (
             each(decoding, lambda part: part[:, :-1]),
             first + of_decoding[:, 0],
@@ -247,17 +274,19 @@ def part_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices, lay
 
 
 def _of_kind(
-    run: Mapping[Key, Kernel],
+    kernels: KernelSource,
     kind: Kinds,
     wanted: str,
+    at: Steps,
     prices: Prices,
-    shape: tuple[int, ...],
+    layouts: int,
     samples: dict[str, Array],
 ) -> tuple[InParts, Array]:
     """Expected seconds of the kernels of one kind, by layout and step, and those at the datasheet's peaks. samples:
     gets those of the last step of each group."""
+    shape = layouts, at.different.tokens.size
     (exposed, short, held), peak = nothing(*shape, hides=prices.hides), numpy.zeros(shape)
-    for key, kernel in run.items():
+    for key, kernel in named(kernels(at.different)).items():
         if kind.get(key, "") == wanted:
             one = prices.of(kernel)
             parts = split(kernel, one.expected * kernel.count)
@@ -267,9 +296,9 @@ def _of_kind(
                 held += parts.held
             peak += one.peak * kernel.exposed
             if kernel.group not in samples:
-                samples[kernel.group] = numpy.zeros(shape[0])
-            samples[kernel.group] += numpy.broadcast_to(parts.exposed, shape)[:, -1]
-    return InParts(exposed, short, held), peak
+                samples[kernel.group] = numpy.zeros(layouts)
+            samples[kernel.group] += numpy.broadcast_to(parts.exposed, shape)[:, at.place[-1]]
+    return each(InParts(exposed, short, held), lambda part: part[:, at.place]), peak[:, at.place]
 
 
 def nothing(*shape: int, hides: bool) -> InParts:
