@@ -44,9 +44,6 @@ class Rows(numpy.ndarray):
     def __int__(self) -> int:
         return int(self._agreed())
 
-    def __round__(self, digits: int | None = None) -> Any:
-        return round(self._agreed(), digits)
-
     def __format__(self, how: str) -> str:
         return format(self._agreed(), how)
 
