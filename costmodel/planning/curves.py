@@ -17,7 +17,8 @@ from costmodel.architecture import Architecture
 from costmodel.parallel.pipeline import Cut
 from costmodel.planning.deployment import host_of
 from costmodel.planning.engine_model import Array, EngineModel
-from costmodel.planning.part_times import Grid, PartTimes, each
+from costmodel.planning.grid import Grid
+from costmodel.planning.part_times import PartTimes, each
 from costmodel.planning.side_by_side import Indices
 from costmodel.planning.workload import Workload
 

@@ -17,8 +17,9 @@ from costmodel.parallel.placement import Placed, Stage, in_stages
 from costmodel.planning.curves import Curves, Whole, engine_curves, stage_shares, stretch, whole
 from costmodel.planning.deployment import Settings, stage_cache
 from costmodel.planning.engine_model import Array, EngineModel, Places, formats_of
+from costmodel.planning.grid import decode_step
 from costmodel.planning.kernel_kinds import KernelSource, kinds
-from costmodel.planning.part_times import PartTimes, decode_step, joined, part_times
+from costmodel.planning.part_times import PartTimes, joined, part_times
 from costmodel.planning.question import Loaded
 from costmodel.planning.room import Held, Room, chunk_step, largest_results, mean_bytes, room, written_bytes
 from costmodel.planning.side_by_side import Indices

@@ -16,8 +16,9 @@ from costmodel.parallel.pipeline import stage_cuts
 from costmodel.planning.deployment import LONGEST, Served, Settings
 from costmodel.planning.engine_constants import EngineConstants
 from costmodel.planning.engine_model import EngineModel, Places, places
+from costmodel.planning.grid import Grid, grid
 from costmodel.planning.measures import ServiceLevel
-from costmodel.planning.part_times import Grid, Prices, grid
+from costmodel.planning.part_times import Prices
 from costmodel.planning.spread import Spread, spread
 from costmodel.planning.workload import Workload
 from costmodel.prediction import loaded, make_precision

@@ -13,7 +13,7 @@ from costmodel.parallel.memory import VLLM
 from costmodel.planning.cache import SequenceCache
 from costmodel.planning.deployment import Settings
 from costmodel.planning.engine_model import Array
-from costmodel.planning.part_times import decode_step
+from costmodel.planning.grid import decode_step
 from costmodel.planning.workload import Workload
 from costmodel.step import Step
 
