@@ -56,6 +56,21 @@ def element_bytes(dtype: str) -> float:
         raise unknown("dtype", dtype, BYTES) from None
 
 
+TOKEN_SCALES = {"fp8_block": 1 + 4 / 128}
+
+
+def token_bytes(dtype: str) -> float:
+    """Bytes per element of activations that devices send one another, scales included: of fp8_block one fp32 scale for
+    every 128 channels of a token.
+
+    Source: deepseek-ai/DeepEP, csrc/kernels/internode_ll.cu (kNumPerChannels).
+
+    >>> token_bytes("fp8_block"), token_bytes("bf16")
+    (1.03125, 2)
+    """
+    return TOKEN_SCALES[dtype] if dtype in TOKEN_SCALES else element_bytes(dtype)
+
+
 def compute_dtype(activations: str, weights: str) -> str:
     """The dtype in which a GEMM multiplies: weights narrower than the activations are widened first.
 

@@ -7,7 +7,7 @@ import pytest
 
 from costmodel.ffns import moe
 from costmodel.hardware import load_hardware
-from costmodel.kernels.attention import PREFILL, Attention, attention, tile, unrotated
+from costmodel.kernels.attention import PREFILL, Attention, around, attention, tile, unrotated
 from costmodel.kernels.base import Form, Kernel
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.grouped_gemm import active_experts
@@ -86,6 +86,24 @@ def test_backward_of_equal_widths_is_two_and_a_half_forward() -> None:
     wide = attention("a", BASE._replace(dk=192))
     (gradient,) = wide.form.backward(wide)
     assert gradient.ideal.flops * (192 + 128) == wide.ideal.flops * (3 * 192 + 2 * 128)
+
+
+def test_gradients_pass_through_memory_between_three_launches() -> None:
+    """dO is read twice, δ written and read, dQ cleared, added up and read in fp32; nothing of it is ideal work."""
+    forward = attention("a", BASE)
+    (gradient,) = forward.form.backward(forward)
+    assert gradient.launches == forward.launches + 2
+    rows = 2 * 512 * 16
+    extra = rows * (2 * 128 + 2 * 4 + 3 * 4 * 128)
+    assert gradient.executed.hbm_bytes - gradient.ideal.hbm_bytes == extra
+    assert 0 < around(gradient.shape) < gradient.executed.hbm_bytes
+    assert around(forward.shape) == 0
+    # Softmax work between the products: twice that of the forward pass, in 2.5 times the products.
+    h100, priors = load_hardware("h100-sxm"), forward.form.priors()
+    once, again = (kernel.form.terms(kernel, h100, priors) for kernel in (forward, gradient))
+    assert again.special == 2 * once.special
+    assert again.tensor == 2.5 * once.tensor
+    assert again.launch > once.launch
 
 
 def test_tiles_are_those_of_flash_attention_3() -> None:

@@ -16,8 +16,8 @@ from costmodel.analysis.claims.curves import exponent, knee, slope
 from costmodel.analysis.claims.judging import CONDITIONAL, CONTRADICTED, REPRODUCED, UNSTATED, evaluate
 from costmodel.analysis.claims.quantities import QUANTITIES
 from costmodel.analysis.claims.record import changes, record_text, recorded
-from costmodel.analysis.claims.setups import SetUp, calibration_of, device_of, sequences
-from costmodel.analysis.claims.steps import _counted_kernels, kernels_of
+from costmodel.analysis.claims.setups import SetUp, calibration_of, device_of, model_of, precision_of, sequences
+from costmodel.analysis.claims.steps import _counted_kernels, kernels_of, time
 from costmodel.analysis.claims.values import Value, counted, cut, less, more
 from costmodel.analysis.claims.wording import commands
 from costmodel.calibration import find_calibration
@@ -26,8 +26,10 @@ from costmodel.errors import BadInput
 from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import Attention, attention
 from costmodel.mixers import gqa
+from costmodel.planning.engine_constants import engine_constants
 from costmodel.prediction import predict
 from costmodel.step import Precision, Step
+from costmodel.transfers import between_libraries
 
 KEYS = ["id", "mechanism", "source", "setup", "claimed", "predicted", "low", "high", "ratio", "verdict", "reason"]
 PAPERS = [
@@ -145,6 +147,23 @@ def test_a_condition_is_run_and_not_believed(tmp_path: Path) -> None:
     assert verdict(tmp_path, claimed=1_024_000, condition=wrong) == CONTRADICTED
     assert verdict(tmp_path, condition=wrong) == REPRODUCED  # as stated, it needs no condition
     assert verdict(tmp_path, unstated=["context"]) == UNSTATED
+
+
+def test_kernels_of_another_implementation_are_less_certain_and_no_other_time() -> None:
+    layer = {"kind": "gqa", "heads": 8, "kv_heads": 8, "head_dim": 128}
+    own = SetUp(mixer=layer, hardware="h100-sxm", context=4096, phase="prefill", kernels=("attention",))
+    of_another = time(own._replace(substitute=True))
+    assert of_another.value == time(own).value
+    spread = between_libraries()["prefill-attention"]
+    assert math.log(of_another.high / of_another.value) > 1.28 * spread
+    assert (time(own).basis, of_another.basis) == ("fitted", "transferred")
+
+
+def test_the_step_of_an_engine_is_as_uncertain_as_its_predictions_of_unseen_models() -> None:
+    step = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", context=1024, engine="vllm")
+    missed = engine_constants("vllm", load_hardware("h100-sxm")).spread["tpot"]
+    assert math.log(time(step).high / time(step).value) > 1.28 * missed
+    assert math.log(time(step._replace(engine="")).high / time(step._replace(engine="")).value) < 1.28 * missed
 
 
 def test_a_set_up_may_name_one_launch_of_a_scan() -> None:
@@ -442,3 +461,42 @@ def test_the_record_holds_every_claim_or_is_refused(tmp_path: Path) -> None:
     rows = judged(["kimi-cache"])
     (tmp_path / "verdicts.yaml").write_text(record_text(rows))
     assert yaml.safe_load((tmp_path / "verdicts.yaml").read_text())["verdicts"] == {"kimi-cache": REPRODUCED}
+
+
+def test_a_checkpoint_leaves_blocks_in_16_bit() -> None:
+    found = precision_of(
+        SetUp(architecture="glm-5.2", hardware="b300-sxm", weights="nvfp4", unquantised=("mixer", "shared_experts"))
+    )
+    assert [found.weight(role) for role in ("mixer", "shared_experts", "experts", "ffn")] == [
+        "bf16",
+        "bf16",
+        "nvfp4",
+        "nvfp4",
+    ]
+    assert (found.operand("mixer"), found.operand("experts")) == ("bf16", "nvfp4")
+
+
+def test_the_layer_that_drafts_runs_as_one_more() -> None:
+    plain = SetUp(architecture="glm-5.2", hardware="b300-sxm", phase="prefill", context=8192)
+    drafting = plain._replace(drafter=True)
+    layers, more_layers = model_of(plain).layers, model_of(drafting).layers
+    assert more_layers == (*layers, ("attn", "moe"))
+    assert 1.01 < time(drafting).value / time(plain).value < 1.03
+    with pytest.raises(BadInput, match="no layer that predicts further tokens"):
+        model_of(SetUp(architecture="qwen3-8b", drafter=True))
+
+
+def test_no_command_is_told_that_would_run_something_else() -> None:
+    [claim] = load_claims(["glm52-prefill"])
+    assert not any(text.startswith("costmodel predict") for text in commands(claim))
+    plain = claim._replace(setup=claim.setup._replace(unquantised=(), drafter=False))
+    assert any(text.startswith("costmodel predict") for text in commands(plain))
+
+
+def test_a_role_that_no_model_has_is_told(tmp_path: Path) -> None:
+    text = (claim_files()[0].parent.parent / "deepseek-v3.2" / "claims.yaml").read_text(encoding="utf-8")
+    (tmp_path / "claims.yaml").write_text(
+        text.replace("unquantised: [mixer]", "unquantised: [mixers]"), encoding="utf-8"
+    )
+    with pytest.raises(BadInput, match=r"unquantised: unknown role of weights 'mixers'"):
+        read_claims(tmp_path / "claims.yaml")

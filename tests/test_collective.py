@@ -158,8 +158,8 @@ def test_low_latency_mode_copies_per_expert_and_normal_mode_per_device() -> None
     dispatch, combine = read("wideep_deepep_ll", "sglang", low)
     assert (dispatch.seconds[0], combine.seconds[0]) == (pytest.approx(2e-5), pytest.approx(4e-5))
     sent, back = (s.parts(numpy.array([0]))[0].kernels[0].ideal.network[0] for s in (dispatch, combine))
-    assert sent == 64 * 4096 * 8 * 7 / 8  # fp8, 7 of 8 experts elsewhere
-    assert back == 2 * sent  # bf16
+    assert sent == (64 * 4096 + 64 * 4096 * 4 / 128) * 8 * 7 / 8  # fp8 and its scales, 7 of 8 experts elsewhere
+    assert back == 64 * 4096 * 2 * 8 * 7 / 8  # bf16
     normal = {
         **DEEPEP,
         "num_experts": 256,

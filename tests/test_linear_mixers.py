@@ -241,6 +241,17 @@ def test_bytes_of_the_mamba2_pipeline() -> None:
         assert moved(replace(MAMBA, G=G), S, "ideal") == ((4 * 64 + 2) * 80 + 4 * 128 * G) * S
 
 
+def test_without_a_norm_mamba2_s_scan_applies_the_gate() -> None:
+    """z is read and the result written before and after the gate; the norm's kernel and scale are gone."""
+    S, D, alone = 2560, 2560, replace(MAMBA, norm=False)
+    inner = 2 * 80 * 64 * S
+    assert moved(alone, S) - moved(MAMBA, S) == 2 * inner
+    assert moved(alone, S, "ideal") - moved(MAMBA, S, "ideal") == inner
+    step = Step(B=1, S=S, P=0)
+    assert "gated norm" not in {kernel.name for kernel in mamba2.kernels(alone, D, step, BF16)}
+    assert mamba2.extra_parameters(MAMBA, D) - mamba2.extra_parameters(alone, D) == 80 * 64
+
+
 def test_bytes_of_the_rwkv7_pipeline() -> None:
     # cumsum 640; four C × C products 1728; inverse, w, u 128 + 640; states 1280; output 1088
     assert moved(RWKV, 1600) == 5504 * 1600 * 40

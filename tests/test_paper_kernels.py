@@ -11,7 +11,7 @@ from costmodel.analysis.comparisons import papers_folder
 from costmodel.calibration import read_calibration
 from costmodel.errors import BadInput
 from validation import paper_kernels
-from validation.paper_kernels import entries, measured, series_of, split_claims
+from validation.paper_kernels import entries, measured, published_claims, series_of, split_claims
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,26 @@ def test_every_file_says_which_claims_gave_its_parameters(split: dict[Path, list
 
 def test_no_file_is_left_that_no_claim_names(split: dict[Path, list[Claim]]) -> None:
     found = {path for path in papers_folder().glob("*/*.yaml") if "paper_kernels" in path.read_text(encoding="utf-8")}
-    assert found == set(split)
+    assert found == set(split) | set(published_claims())
+
+
+def test_no_claim_is_judged_by_numbers_that_gave_its_parameters() -> None:
+    giving = {path.resolve(): claims for path, claims in published_claims().items()}
+    asking = [claim for claim in load_claims() if claim.setup.calibration]
+    assert giving
+    assert {Path(claim.setup.calibration).resolve() for claim in asking} == set(giving)
+    for claim in asking:
+        given = giving[Path(claim.setup.calibration).resolve()]
+        assert claim.paper not in {other.paper for other in given}
+        assert claim.mechanism in {other.mechanism for other in given}
+        assert claim.setup.hardware in {other.setup.hardware for other in given}
+
+
+def test_all_numbers_of_published_tables_give_parameters() -> None:
+    [(path, claims)] = published_claims().items()
+    header = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    assert header["notice"] == f"Fitted to all numbers of {', '.join(claim.id for claim in claims)}."
+    assert sum(entry.fit.points for entry in entries(claims, whole=True)) == sum(len(claim.claimed) for claim in claims)
 
 
 def test_a_file_holds_the_fit_of_the_numbers_that_gave_it(split: dict[Path, list[Claim]]) -> None:

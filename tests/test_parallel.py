@@ -264,8 +264,8 @@ def test_tokens_travel_to_their_experts_and_back() -> None:
     found = exchanged("deepseek-v3", "dp64ep64", step)
     dispatch, combine = found["dispatch", "moe"], found["combine", "moe"]
     assert dispatch.count == combine.count == 58
-    # One token on this device, 8 of its choices of which 1/64 stay; fp8 there, 16 bit back.
-    assert dispatch.work.network == pytest.approx(7168 * 8 * 63 / 64, rel=1e-3)
+    # One token on this device, 8 of its choices of which 1/64 stay; fp8 with a scale for 128 there, 16 bit back.
+    assert dispatch.work.network == (7168 + 4 * 7168 / 128) * 8 * 63 / 64
     assert combine.work.network == 2 * 7168 * 8 * 63 / 64
     assert not [key for key, kernel in found.items() if kernel.shape.op == "all_reduce"]
 
@@ -275,7 +275,7 @@ def test_large_batches_send_one_copy_to_each_domain() -> None:
     # Four domains with two of eight groups each. A token of 8 choices is limited to 4 groups: in 15 of 70 cases
     # none of them is in a given domain, in 40 one, which all choices miss with (3/4)^8, and in 15 both.
     copies = 3 * (1 - (15 + 40 * (3 / 4) ** 8 + 15 * (2 / 4) ** 8) / 70)
-    assert found["dispatch", "moe"].work.network == pytest.approx(4096 * 7168 * copies, rel=1e-3)
+    assert found["dispatch", "moe"].work.network == pytest.approx(4096 * 7168 * (1 + 4 / 128) * copies, rel=1e-3)
     inside = exchanged("deepseek-v3", "dp8ep8", Step(B=8, S=4096, P=0))
     assert inside["combine", "moe"].work.network == pytest.approx(4096 * 7168 * 2 * 7 * 4 / 8 * (1 - (3 / 4) ** 8))
     # Without groups a token reaches each of the other domains with 1 − (3/4)^8.

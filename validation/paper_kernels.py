@@ -5,6 +5,10 @@ Triton, FlashAttention-2 on Hopper), is split as measured kernels are: every sec
 parameters of its form, by the fit of `costmodel calibrate`; the others judge them. A claim asks for it with a condition
 that is `split` and names a calibration file; this writes the file beside the claim. Claims of one file whose kernels
 are of the same instance share a fit.
+
+Where the claims of another source rest on the kernel, every number of the tables gives its parameters: `published` in
+the tables' file of claims names them and a calibration file, and set-ups of the other source name that file. None of
+the numbers by which a claim is judged gave its parameters.
 """
 
 from collections.abc import Iterable
@@ -14,7 +18,7 @@ import numpy
 import pandas
 
 from costmodel.analysis.claims import Claim, load_claims
-from costmodel.analysis.claims.files import UNITS
+from costmodel.analysis.claims.files import UNITS, published_tables
 from costmodel.analysis.claims.setups import SetUp, calibration_of, device_of, sequences
 from costmodel.analysis.claims.steps import kernels_of, new_tokens_of
 from costmodel.analysis.comparisons import papers_folder
@@ -43,15 +47,23 @@ def split_claims() -> dict[Path, list[Claim]]:
     return found
 
 
-def measured(claim: Claim) -> list[tuple[SetUp, float]]:
-    """The set-ups of the numbers that give parameters, with the seconds of their kernels that the claim states."""
-    assert claim.condition is not None
-    changes = {**claim.condition.setup, "calibration": ""}
-    setups = [claim.setup.changed(point).changed(changes) for point in claim.points]
+def published_claims() -> dict[Path, list[Claim]]:
+    """The claims whose numbers all give parameters for other sources' claims, by the calibration file."""
+    return {path: load_claims(ids) for path, ids in published_tables().items()}
+
+
+def measured(claim: Claim, whole: bool = False) -> list[tuple[SetUp, float]]:
+    """The set-ups of the numbers that give parameters, with the seconds of their kernels that the claim states.
+
+    whole: every number gives them, under the set-up as stated; else every second one, under the condition.
+    """
+    condition = {} if claim.condition is None or whole else claim.condition.setup
+    setups = [claim.setup.changed(point).changed({**condition, "calibration": ""}) for point in claim.points]
     numbers = [value * UNITS[claim.unit] for value in claim.claimed]
+    every = 1 if whole else 2
     return [
         (setup, seconds(claim.quantity, setup, number) - setup.host_s)
-        for setup, number in zip(setups[::2], numbers[::2], strict=True)
+        for setup, number in zip(setups[::every], numbers[::every], strict=True)
     ]
 
 
@@ -66,9 +78,9 @@ def seconds(quantity: str, setup: SetUp, value: float) -> float:
     raise BadInput(f"{quantity}: a table of it gives no parameters")
 
 
-def series_of(claim: Claim) -> Series:
+def series_of(claim: Claim, whole: bool = False) -> Series:
     """The numbers of a claim that give parameters, as a table of one kernel."""
-    setups, times = zip(*measured(claim), strict=True)
+    setups, times = zip(*measured(claim, whole), strict=True)
     kernels = [tuple(kernels_of(setup)) for setup in setups]
     last = kernels[0][-1]
 
@@ -91,18 +103,18 @@ def series_of(claim: Claim) -> Series:
     )
 
 
-def entries(claims: Iterable[Claim]) -> list[Entry]:
+def entries(claims: Iterable[Claim], whole: bool = False) -> list[Entry]:
     """The fits of the claims' kernels, one for each instance."""
     together: dict[str, list[Claim]] = {}
     for claim in claims:
-        together.setdefault(series_of(claim).instance, []).append(claim)
-    return [fitted(same) for same in together.values()]
+        together.setdefault(series_of(claim, whole).instance, []).append(claim)
+    return [fitted(same, whole) for same in together.values()]
 
 
-def fitted(claims: list[Claim]) -> Entry:
+def fitted(claims: list[Claim], whole: bool = False) -> Entry:
     """The fit of one kernel instance to the numbers that give its parameters."""
-    tables = [series_of(claim) for claim in claims]
-    first = measured(claims[0])[0][0]
+    tables = [series_of(claim, whole) for claim in claims]
+    first = measured(claims[0], whole)[0][0]
     known = calibration_of(first)
 
     def lookup(kernel: Kernel) -> Fit:
@@ -120,7 +132,7 @@ def every(table: Series) -> Indices:
     return numpy.arange(len(table.seconds))
 
 
-def text_of(path: Path, claims: list[Claim]) -> str:
+def text_of(path: Path, claims: list[Claim], whole: bool = False) -> str:
     """The calibration file of some claims."""
     hardware = claims[0].setup.hardware
     header = Header(
@@ -129,17 +141,19 @@ def text_of(path: Path, claims: list[Claim]) -> str:
         library=path.stem,
         version="",
         source="; ".join(dict.fromkeys(claim.source for claim in claims)),
-        notice=f"Fitted to every second number, from the first, of {', '.join(claim.id for claim in claims)}.",
+        notice=f"Fitted to {'all numbers' if whole else 'every second number, from the first,'} of "
+        f"{', '.join(claim.id for claim in claims)}.",
         command="python -m validation.paper_kernels",
     )
-    return calibration_text(header, [entry_mapping(entry) for entry in entries(claims)])
+    return calibration_text(header, [entry_mapping(entry) for entry in entries(claims, whole)])
 
 
 def main() -> None:
     """Write every file."""
-    for path, claims in split_claims().items():
-        write_atomically(path, text_of(path, claims).encode())
-        print(f"{path.parent.name}/{path.name}: {', '.join(claim.id for claim in claims)}")
+    for whole, files in ((False, split_claims()), (True, published_claims())):
+        for path, claims in files.items():
+            write_atomically(path, text_of(path, claims, whole).encode())
+            print(f"{path.parent.name}/{path.name}: {', '.join(claim.id for claim in claims)}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Attention(NamedTuple):
     (part of) the keys (K = V); row_bytes: bytes of a key with its value, per key head, where a cache layout mixes
     dtypes; c: tokens of a chunk, outside which a query sees nothing, or None; passes: FLOPs of a pair over those of the
     forward pass. appends: the new keys and values are written into a cache first, which training does not have.
+    backward: the kernel is that of the gradients.
     """
 
     B: Quantity
@@ -57,6 +58,7 @@ class Attention(NamedTuple):
     c: Quantity | None = None
     passes: Quantity = 1
     appends: bool = True
+    backward: bool = False
 
     @property
     def length(self) -> Quantity:
@@ -160,34 +162,64 @@ def grid(a: Attention) -> Grid:
     return Grid(blocks=a.B * a.H * ceil_div(a.S, rows), chain_steps=ceil_div(longest, columns))
 
 
+SOFTMAX_BACKWARD = 2
+"""Work on a score between the products of the backward pass over that of the forward pass: P = exp(S − LSE) once more,
+then P ∘ (dP − δ), and both P and dS are rounded and stored to shared memory, from where the products read them.
+
+Source: Dao-AILab/flash-attention, csrc/flash_attn/src/flash_bwd_kernel.h."""
+
+
 def backward(kernel: Kernel) -> tuple[Kernel, ...]:
     """Five products instead of two: S = QKᵀ again, dP = dO·Vᵀ, dV = Pᵀ·dO, dQ = dS·K, dK = dSᵀ·Q.
 
-    For dk = dv that is 2.5 times the forward FLOPs (FlashAttention-2, arXiv:2307.08691, section 4.1).
+    For dk = dv that is 2.5 times the forward FLOPs (FlashAttention-2, arXiv:2307.08691, section 4.1). Of full attention
+    they are one launch of three: before it δ = rowsum(dO ∘ O), after it dQ, which thread blocks of other keys have
+    added up in fp32, is rounded.
     """
     a: Attention = kernel.shape
     ideal, executed = kernel.ideal, kernel.executed
     widen = (3 * a.dk + 2 * a.dv) / (a.dk + a.dv)
 
-    def products(forward: Work) -> Work:
+    def products(forward: Work, around: tuple[Quantity, Quantity] = (0, 0)) -> Work:
         return Work(
             tensor={dtype: flops * widen for dtype, flops in forward.tensor.items()},
-            vector=forward.vector * 2,
+            vector=forward.vector * SOFTMAX_BACKWARD,
             special=forward.special,
             # Q, K, V, O, dO in; dQ, dK, dV out.
-            read=forward.read + 2 * forward.written,
-            written=forward.read,
+            read=forward.read + 2 * forward.written + around[0],
+            written=forward.read + around[1],
             l2=forward.l2 * 2.5,
         )
 
+    same = isinstance(a, Attention)
     return (
         kernel._replace(
             name=f"{kernel.name} backward",
             ideal=products(ideal),
-            executed=products(executed),
-            shape=a._replace(passes=widen) if isinstance(a, Attention) else a,
+            executed=products(executed, handed_over(a) if same else (0, 0)),
+            shape=a._replace(passes=widen, backward=True) if same else a,
+            launches=kernel.launches + 2 if same else kernel.launches,
         ),
     )
+
+
+def handed_over(a: Attention) -> tuple[Quantity, Quantity]:
+    """Bytes read and written between the three launches of a backward pass: dO again and δ, and dQ in fp32, which is
+    cleared, added up and read back.
+
+    Source: Dao-AILab/flash-attention, csrc/flash_attn/src/flash_bwd_preprocess_kernel.h.
+    """
+    rows = a.B * a.S * a.H
+    sums = 4 * rows * a.dk
+    return rows * (2 * a.dv + 4) + sums, 4 * rows + 2 * sums
+
+
+def around(a: Attention) -> Quantity:
+    """Bytes of the two launches around the products of a backward pass, which do nothing else.
+
+    Before: O and dO in, δ out, dQ cleared. After: dQ in fp32 in, rounded out.
+    """
+    return a.B * a.S * a.H * (4 * a.dv + 4 + 4 * a.dk + 6 * a.dk) if a.backward else 0
 
 
 APPEND_THREADS = 512
@@ -235,7 +267,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     width = a.dk + a.dv
     peak = hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"]
     special_peak = hardware.special_peak
-    results = pairs * (2 if a.softcap else 1)
+    results = pairs * (2 if a.softcap else 1) * (SOFTMAX_BACKWARD if a.backward else 1)
     possible = maximum(minimum(units / tiles, longest / (STEP * SPLIT_STEPS)), 1.0)
     splits = 1.0 + theta["splitting"] * where(tiles < SPLIT_BELOW * units, possible - 1.0, 0.0)
     combined = 1.0 - 1.0 / splits
@@ -245,13 +277,14 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     return Terms(
         tensor=pairs * (2 * width * a.passes) * idle / peak,
         special=results * idle / (special_peak * theta["special_efficiency"]) if special_peak else 0.0,
-        memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes),
+        memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes - around(a)),
         chain=longest * (2 * width * a.passes) * units * theta["alone"] / (peak * splits),
         launch=theta["launch_s"] * kernel.launches
         + rounds * theta["block_s"]
         + combined * SPLIT_S
         + partials / (bandwidth * theta["l2_over_hbm"])
         + append_seconds(kernel, hardware, theta)
+        + memory_seconds(kernel, hardware, theta, around(a))
         + exposed,
         overlap=theta["overlap"],
     )

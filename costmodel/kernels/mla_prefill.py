@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from costmodel.algebra import Quantity, ceil_div, maximum, nominal, power, root
 from costmodel.hardware import Hardware
-from costmodel.kernels.attention import Attention, attention, backward
+from costmodel.kernels.attention import SOFTMAX_BACKWARD, Attention, attention, backward
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, memory_seconds, waves
 from costmodel.pairs import executed_causal
 
@@ -62,7 +62,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     products = 2 * rows * keys * (a.dk + a.dv) * a.passes / peak
     special = hardware.special_peak
     if special:
-        exponentials = rows * keys / (special * theta["special_efficiency"] / units)
+        scores = rows * keys * (SOFTMAX_BACKWARD if a.backward else 1)
+        exponentials = scores / (special * theta["special_efficiency"] / units)
         step = root(power(products, SOFTMAX_OVERLAP) + power(exponentials, SOFTMAX_OVERLAP), SOFTMAX_OVERLAP)
     else:
         step = products

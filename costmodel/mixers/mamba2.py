@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from costmodel.algebra import Quantity, ceil_div
-from costmodel.dims import choice, dim
+from costmodel.dims import choice, dim, flag
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.kernels.base import Kernel
@@ -62,11 +62,13 @@ class Dims:
     conv: int = dim("conv", "taps of the short convolution on x, B and C", 4)
     C: int = dim("chunk", "tokens of a chunk", 256)
     state_dtype: str = choice("state_dtype", "number format of the state", "fp32", ("fp32", "bf16"))
+    norm: bool = flag("gated_norm", "an RMSNorm of the gated output; without it the scan applies the gate z", True)
 
 
 EXAMPLES = (
     Dims(H=4, p=8, N=8, G=2, C=8),
     Dims(H=3, p=4, N=6, conv=3, C=5),
+    Dims(H=2, p=4, N=4, C=4, norm=False),
 )
 
 
@@ -90,12 +92,12 @@ def projections(d: Dims, D: Quantity) -> tuple[Projection, ...]:
 
 def extra_parameters(d: Dims, D: Quantity) -> Quantity:
     """Convolution taps and biases; A, D and the bias of Δ per head; the scale of the gated norm."""
-    return channels(d) * (d.conv + 1) + 3 * d.H + d.H * d.p
+    return channels(d) * (d.conv + 1) + 3 * d.H + (d.H * d.p if d.norm else 0)
 
 
 def partial_sums(d: Dims, D: Quantity, ways: int) -> tuple[PartialSum, ...]:
     """The gated norm is over a group's channels, which one device has unless groups are copied."""
-    return (NORM_OF_ALL_HEADS,) if d.G % ways else ()
+    return (NORM_OF_ALL_HEADS,) if d.norm and d.G % ways else ()
 
 
 def cache(d: Dims, precision: Precision) -> Cache:
@@ -109,7 +111,8 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
 
     Bytes in bf16: 6p + 26 + 12·N·p/C per token and head, 8N + 8C per token and group; a fused pass would move
     4p + 2 and 4N. C·Bᵀ is computed without a causal skip; the decays inside a chunk take one exp per computed
-    pair and head, which rivals the products on devices with fast matrix engines.
+    pair and head, which rivals the products on devices with fast matrix engines. A gate without a norm is applied by
+    the last launch, which reads z and writes its result before and after the gate (ssd_chunk_scan.py, out_x).
     """
     e = precision.hidden_bytes
     chunks = Scan("mamba2", step.B, step.S, d.H, d.N, d.p, d.C, precision.hidden, element_bytes(d.state_dtype))
@@ -121,6 +124,8 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     cb, again = size("B G square", s) * 4, (d.H - d.G) * size("B square", s) * 4
     states, passed = size("B n H N p", s) * 4, size("B n H N p", s) * e
     state = size("B H N p", s) * element_bytes(d.state_dtype)
+    gate = 0 if d.norm else x
+    gated = 0 if d.norm else size("B S H p", s)
     through_state = (dot("B S H N p", s), dot("B padded H N p", s))
     stages = [
         chunk_kernel(
@@ -166,11 +171,11 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
             chunks,
             through_state,
             (dot("B H pairs p", s), dot("B H causal p", s)),
-            needed=(0, x),
-            moved=(x + b + cb + passed + 2 * decay, x),
+            needed=(gate, x),
+            moved=(x + b + cb + passed + 2 * decay + gate, x + gate),
             reread=again,  # every head of a group reads its C·Bᵀ
-            vector=4 * size("B H causal", s) + 2 * size("B padded H p", s),
-            special=size("B H causal", s) + size("B padded H", s),
+            vector=4 * size("B H causal", s) + 2 * size("B padded H p", s) + 2 * gated,
+            special=size("B H causal", s) + size("B padded H", s) + gated,
         ),
     ]
     return [whole("chunk scan", stages)]
@@ -180,14 +185,15 @@ def stepwise(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     """Decode: selective_state_update, token by token."""
     e = precision.hidden_bytes
     heads = step.tokens * d.H
+    gate = 0 if d.norm else d.p
     return [
         recurrent_step(
             "recurrent step",
             Recurrence("mamba2", step.B, step.S, d.H, d.N, d.p, OPERATIONS, element_bytes(d.state_dtype)),
-            read=heads * (d.p + 1) * e + 2 * step.tokens * d.G * d.N * e,
+            read=heads * (d.p + 1 + gate) * e + 2 * step.tokens * d.G * d.N * e,
             written=heads * d.p * e,
-            vector=heads * (3 * d.p + 4),
-            special=3 * heads,
+            vector=heads * (3 * d.p + 4 + 2 * gate),
+            special=heads * (3 + gate),
         )
     ]
 
@@ -200,6 +206,6 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
         projection(into, step, precision),
         short_conv("short conv", conv, update=step.decoding),
         *(stepwise(d, step, precision) if step.decoding else scan(d, step, precision)),
-        gated_norm("gated norm", d.H * d.p, step, precision),
+        *([gated_norm("gated norm", d.H * d.p, step, precision)] if d.norm else []),
         projection(out, step, precision),
     ]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, minimum
 from costmodel.architecture import Block, branches
-from costmodel.dtypes import element_bytes
+from costmodel.dtypes import token_bytes
 from costmodel.errors import Impossible
 from costmodel.ffns import moe
 from costmodel.hardware import Hardware
@@ -172,7 +172,7 @@ class Exchanger(NamedTuple):
             d: moe.PlacedDims = block.dims
             width = self.placed.whole.D if d.latent is None else d.latent
             tokens, at = ceil_div(self.step.tokens, d.place.parts), d.place
-            sent = element_bytes(self.precision.operand("experts"))
+            sent = token_bytes(self.precision.operand("experts"))
             back = self.precision.hidden_bytes
             if at.gathered:
                 total = tokens * at.ep * width

@@ -6,6 +6,8 @@ source: where they stand
 tolerance: 0.15                # how far a predicted number may be from the claimed one, as a share of it
 setups:                        # named set-ups that claims start from, see `setups.SetUp`
   node: {architecture: kimi-linear-48b-a3b, hardware: h800, layout: tp8}
+published:                     # tables of a kernel that nobody else measured: for claims of other sources, all numbers
+  fa2-h100.yaml: [fa2-h100-full]         # of these claims give its parameters, written to this file
 claims:
 - id: kimi-prefill
   mechanism: kda               # what the claim is about, in words
@@ -40,7 +42,7 @@ from costmodel.errors import unknown
 from costmodel.loading import Problems, read_mapping
 
 FILE = "claims.yaml"
-FIELDS = ("schema", "title", "source", "tolerance", "setups", "claims")
+FIELDS = ("schema", "title", "source", "tolerance", "setups", "published", "claims")
 CLAIM_FIELDS = (
     "id",
     "mechanism",
@@ -184,6 +186,15 @@ def read_claims(path: Path) -> list[Claim]:
         seen.add(claim.id)
         found.append(claim)
     problems.raise_if_any()
+    return found
+
+
+def published_tables() -> dict[Path, list[str]]:
+    """The claims whose numbers all give a kernel's parameters for other sources' claims, by the calibration file."""
+    found: dict[Path, list[str]] = {}
+    for path in claim_files():
+        for name, ids in (read_mapping(path).get("published") or {}).items():
+            found[path.parent / str(name)] = [str(item) for item in ids]
     return found
 
 

@@ -50,7 +50,7 @@ OF_ONE_STEP = (
 
 
 def _generated(setup: SetUp) -> dict[str, Any]:
-    _refuse(setup, "a generation", (*OF_ONE_STEP, "layout", "engine", "engine_set"))
+    _refuse(setup, "a generation", (*OF_ONE_STEP, "layout", "engine", "engine_set", "unquantised"))
     return generate(
         model_of(setup),
         device_of(setup),

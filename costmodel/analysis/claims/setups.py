@@ -12,7 +12,7 @@ from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.loading import Problems
 from costmodel.mixers import mixer
-from costmodel.model_file import load_architecture, read_dims
+from costmodel.model_file import ROLES, load_architecture, read_dims
 from costmodel.parallel.layout import Layout, parse_layout
 from costmodel.parallel.memory import max_concurrency
 from costmodel.parallel.placement import place
@@ -34,8 +34,12 @@ class SetUp(NamedTuple):
     architecture's file) of width d_model. full_attention: the same model with full attention in every layer.
     settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's; those of
     Ampere multiply by `mma.sync`, wherever they run. calibration: instead, a file beside the claim with parameters of
-    the claim's own kernels, fitted to other numbers of its tables (`validation/paper_kernels.py`).
+    the claim's own kernels, fitted to other numbers of its tables, or to another source's tables, in whose folder it is
+    (`validation/paper_kernels.py`).
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
+    unquantised: roles whose weights `weights` leaves in 16 bit, as in an architecture's file (a checkpoint in nvfp4
+    most often keeps `mixer`). drafter: the layers that predict further tokens run over the step's tokens as well, as in
+    the prefill of an engine that drafts with them (without the 2D → D matrix before each).
     quantised: activations arrive in the format of the products, so that no quantisation is timed.
     new_tokens: of the step, None: one in decode, the whole context in prefill. library: whose kernels run (none:
     the engine's). kernels: only these, by name, family or block; without: not these. part: forward, backward or
@@ -49,16 +53,19 @@ class SetUp(NamedTuple):
     mixer: Mapping[str, Any] | None = None
     d_model: int = 4096
     full_attention: bool = False
+    drafter: bool = False
     settings: tuple[str, ...] = ()
     hardware: str = ""
     library: str | None = None
     calibrated_on: str = ""
     calibration: str = ""
+    substitute: bool = False
     layout: str = ""
     overlap: float = 0.0
     imbalance: float = 1.0
     exchange_units: int | None = None
     weights: str | None = None
+    unquantised: tuple[str, ...] = ()
     kv: str | None = None
     activations: str | None = None
     caches: str = "served"
@@ -102,13 +109,13 @@ class SetUp(NamedTuple):
 
 
 FILES = ("architecture", "calibration")
-LISTS = ("settings", "kernels", "without", "engine_set", "contexts")
+LISTS = ("settings", "kernels", "without", "engine_set", "contexts", "unquantised")
 CHOICES = {
     "caches": ("served", "benchmarked"),
     "phase": ("prefill", "decode", "train"),
     "part": ("forward", "backward", "both"),
 }
-FLAGS = ("full_attention", "quantised")
+FLAGS = ("full_attention", "drafter", "quantised", "substitute")
 WHOLE = (
     "context",
     "tokens",
@@ -139,6 +146,9 @@ def entry(problems: Problems, name: str, value: Any, place: str, folder: Path) -
         if not isinstance(value, list):
             problems.add(f"{place}: {str(value)[:60]!r} is not a list")
             return ()
+        for item in value if name == "unquantised" else ():
+            if item not in ROLES:
+                problems.add(f"{place}: {unknown('role of weights', str(item), ROLES)}")
         return tuple(problems.whole_number(item, place) if name == "contexts" else str(item) for item in value)
     if value is None:
         return SetUp._field_defaults[name]
@@ -159,9 +169,19 @@ def entry(problems: Problems, name: str, value: Any, place: str, folder: Path) -
 
 
 @functools.lru_cache(maxsize=256)
-def _architecture(name: str, full_attention: bool, settings: tuple[str, ...]) -> Architecture:
+def _architecture(name: str, full_attention: bool, drafter: bool, settings: tuple[str, ...]) -> Architecture:
     found = load_architecture(name, settings)
+    if drafter:
+        found = _with_drafter(found)
     return with_full_attention(found).model if full_attention else found
+
+
+def _with_drafter(found: Architecture) -> Architecture:
+    mtp = found.mtp
+    if mtp is None:
+        raise BadInput(f"drafter: {found.name} has no layer that predicts further tokens")
+    pair = (mtp.mixer.name if mtp.mixer else None, mtp.ffn.name if mtp.ffn else None)
+    return found._replace(layers=found.layers + (pair,) * mtp.layers)
 
 
 @functools.lru_cache(maxsize=64)
@@ -182,7 +202,7 @@ def model_of(setup: SetUp) -> Architecture:
     if setup.mixer is None:
         if not setup.architecture:
             raise BadInput("the set-up names neither an architecture nor a mixer")
-        return _architecture(setup.architecture, setup.full_attention, split_settings(setup.settings)[0])
+        return _architecture(setup.architecture, setup.full_attention, setup.drafter, split_settings(setup.settings)[0])
     fields = dict(setup.mixer)
     problems = Problems("mixer")
     module: Any = mixer(str(fields.pop("kind", "")))
@@ -228,7 +248,8 @@ def _own_kernels(path: str) -> Calibration:
 
 def precision_of(setup: SetUp) -> Precision:
     """The number formats: the model's own, changed by the set-up's."""
-    return make_precision(model_of(setup), device_of(setup), setup.weights, setup.kv, setup.activations)
+    found = make_precision(model_of(setup), device_of(setup), setup.weights, setup.kv, setup.activations)
+    return found._replace(weights={**found.weights, **dict.fromkeys(setup.unquantised, found.hidden)})
 
 
 def layout_of(setup: SetUp) -> Layout:

@@ -14,7 +14,7 @@ from costmodel.analysis.claims.setups import (
     precision_of,
     sequences,
 )
-from costmodel.analysis.claims.values import Value, counted
+from costmodel.analysis.claims.values import Value, counted, weaker
 from costmodel.analysis.crossover import model_precision
 from costmodel.dtypes import element_bytes
 from costmodel.errors import BadInput
@@ -28,6 +28,7 @@ from costmodel.planning.engine_constants import engine_constants
 from costmodel.planning.step_times import HostTime
 from costmodel.prediction import make_step, served
 from costmodel.timing import time_step
+from costmodel.transfers import ANY_FAMILY, between_libraries
 
 
 def named(setup: SetUp, entries: Sequence[Any], names: Callable[[Any], Collection[str]]) -> list[Any]:
@@ -90,17 +91,28 @@ def time(setup: SetUp) -> Value:
     else:
         step = time_step(kernels_of(setup), device_of(setup), calibration_of(setup))
         found = Value(step.time_s, step.low_s, step.high_s, step.basis)
-    return _with_host(setup, found)
+    return _with_host(setup, _of_another(setup, found))
+
+
+def _of_another(setup: SetUp, found: Value) -> Value:
+    """The time of kernels whose implementation was not measured: wider by what another library's kernel of the same
+    kind was found to miss on one device, and no firmer than transferred."""
+    if not setup.substitute or setup.calibration:
+        return found
+    missed = between_libraries()
+    spreads = [missed.get(kernel.family, missed.get(ANY_FAMILY, 0.0)) for kernel in kernels_of(setup)]
+    return found.widened(max(spreads))._replace(basis=weaker(found.basis, "transferred"))
 
 
 def _with_host(setup: SetUp, found: Value) -> Value:
-    """The step's time with what the host adds."""
+    """The step's time with what the host adds; of an engine, with what its predictions miss of unseen models' steps."""
     if not setup.engine:
         return Value(found.value + setup.host_s, found.low + setup.host_s, found.high + setup.host_s, found.basis)
     model, precision = model_of(setup), precision_of(setup)
     added = host_seconds(host_of(setup), model, lambda step: model.kernels(step, precision))
     host = added["host_s"] + added["sequence_s"] * sequences(setup) / layout_of(setup).dp
-    return Value(found.value + host, found.low + host, found.high + host, found.basis)
+    missed = engine_constants(setup.engine, device_of(setup)).spread["tpot"]
+    return Value(found.value + host, found.low + host, found.high + host, found.basis).widened(missed)
 
 
 def host_of(setup: SetUp) -> HostTime:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from costmodel.calibration import BASES
+from costmodel.timing import Z80
 
 COUNTED = "counted"
 """The basis of what is counted and not timed."""
@@ -21,6 +22,18 @@ class Value(NamedTuple):
     def scaled(self, factor: float) -> "Value":
         """The value and its interval times a factor."""
         return self._replace(value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+    def widened(self, spread: float) -> "Value":
+        """The value with an independent error more: a standard deviation of its logarithm.
+
+        >>> value = Value(1.0, 1.0, 1.0, "fitted").widened(0.3)
+        >>> round(value.low, 3), round(value.high, 3)
+        (0.681, 1.469)
+        """
+        more = Z80 * spread
+        low = math.hypot(math.log(self.value / self.low), more)
+        high = math.hypot(math.log(self.high / self.value), more)
+        return self._replace(low=self.value * math.exp(-low), high=self.value * math.exp(high))
 
     def inverse(self, factor: float = 1.0) -> "Value":
         """factor over the value."""

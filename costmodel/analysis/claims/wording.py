@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from costmodel.analysis.claims.files import Claim
@@ -45,6 +46,12 @@ def _entry_text(name: str, value: Any) -> str:
         return "full attention in every layer" if value else "its own mixers"
     if name == "quantised":
         return "activations arrive quantised" if value else "activations are quantised first"
+    if name == "drafter":
+        return "the drafting layer runs as well" if value else "without the drafting layer"
+    if name == "unquantised":
+        return f"{', '.join(value)} in 16 bit" if value else "all blocks quantised"
+    if name == "substitute":
+        return "kernels of another implementation" if value else "the measured kernels"
     if name in ("context", "prompt", "output", "tokens"):
         return f"{'' if name == 'context' else f'{name} '}{format_count(value)}"
     if name == "contexts":
@@ -52,7 +59,8 @@ def _entry_text(name: str, value: Any) -> str:
     if name == "engine":
         return f"engine of {value}"
     if name == "calibration":
-        return "parameters of its own kernel"
+        parts = Path(value).parts
+        return f"parameters by the tables of {parts[-2]}" if ".." in parts else "parameters of its own kernel"
     if name == "host_s":
         return f"host adds {format_seconds(value)}"
     if name in ("kernels", "without"):
@@ -169,9 +177,12 @@ COUNTS = ("flops", "fp8-flops", "hbm-bytes", "cache-bytes", "batch-that-fits", "
 
 
 def command(claim: Claim) -> str | None:
-    """A command line that shows the kernels behind the claim's last number; None for a lone layer or a generation."""
+    """A command line that shows the kernels behind the claim's last number; None for a lone layer or a generation, and
+    where no option says what runs."""
     setup = claim.setup.changed(claim.points[-1])
-    if setup.mixer is not None or setup.full_attention or not (setup.hardware and setup.context):
+    if setup.mixer is not None or setup.full_attention or setup.drafter or setup.unquantised:
+        return None
+    if not (setup.hardware and setup.context):
         return None
     defaults = SetUp()
     words = [f"costmodel predict --arch {setup.architecture} --hw {setup.hardware}"]

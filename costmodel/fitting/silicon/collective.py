@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas
 
+from costmodel.dtypes import token_bytes
 from costmodel.fitting.series import Part, Series, arrays, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag, flag_spikes, require, series
 from costmodel.kernels.collective import Collective, collective
@@ -82,10 +83,10 @@ def read_deepep(table: Table) -> Iterator[Series]:
     shape = ("num_token", "hidden_size", "num_topk", "num_experts")
     require(table, ("node_num", "kernel_source", *shape, times.format("dispatch"), times.format("combine")))
     flag(table.frame, table.frame["node_num"] != 1, "several nodes")
-    for op, width in (("dispatch", 1), ("combine", 2)):
+    for op, width in (("dispatch", token_bytes("fp8_block")), ("combine", 2)):
         columns = shape if low_latency else (*shape, f"{op}_sms")
 
-        def build(shapes: pandas.DataFrame, op: str = op, width: int = width) -> list[Part]:
+        def build(shapes: pandas.DataFrame, op: str = op, width: float = width) -> list[Part]:
             s = arrays(shapes)
             k = s["num_topk"]
             copies = k * (NODE - 1) / NODE if low_latency else (NODE - 1) * (1 - (1 - 1 / NODE) ** k)
