@@ -1,7 +1,8 @@
 """How many layouts and points a second the search of `plan` evaluates, on one core, without replay.
 
-A layout is counted once for each device and pair of number formats: the model is placed on it, its kernels are priced,
-its memory is shared out, and the curves of its batch sizes are made. A point is a layout at one batch size and chunk
+A layout is counted once for each device and pair of number formats, and only if it was priced in full: the model is
+placed on it, its kernels are priced, its memory is shared out, and the curves of its batch sizes are made. Decided are
+those too that do not divide, do not fit, or that a bound excludes. A point is a layout at one batch size and chunk
 budget, with its latencies and its rate. A pair is a prefill pool with a decode pool.
 """
 
@@ -31,6 +32,12 @@ CASES: tuple[dict[str, Any], ...] = (
         "arch": ["deepseek-v3"], "rate": "10/s", "input": "8k", "output": "1k", "ttft_s": "2s", "tpot_s": "40ms",
         "gpus": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), "context_parallel": True,
     },
+    {
+        "arch": ["deepseek-v3"], "rate": "10/s", "input": "8k", "output": "1k", "ttft_s": "2s", "tpot_s": "40ms",
+        "hw": ["h100-sxm", "h200-sxm", "b200-sxm", "a100-sxm"], "weights": ["own", "bf16", "nvfp4"],
+        "gpus": tuple(sorted({2**power * odd for power in range(10) for odd in (1, 3) if 2**power * odd <= 512})),
+        "context_parallel": True,
+    },
 )  # fmt: skip
 ASKED: dict[str, Any] = {
     "hw": ["h100-sxm", "b200-sxm"], "gpus": (1, 2, 4, 8, 16, 32, 64), "trace": None, "skip_bad_lines": False,
@@ -48,7 +55,7 @@ RUNS = 3
 def main() -> None:
     """Time each case a few times and tell the least, which others on the machine disturbed the least."""
     print(f"search of `plan`, CPU time, least of {RUNS} runs, one core\n")
-    heads = ("layouts", "points", "pairs", "layouts/s", "points/s")
+    heads = ("layouts", "points", "pairs", "layouts/s", "decided/s", "points/s")
     print(f"{'model':22}{'GPUs':>8}{'CPU s':>8}{''.join(f'{head:>11}' for head in heads)}")
     for case in CASES:
         inputs = read_inputs({**ASKED, **case})
@@ -61,11 +68,12 @@ def main() -> None:
         assert found is not None
         numbers = {(count.what, count.why): count.number for count in found.counts}
         layouts = numbers["engines", "evaluated"]
+        decided = numbers["engines", "in the space: device, formats, drafts, layout"]
         points = numbers["points", "evaluated: batch size, chunk budget"]
         pairs = sum(number for (what, _), number in numbers.items() if what == "pairs")
         print(
             f"{case['arch'][0]:22}{f'1..{question.most}':>8}{least:8.2f}{layouts:11,}{points:11,}{pairs:11,}"
-            f"{layouts / least:11,.0f}{points / least:11,.0f}"
+            f"{layouts / least:11,.0f}{decided / least:11,.0f}{points / least:11,.0f}"
         )
 
 

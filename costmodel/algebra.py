@@ -7,6 +7,7 @@ neither numpy nor sympy is imported by a formula.
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 Quantity = Any
@@ -171,6 +172,19 @@ def root(a: Quantity, exponent: Quantity) -> Quantity:
     if exponent == 4:
         return numpy.sqrt(numpy.sqrt(a))
     return a ** (1 / exponent)
+
+
+def each(function: Callable[[Any], Any], a: Quantity) -> Quantity:
+    """What a function of one number finds for it, or for every element of an array.
+
+    >>> each(lambda n: n + 1, 3)
+    4
+    """
+    if type(a) in _NUMBERS or not hasattr(a, "flat"):
+        return function(a)
+    found = sys.modules["numpy"].empty_like(a)
+    found.flat = [function(number) for number in a.flat]
+    return found
 
 
 def named(name: str, value: Quantity) -> Quantity:

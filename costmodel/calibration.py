@@ -359,8 +359,9 @@ def read_entry(
     for name, value in given.items():
         if name in declared:
             low, high = declared[name].low, declared[name].high
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                problems.add(f"{where}.parameters.{name}: {str(value)[:40]} is outside {low:g} to {high:g}")
+            most = declared[name].most or high
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= most:
+                problems.add(f"{where}.parameters.{name}: {str(value)[:40]} is outside {low:g} to {most:g}")
                 continue
             stretch = slower if slower and declared[name].unit == "s" else 1.0
             moved = share_of_peak(float(value), busier) if name == clocked else float(value) * stretch

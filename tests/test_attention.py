@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from costmodel.calibration import read_entry
+from costmodel.errors import BadInput
 from costmodel.ffns import moe
 from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import PREFILL, Attention, around, attention, tile, unrotated
@@ -176,3 +178,14 @@ def test_only_after_a_rotation_more_than_one_pass_of_the_queries_is_exposed() ->
         return next(parameter.high for parameter in form.parameters if parameter.name == "exposed")
 
     assert most(unrotated(PREFILL)) == 1 < 2 < most(PREFILL)
+
+
+def test_what_a_kernel_with_a_rotation_exposes_counts_as_one_pass_for_those_without() -> None:
+    entry = (
+        "family: prefill-attention\nkernel: k\nparameters: {exposed: 1.9}\ncovariance: '0.04'\nmodel_spread: 0.1\n"
+        "points: 100\nflops: [1.0, 1.0e+12]\nhbm_bytes: [1.0, 1.0e+12]\n"
+    )
+    assert read_entry("file", entry, PREFILL).values["exposed"] == 1.9
+    assert read_entry("file", entry, unrotated(PREFILL)).values["exposed"] == 1.0
+    with pytest.raises(BadInput, match="exposed: 7.5 is outside 0.01 to 6"):
+        read_entry("file", entry.replace("1.9", "7.5"), unrotated(PREFILL))

@@ -21,9 +21,8 @@ from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.assess import assess, difference, spread
 from costmodel.planning.candidates import evaluate
 from costmodel.planning.confirm import replayed, workers
-from costmodel.planning.curves import engine_curves
 from costmodel.planning.deployment import engine
-from costmodel.planning.kernel_kinds import kinds
+from costmodel.planning.engines import Engines
 from costmodel.planning.launch import Worker, documented, launches
 from costmodel.planning.load import Load
 from costmodel.planning.operating import line, places_wait
@@ -84,11 +83,12 @@ def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str, overlap: 
     # Two ways to the same iterations: arrays for one workload here, tables over all contexts there.
     changed = [f"hw.links.scale_up.bandwidth={links}"]
     question = asked(arch=[arch], hw=["h200-sxm"], gpus=(8,), input="3k", output="200", overlap=overlap, set=changed)
-    known = load(question)
-    model = known.engine("h200-sxm", None, None, 0, parse_layout(layout))
-    curves = engine_curves(
-        [model], [known.whole(model)], [known.stretch(model)], question.work, numpy.array([32.0])
-    ).of(0)
+    known, only = load(question), numpy.array([0])
+    one = parse_layout(layout)
+    assert isinstance(one, Layout)
+    engines = Engines(known, [Task("h200-sxm", None, None, 0, one)])
+    curves = engines.curves(only, engines.times(only), numpy.array([32.0])).of(0)
+    model = known.engine(*engines.tasks[0])
     times = engine(model.served, model.layout, question.settings("h200-sxm", 8192, 0, 64)).times
     work = question.work
     for count in (1, 4, 32):
@@ -98,22 +98,6 @@ def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str, overlap: 
         step = times.step_s(count - 1, work.context, 1, work.computed, work.position - work.computed / 2)
         assert curves.added[row, 1] + curves.alone[row] == pytest.approx(step, rel=0.06)
         assert curves.alone[row] == pytest.approx(alone, rel=0.06)
-
-
-@pytest.mark.parametrize(("arch", "context_parallel"), [("deepseek-v3", False), ("kimi-linear-48b-a3b", True)])
-def test_kinds_of_kernels_are_the_same_for_layouts_that_are_alike(arch: str, context_parallel: bool) -> None:
-    question = asked(arch=[arch], hw=["h200-sxm"], gpus=(64,))
-    known = load(question)
-    found: dict[Any, Any] = {}
-    for layout in layouts(known.model, (8, 16), context_parallel):
-        try:
-            model = known.engine("h200-sxm", None, None, 0, layout)
-        except Exception:
-            continue
-        for part in model.parts():
-            here = kinds(part.kernels)
-            assert found.setdefault((part.groups, part.what, *part.kinds), here) == here, layout
-    assert len(found) > 3
 
 
 def test_a_rank_of_data_parallelism_takes_a_mean_number_of_prompts_as_one_device_does() -> None:
@@ -164,7 +148,7 @@ def test_every_plan_holds_the_service_level_and_the_best_is_the_cheapest() -> No
     question, known, found = planned()
     assert found.best
     tasks = [Task("h100-sxm", None, None, 0, layout) for layout in layouts(known.model, question.gpus)]
-    plans = [plan for task in tasks for plan in evaluate(known, [task]).plans]
+    plans = [plan for task in tasks for outcome in evaluate(known, [task]) for plan in outcome.plans]
     for plan in [*found.best, *plans]:
         assert plan.ttft_s <= 1.0
         assert plan.tpot_s <= 0.02
@@ -176,10 +160,12 @@ def test_bounds_exclude_no_plan_that_could_be_the_best() -> None:
     question = asked(arch=["llama-3.1-70b"], rate="1/s", ttft_s="600ms", tpot_s="16ms", gpus=(1, 2, 4, 8))
     known = load(question)
     tasks = [Task("h100-sxm", None, None, 0, layout) for layout in layouts(known.model, question.gpus)]
-    why = evaluate(known, tasks).excluded
-    excluded = [task for task, reason in zip(tasks, why, strict=True) if reason.startswith(("TPOT", "TTFT"))]
+    (bounded,) = evaluate(known, tasks)
+    excluded = [
+        task for task, reason in zip(tasks, bounded.excluded, strict=True) if reason.startswith(("TPOT", "TTFT"))
+    ]
     assert excluded
-    free = evaluate(known, excluded, bounds=False)
+    (free,) = evaluate(known, excluded, bounds=False)
     assert not any(free.excluded)
     assert not free.plans
 
@@ -436,7 +422,8 @@ def test_the_answer_does_not_depend_on_which_engines_are_evaluated_together() ->
 def test_processes_and_a_dask_cluster_give_the_same_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     # As many batches as in a search of many engines: one of each pair of formats.
-    monkeypatch.setattr("costmodel.planning.search.BATCH", 3)
+    for module in ("candidates", "parallel_search"):
+        monkeypatch.setattr(f"costmodel.planning.{module}.BATCH", 3)
     answers = []
     for number, how in enumerate(([], ["--jobs", "2"], ["--engine", "dask", "--jobs", "2"])):
         path = tmp_path / f"{number}.json"
@@ -515,15 +502,17 @@ def test_formats_without_an_engine_are_the_reason_that_is_told() -> None:
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_chunks_that_find_no_room_warn_nobody() -> None:
-    assert planned(draft_tokens=[2], max_batched_tokens=[256], max_sequences=1024)[2].best
+@pytest.mark.parametrize("load_of", [{}, {"rate": None, "concurrency": 64}])
+def test_chunks_that_find_no_room_warn_nobody(load_of: dict[str, Any]) -> None:
+    assert planned(draft_tokens=[2], max_batched_tokens=[256], max_sequences=1024, **load_of)[2].best
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("--rate", "1/s", "--optimize", "speed"), "unknown objective 'speed'"),
-        (("--rate", "1/s", "--output", "1"), "answers of one token"),
+        (("--rate", "1/s", "--output", "1", "--tpot", "20ms"), "--tpot: answers of one token have no time per further"),
+        (("--concurrency", "4", "--output", "1"), "--concurrency: answers of one token are planned for a rate"),
         (("--rate", "1/s", "--prefix-hit", "0,1"), "'1' is not a share"),
         (("--rate", "1/s", "--prefix-hit", "half"), "'half' is not a share"),
         (("--rate", "1/s", "--weights", "fp9"), "did you mean 'fp8'"),

@@ -5,17 +5,19 @@ from typing import Any
 import numpy
 import pytest
 
-from costmodel.errors import Impossible
+from costmodel.overlap import InParts, in_parts
+from costmodel.parallel.exchanges import Group
 from costmodel.parallel.layout import Layout
 from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.candidates import evaluate
-from costmodel.planning.curves import engine_curves
 from costmodel.planning.engine_model import EngineModel
+from costmodel.planning.engines import Engines
 from costmodel.planning.kernel_kinds import Kinds, kinds, named
 from costmodel.planning.load import Load
 from costmodel.planning.points import Candidate, exceeded, first_of, rank
 from costmodel.planning.question import Loaded, Question, load
 from costmodel.planning.room import chunk_step, largest_results, written_bytes
+from costmodel.planning.side_by_side import Groups
 from costmodel.planning.space import Task, layouts
 from costmodel.planning.stacks import lookup
 from costmodel.step import Step
@@ -28,78 +30,119 @@ def asked(**changes: Any) -> Question:
     return question_of(inputs, Load(inputs))
 
 
-def everything(known: Loaded, context_parallel: bool) -> list[EngineModel]:
-    """Every engine of a space, all of its times computed: what is shared is there."""
-    found = []
-    for kv in (None, "fp8"):
-        for layout in layouts(known.model, known.question.gpus, context_parallel):
-            try:
-                found.append(known.engine("h100-sxm", None, kv, 0, layout))
-            except Impossible:
-                continue
-    for engine in found:
-        known.whole(engine)
-        known.results(engine)
-    return found
+def side_by_side(known: Loaded, kv: str | None, context_parallel: bool, drafts: int = 0) -> Engines:
+    """All engines of a space."""
+    spread = layouts(known.model, known.question.gpus, context_parallel)
+    return Engines(known, [Task("h100-sxm", None, kv, drafts, layout) for layout in spread])
 
 
 SPACES = [
-    pytest.param("deepseek-v3", False, id="experts"),
-    pytest.param("qwen3-30b-a3b", True, id="split caches"),
-    pytest.param("kimi-linear-48b-a3b", True, id="states"),
-    pytest.param("deepseek-v4-pro", False, id="residual streams"),
+    pytest.param("deepseek-v3", False, {}, id="experts"),
+    pytest.param("deepseek-v3", True, {"overlap": 0.5, "imbalance": 1.2}, id="exchanges that hide"),
+    pytest.param("qwen3-30b-a3b", True, {}, id="split caches"),
+    pytest.param("kimi-linear-48b-a3b", True, {}, id="states"),
+    pytest.param("deepseek-v4-pro", False, {}, id="residual streams"),
+    pytest.param("llama-3.1-70b", True, {}, id="groups of heads"),
 ]
 
 
 def of_kind(engine: EngineModel, step: Step, kind: Kinds, wanted: str) -> Any:
-    """Seconds of an engine's kernels of one kind, each priced by itself."""
+    """Seconds of an engine's kernels of one kind, each priced by itself, without what hides."""
     run = [kernel for key, kernel in named(engine.kernels(step)).items() if kind.get(key, "") == wanted]
-    return numpy.zeros_like(step.tokens) + engine.seconds(run)
+    return InParts(
+        *(numpy.zeros_like(step.tokens) + part for part in in_parts(run, lambda some: engine.seconds([*some])))
+    )
 
 
-@pytest.mark.parametrize(("arch", "context_parallel"), SPACES)
-def test_times_that_layouts_share_are_those_of_each_alone(arch: str, context_parallel: bool) -> None:
-    known = load(asked(arch=[arch], gpus=(4, 16), context_parallel=context_parallel))
-    engines = everything(known, context_parallel)
-    assert len(engines) > 20
-    for engine in engines[::7]:
-        shared, at, kind = known.whole(engine), known.grid(engine), kinds(engine.kernels)
-        tokens = of_kind(engine, at.tokens, kind, "token") + of_kind(engine, at.rows, kind, "row")
-        N = len(at.n)
-        full, fewer, mixed = tokens[:N], tokens[N : 2 * N], tokens[2 * N : -1].reshape(at.left.shape)
-        assert shared.decode == pytest.approx(full + of_kind(engine, at.decoding, kind, "")[:-1], rel=1e-9)
-        added = mixed - numpy.where(at.n > 1, fewer, 0.0)[:, None] + of_kind(engine, at.prompts, kind, "")
-        assert shared.added == pytest.approx(numpy.where(at.left >= 1, added, numpy.inf), rel=1e-9)
-        first, later = (
-            sum(roofline(kernel, engine.served.hardware) * kernel.exposed for kernel in engine.kernels(step))
-            for step in (at.decoding, at.prompts)
-        )
-        assert shared.peak[0] == pytest.approx(first[0], rel=1e-9)
-        assert shared.peak[1] == pytest.approx((later * at.chunks / at.together)[0].min(), rel=1e-9)
-        samples = tokens[-1] + of_kind(engine, at.decoding, kind, "")[-1]
-        assert sum(shared.samples.values()) == pytest.approx(samples, rel=1e-9)
-        written = written_bytes(
-            engine.kernels, chunk_step(known.question.budgets, known.question.work.longest), 2, by_group=False
-        )
-        assert known.results(engine).tolist() == largest_results(written[""]).tolist()
+def rows_of(parts: InParts, rows: slice) -> InParts:
+    return InParts(*(part[rows] for part in parts))
 
 
-def test_engines_side_by_side_have_the_curves_of_each_alone() -> None:
-    known = load(asked(arch=["deepseek-v3"], gpus=(16, 32)))
-    engines = everything(known, False)
-    assert len({engine.layout.pp for engine in engines}) > 3
-    wholes = [known.whole(engine) for engine in engines]
-    stretches = [known.stretch(engine) for engine in engines]
+@pytest.mark.parametrize(("arch", "context_parallel", "changes"), SPACES)
+def test_times_of_layouts_side_by_side_are_those_of_each_alone(
+    arch: str, context_parallel: bool, changes: dict[str, Any]
+) -> None:
+    known = load(asked(arch=[arch], gpus=(4, 16), context_parallel=context_parallel, **changes))
+    for kv in (None, "fp8"):
+        engines = side_by_side(known, kv, context_parallel)
+        assert len(engines.tasks) > 5
+        times = engines.times(numpy.arange(len(engines.tasks)))
+        at, found, results = known.grid("h100-sxm", 0), times.whole.of(times.split), engines.results()
+        for place in range(0, len(engines.tasks), 5):
+            engine = known.engine(*engines.tasks[place])
+            kind, N = kinds(engine.kernels), len(at.n)
+            tokens = of_kind(engine, at.tokens.all, kind, "token").plus(of_kind(engine, at.rows.all, kind, "row"))
+            own = of_kind(engine, at.decoding.all, kind, "")
+            full = rows_of(tokens, slice(0, N)).plus(rows_of(own, slice(0, N))).total()
+            assert found.decode[place] == pytest.approx(full, rel=1e-9)
+            fewer = InParts(*(numpy.interp(at.n - 1.0, at.n, part, left=0.0) for part in rows_of(own, slice(0, N))))
+            without = rows_of(tokens, slice(N, 2 * N)).plus(fewer).total()
+            beside = InParts(*(numpy.repeat(part, at.left.shape[1]) for part in fewer))
+            mixed = (
+                rows_of(tokens, slice(2 * N, -1)).plus(of_kind(engine, at.prompts.all, kind, "")).plus(beside).total()
+            )
+            added = mixed.reshape(at.left.shape) - numpy.where(at.n > 1, without, 0.0)[:, None]
+            assert found.added[place] == pytest.approx(numpy.where(at.left >= 1, added, numpy.inf), rel=1e-9)
+            first, later = (
+                sum(roofline(kernel, engine.served.hardware) * kernel.exposed for kernel in engine.kernels(step))
+                for step in (at.decoding.all, at.prompts.all)
+            )
+            assert found.token_peak[place] == pytest.approx(first[0], rel=1e-9)
+            later = later.reshape(at.left.shape) * at.chunks / at.together
+            assert found.prompt_peak[place] == pytest.approx(later[0].min(), rel=1e-9)
+            samples = rows_of(tokens, slice(-1, None)).exposed + rows_of(own, slice(-1, None)).exposed
+            assert sum(values[place] for values in found.samples.values()) == pytest.approx(samples[0], rel=1e-9)
+            chunk = engine.kernels(chunk_step(known.question.budgets, known.question.work.longest))
+            written = written_bytes(chunk, 1, len(known.question.budgets), by_group=False)
+            assert results[place] == pytest.approx(largest_results(written[""])[0], rel=1e-12)
+
+
+@pytest.mark.parametrize(("arch", "drafts"), [("deepseek-v3", 0), ("qwen3-30b-a3b", 2)])
+def test_engines_side_by_side_have_the_room_and_the_curves_of_each_alone(arch: str, drafts: int) -> None:
+    known = load(asked(arch=[arch], gpus=(16, 32), context_parallel=True, draft_tokens=[0, 2]))
+    engines = side_by_side(known, None, True, drafts)
+    assert len({layout.pp for layout in engines.spread.layouts}) > 3
+    every = numpy.arange(len(engines.tasks))
     # The most that each can hold lies between batch sizes, on one, at the first and at the last.
-    most = numpy.resize([37.0, 1.0, 1024.0, 4.0, 700.0], len(engines))
-    together = engine_curves(engines, wholes, stretches, known.question.work, most)
-    for place, engine in enumerate(engines):
-        alone = engine_curves(
-            [engine], [wholes[place]], [stretches[place]], known.question.work, most[place : place + 1]
-        )
+    most = numpy.resize([37.0, 1.0, 1024.0, 4.0, 700.0], len(every))
+    together = engines.curves(every, engines.times(every), most)
+    settings = known.question.settings("h100-sxm", 8192, drafts)
+    room, send_s = engines.room(settings), engines.send_s()
+    for place in every[::7]:
+        one, only = Engines(known, [engines.tasks[place]]), numpy.array([0])
+        alone = one.curves(only, one.times(only), most[place : place + 1])
         for mine, its in zip(together.of(place), alone.of(0), strict=True):
-            assert numpy.array_equal(mine, its), engine.layout
+            assert mine == pytest.approx(its, rel=1e-12), engines.tasks[place].layout
         assert together.of(place).n[-1] == most[place]
+        for values, its in zip(room.of(place), one.room(settings).of(0), strict=True):
+            assert numpy.array_equal(values, its)
+        assert send_s[place] == one.send_s()[0]
+
+
+def test_weights_that_do_not_fit_leave_less_than_nothing_for_caches() -> None:
+    known = load(asked(arch=["llama-3.1-70b"], gpus=(8,)))
+    engines = Engines(known, [Task("h100-sxm", None, None, 0, Layout(pp=pp)) for pp in (1, 3)])
+    settings = known.question.settings("h100-sxm", 8192)
+    whole, parts = engines.room(settings).free
+    assert (whole < 0).all()
+    assert (parts > 0).all()
+
+
+def test_layouts_that_answer_a_question_differently_are_told_apart() -> None:
+    groups = Groups([Group(size, 1) for size in (2, 3, 4, 8)], [0, 0, 0, 1])
+    asked_of: list[int] = []
+
+    def compute(beside: Group, places: Any) -> Any:
+        asked_of.append(len(places))
+        return beside.size * (2 if beside.size > 3 else 1)
+
+    found = {tuple(places): numpy.ravel(of).tolist() for places, of in groups.each(compute)}
+    assert found == {(0, 1): [2, 3], (2,): [8], (3,): [16]}
+    assert sorted(map(len, groups.groups)) == [1, 1, 2]
+    asked_of.clear()
+    again = groups.each(compute, numpy.array([2, 2, 0]))
+    assert {tuple(places): numpy.ravel(of).tolist() for places, of in again} == {(0, 1): [8], (2,): [2]}
+    assert sorted(asked_of) == [1, 2]
 
 
 def test_a_lookup_is_an_interpolation_of_each_engine() -> None:
@@ -108,15 +151,14 @@ def test_a_lookup_is_an_interpolation_of_each_engine() -> None:
     values = random.random((4, 12, 3))
     lengths = random.integers(1, 13, (4, 3))
     used = numpy.arange(12)[None, :, None] < lengths[:, None, :]
-    engine = random.integers(0, 4, 200)
-    wanted = random.uniform(-1, 10, (200, 3))
+    engine, column = random.integers(0, 4, 200), random.integers(0, 3, 200)
+    wanted = random.uniform(-1, 10, 200)
     wanted[::4] = numpy.round(wanted[::4])
-    found = lookup(nodes, used, engine, wanted).at(values)
+    found = lookup(nodes, used, engine, column, wanted).at(values)
     for row in range(200):
-        for column in range(3):
-            rows = used[engine[row], :, column]
-            of = (each[engine[row], rows, column] for each in (nodes, values))
-            assert found[row, column] == pytest.approx(numpy.interp(wanted[row, column], *of), rel=1e-12)
+        rows = used[engine[row], :, column[row]]
+        of = (each[engine[row], rows, column[row]] for each in (nodes, values))
+        assert found[row] == pytest.approx(numpy.interp(wanted[row], *of), rel=1e-12)
 
 
 def test_the_best_of_many_are_those_that_come_first_in_rank() -> None:
@@ -137,7 +179,7 @@ def test_the_best_of_many_are_those_that_come_first_in_rank() -> None:
 @pytest.mark.parametrize("load_of", [{}, {"rate": None, "concurrency": 64}])
 def test_points_as_columns_miss_their_limits_by_as_much_as_each_alone(load_of: dict[str, Any]) -> None:
     question = asked(**load_of)
-    outcome = evaluate(load(question), [Task("h100-sxm", None, None, 0, Layout(tp=tp)) for tp in (1, 2, 4)])
+    (outcome,) = evaluate(load(question), [Task("h100-sxm", None, None, 0, Layout(tp=tp)) for tp in (1, 2, 4)])
     assert outcome.cloud is not None
     points = outcome.cloud.candidates()
     assert len(points) > 20

@@ -7,10 +7,11 @@ layers (DeepSeek-V4; arXiv:2106.04426) look the experts up by the token's id; th
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import comb
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, minimum
+from costmodel.algebra import Quantity, ceil_div, each, minimum
 from costmodel.dims import choice, dim, even_share, flag
 from costmodel.ffns import mlp
 from costmodel.kernels.base import Kernel
@@ -106,7 +107,7 @@ def place(d: Dims, ways: int, placement: Placement) -> PlacedDims:
     return PlacedDims(**{**asdict(d), **local, "place": placement})
 
 
-def touches(d: Dims, parts: float) -> float:
+def touches(d: Dims, parts: Quantity) -> Quantity:
     """The probability that some of a token's experts lie in a given one of `parts` equal parts, each of whole groups or
     within one: k independent choices among the groups that the token is limited to, chosen alike.
 
@@ -117,6 +118,10 @@ def touches(d: Dims, parts: float) -> float:
     >>> round(touches(Dims(E=256, k=8, F=1, groups=8, top_groups=4), 4), 3)  # the same of 4 groups among 8
     0.728
     """
+    return each(partial(_touches, d), parts)
+
+
+def _touches(d: Dims, parts: float) -> float:
     own = d.groups / parts
     if own <= 1:
         chosen = d.top_groups / d.groups

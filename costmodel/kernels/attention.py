@@ -342,7 +342,9 @@ MASKING = WINDOW._replace(parameters=(*PARAMETERS, EDGE, MASKED._replace(prior=0
 def unrotated(form: Form) -> Form:
     """The form for fits of kernels before which nothing rotates Q: they expose one pass of it at most."""
     return form._replace(
-        parameters=tuple(one._replace(high=1.0) if one.name == "exposed" else one for one in form.parameters)
+        parameters=tuple(
+            one._replace(high=1.0, most=one.high) if one.name == "exposed" else one for one in form.parameters
+        )
     )
 
 

@@ -59,7 +59,8 @@ class Parameter(NamedTuple):
     """A physical parameter of a time form, with what is known of it before any measurement.
 
     prior is the expected value, spread the standard deviation of its logarithm, low and high its bounds. A spread of 0
-    marks a choice between designs, which no fit moves; it takes the best of a form's `starts`.
+    marks a choice between designs, which no fit moves; it takes the best of a form's `starts`. most: what a calibration
+    may hold where this form is the narrower of two (0: high); here it counts as high.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Parameter(NamedTuple):
     high: float
     unit: str
     meaning: str
+    most: float = 0.0
 
 
 class Terms(NamedTuple):

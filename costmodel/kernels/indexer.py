@@ -69,13 +69,13 @@ def key_bytes(d: Quantity, dtype: str) -> Quantity:
     return d + 4 if dtype == "fp8" else d * element_bytes(dtype)
 
 
-def queries_per_tile(H: Quantity) -> int:
+def queries_per_tile(H: Quantity) -> Quantity:
     """Queries whose heads fill the rows of one tile.
 
     >>> queries_per_tile(64), queries_per_tile(32)
     (2, 4)
     """
-    return max(1, ROWS // nominal(H, 64))
+    return maximum(1, floor_div(ROWS, nominal(H, 64)))
 
 
 def pair_count(x: Indexer) -> Quantity:

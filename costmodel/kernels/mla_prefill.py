@@ -10,7 +10,7 @@ python/sglang/srt/layers/attention/triton_ops/extend_attention.py; arXiv:2405.04
 
 from collections.abc import Mapping
 
-from costmodel.algebra import Quantity, ceil_div, maximum, nominal, power, root
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, power, root
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import SOFTMAX_BACKWARD, Attention, attention, backward
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, memory_seconds, waves
@@ -35,7 +35,7 @@ def tile(a: Attention, generation: str = "hopper") -> tuple[int, int, int]:
         return (128, 1, 128) if generation in LARGE_TILES else (64, 1, 64)
     if generation not in LARGE_TILES:
         return 32, 1, 32
-    heads = min(64, int(nominal(a.H, 128)))
+    heads = minimum(64, nominal(a.H, 128))
     return 64 // heads, heads, 64
 
 

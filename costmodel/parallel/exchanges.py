@@ -16,7 +16,7 @@ vllm-project/vllm, docs/serving (context_parallel_deployment) and attention/ops/
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, minimum
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum
 from costmodel.architecture import Block, branches
 from costmodel.dtypes import token_bytes
 from costmodel.errors import Impossible
@@ -65,10 +65,10 @@ def group(placed: Placed, hardware: Hardware, degree: str) -> Group:
     }
     if degree == "ep":
         apart = 1 if training else layout.pp
-        block = min(layout.ep, token, devices)
-        return Group(layout.ep, min(layout.ep, block * max(1, devices // (token * apart))))
+        block = minimum(layout.ep, minimum(token, devices))
+        return Group(layout.ep, minimum(layout.ep, block * maximum(1, floor_div(devices, token * apart))))
     size, stride = strides[degree]
-    return Group(size, min(size, max(1, devices // stride)))
+    return Group(size, minimum(size, maximum(1, floor_div(devices, stride))))
 
 
 class Exchanger(NamedTuple):
@@ -87,7 +87,7 @@ class Exchanger(NamedTuple):
 
     def send(self, name: str, op: str, among: Group, size: Quantity, **more: Quantity | None) -> Kernel:
         """One collective over a buffer of so many bytes."""
-        own = op == "all_reduce" and self.step.phase != "train" and among.inside == among.size
+        own = op == "all_reduce" and self.step.phase != "train" and bool(among.inside == among.size)
         shape = Collective(op, among.size, size, self.precision.hidden, own=own, inside=among.inside, **more)
         return collective(name, shape)._replace(hidden=self.placed.options.overlap)
 

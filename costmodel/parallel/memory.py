@@ -8,7 +8,7 @@ more than the sequences that do.
 from itertools import pairwise
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, maximum
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware
 from costmodel.memory import MemoryUse
@@ -42,6 +42,19 @@ class Reserve(NamedTuple):
 
 VLLM = Reserve()
 """The defaults of vLLM."""
+PREFIX_AT_A_TIME = 64 * 1024
+"""Cached tokens that a chunk of a prompt expands or scores at a time.
+
+Source: vllm-project/vllm, v1/attention/backends/mla/common.py (largest workspace of chunked prefill)."""
+
+
+def prefix_at_a_time(length: Quantity, chunk: Quantity) -> Quantity:
+    """Cached tokens before the last chunk of a prompt of so many tokens, as far as its results hold them at a time.
+
+    >>> prefix_at_a_time(20_000, 8192), prefix_at_a_time(1_000_000, 8192)
+    (11808, 65536)
+    """
+    return minimum(length - chunk, PREFIX_AT_A_TIME)
 
 
 def stage_memory(
@@ -69,9 +82,10 @@ def results_bytes(
     """Results of two kernels in a row, where they are largest: in a chunk of a prompt of step.L tokens, or in a decode
     step."""
     chunk = min(reserve.chunk, step.L)
-    first = Step(B=1, S=chunk, P=step.L - chunk, phase="prefill", bidirectional=placed.whole.bidirectional)
+    prefix = prefix_at_a_time(step.L, chunk)
+    last = Step(B=1, S=chunk, P=prefix, phase="prefill", bidirectional=placed.whole.bidirectional)
     prefill = placed._replace(phase="prefill")
-    largest = _step_results(prefill, stage._replace(cores=None), first, precision, hardware)
+    largest = _step_results(prefill, stage._replace(cores=None), last, precision, hardware)
     return maximum(largest, _step_results(placed, stage, step, precision, hardware)) if step.decoding else largest
 
 

@@ -12,7 +12,7 @@ from costmodel.planning.engine_settings import changed, library_settings
 from costmodel.planning.load import Load, per_second, seconds
 from costmodel.planning.measures import ServiceLevel
 from costmodel.planning.prices import prices_for
-from costmodel.planning.question import Question
+from costmodel.planning.question import PREFILL, Question
 from costmodel.planning.snapshots import snapshot_tokens
 from costmodel.planning.workload import workload
 from costmodel.prediction import loaded
@@ -45,11 +45,16 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
                 f"--layout {text}: name the layouts of workers; pools of them are put together by the search"
             )
         layouts.append(layout)
+    work = workload(load_of, snapshots)
+    if work.prefill_only and inputs["tpot_s"] is not None:
+        raise BadInput(
+            "--tpot: answers of one token have no time per further token; leave it out, --ttft is what counts"
+        )
     gpus = tuple(sorted({layout.gpus for layout in layouts} | {max(inputs["gpus"])}) if layouts else inputs["gpus"])
     return Question(
         arch=inputs["arch"][0],
         hw=tuple(inputs["hw"]),
-        work=workload(load_of, snapshots),
+        work=work,
         level=ServiceLevel(inputs["ttft_s"], inputs["tpot_s"]),
         optimize=inputs["optimize"],
         gpus=gpus,
@@ -57,9 +62,9 @@ def question_of(inputs: Inputs, load_of: Load) -> Question:
         kv=tuple(inputs["kv"]),
         activations=inputs["activations"],
         budgets=tuple(sorted(set(inputs["max_batched_tokens"]))),
-        drafts=tuple(sorted(set(inputs["draft_tokens"]))),
+        drafts=(0,) if work.prefill_only else tuple(sorted(set(inputs["draft_tokens"]))),
         acceptance=inputs["accepted"],
-        modes=tuple(inputs["pools"]),
+        modes=(PREFILL,) if work.prefill_only else tuple(inputs["pools"]),
         prices={name: price.usd for name, price in priced.items()},
         library=inputs["library"],
         changes=tuple(inputs["set"]),

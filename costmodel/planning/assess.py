@@ -13,12 +13,14 @@ import numpy
 
 from costmodel.errors import Impossible
 from costmodel.parallel.layout import Disaggregated, Layout, parse_layout
-from costmodel.planning.curves import Curves, engine_curves
+from costmodel.planning.curves import Curves
 from costmodel.planning.engine_model import Array, EngineModel
+from costmodel.planning.engines import Engines
 from costmodel.planning.operating import Operating, at_point, decoding, operating, prefilling, settled
 from costmodel.planning.points import Candidate
 from costmodel.planning.question import Loaded
-from costmodel.planning.room import Room, room
+from costmodel.planning.room import Room
+from costmodel.planning.space import Task
 from costmodel.step import Step
 from costmodel.timing import Z80, StepTime, errors, expected, time_step
 
@@ -97,14 +99,18 @@ def roles_of(loaded: Loaded, plan: Candidate) -> list[Role]:
     if isinstance(layout, Disaggregated):
         parts = [("prefill", *layout.prefill), ("decode", *layout.decode)]
         return [_role(loaded, plan, name, replicas * plan.replicas, part) for name, replicas, part in parts]
-    return [_role(loaded, plan, "both", plan.replicas, layout)]
+    name = "prefill" if loaded.question.work.prefill_only else "both"
+    return [_role(loaded, plan, name, plan.replicas, layout)]
 
 
 def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Layout) -> Role:
     asked = loaded.question
-    engine = loaded.engine(plan.hw, plan.weights, plan.kv, plan.draft_tokens, layout)
+    task = Task(plan.hw, plan.weights, plan.kv, plan.draft_tokens, layout)
+    engines = Engines(loaded, [task])
+    if not engines.tasks:
+        loaded.engine(*task)  # which says why not
     settings = asked.settings(plan.hw, plan.budget, plan.draft_tokens)
-    held = room(engine, loaded.held(engine), loaded.results(engine), settings)
+    held = engines.room(settings).of(0)
     column = asked.budgets.index(plan.budget)
     places = numpy.minimum(held.sequences, settings.max_sequences)
     if places[column] < 1:
@@ -112,9 +118,10 @@ def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Lay
             f"{loaded.model.name} as {layout} on {plan.hw}: weights and buffers leave {held.free[column] / 2**30:.4g} "
             f"GiB for caches, and one sequence of {asked.work.context:.0f} tokens takes {held.each / 2**30:.4g} GiB"
         )
-    shared, stretch, most = loaded.whole(engine), loaded.stretch(engine), places.max(keepdims=True)
-    found = engine_curves([engine], [shared], [stretch], asked.work, most, settings.mixed).of(0)
-    return Role(name, engine, replicas, found, held, places, column, loaded.send_s(engine))
+    only = numpy.zeros(1, dtype=numpy.intp)
+    found = engines.curves(only, engines.times(only), places.max(keepdims=True)).of(0)
+    send_s = 0.0 if asked.work.prefill_only else float(engines.send_s()[0])
+    return Role(name, loaded.engine(*task), replicas, found, held, places, column, send_s)
 
 
 def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], float] | None = None) -> State:
@@ -127,6 +134,8 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
     }
     if len(roles) == 1:
         (role,) = roles
+        if work.prefill_only:
+            return _prefilling(loaded, role, at[role.name], moves.get((role.name, "prompt"), 1.0))
         found, column = at[role.name], role.column
         if work.rate is not None:
             n = settled(work.rate / role.engines, found, column)
@@ -180,6 +189,19 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
     limits = front.engines / own, limits[1]
     within = min(held[0], asked.usable * limits[0]), min(held[1], asked.usable * limits[1])
     return State(ttft, tpot, min(within), within, min(limits), n, share, load)
+
+
+def _prefilling(loaded: Loaded, role: Role, at: Operating, prompt: float) -> State:
+    """Engines that answer with the token that ends a prompt. at: where they work at every share of their time."""
+    asked, rate = loaded.question, loaded.question.work.rate
+    assert rate is not None
+    most = role.engines * float(at.rate[0, role.column] / at.n[0])
+    share = min(rate / most, 1.0)
+    there = role.at(loaded, prompt=prompt, share=numpy.array([max(share, 1e-6)]))
+    ttft = float(there.ttft_s[0, role.column])
+    held = role.engines * _within(at, role.column, 1.0, asked.level.ttft_s, None)
+    capacity = min(held, asked.usable * most)
+    return State(ttft, 0.0, capacity, (capacity,), most, rate / role.engines * ttft, share, rate)
 
 
 def _within(at: Operating, column: int, most: float, ttft_s: float | None, tpot_s: float | None) -> float:

@@ -6,62 +6,57 @@ tasks are evaluated together, on arrays.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy
+from numpy.typing import NDArray
 
 from costmodel.errors import Impossible
-from costmodel.planning.curves import Truths, Whole, engine_curves
-from costmodel.planning.engine_model import Array, EngineModel
+from costmodel.planning.curves import Truths
+from costmodel.planning.engine_model import Array
+from costmodel.planning.engines import Engines, Times
 from costmodel.planning.operating import Operating, operating
-from costmodel.planning.points import LIMITS, Candidate, Points, fastest_first, plan_load, rises
-from costmodel.planning.pools import NO_POOLS, Pools, decode_pools, prefill_pools
+from costmodel.planning.outcomes import Outcome
+from costmodel.planning.points import LIMITS, Points, fastest_first, plan_load, rises
+from costmodel.planning.pools import decode_pools, prefill_pools
+from costmodel.planning.prefill_only import only_prefill
 from costmodel.planning.question import Loaded, Question
 from costmodel.planning.replicas import Fleet, holds
-from costmodel.planning.room import rooms
 from costmodel.planning.space import Task
 from costmodel.planning.stacks import Places, Stack
 
+BATCH = 256
+"""Engines whose points are evaluated together, so that their arrays stay in the processor's caches."""
 DIVIDES = "the model does not divide"
 FITS = "memory: weights, buffers and one sequence do not fit"
 
 
-class Outcome(NamedTuple):
-    """What became of tasks that share device, formats and drafts.
-
-    excluded: for each the rule or bound that did it, empty where it was evaluated. points: evaluated ones, those whose
-    caches fit, and those of them within the service level. plans: the best. cloud: of each task, the points that no
-    other of it beats; frontier: those of all within the service level. prefill, decode: pools for disaggregation that
-    no other beats. closest: where there is no plan, what comes nearest to the service level.
-    """
-
-    tasks: tuple[Task, ...]
-    excluded: tuple[str, ...]
-    points: int = 0
-    fitting: int = 0
-    within: int = 0
-    plans: tuple[Candidate, ...] = ()
-    frontier: tuple[Candidate, ...] = ()
-    cloud: Points | None = None
-    prefill: Pools = NO_POOLS
-    decode: Pools = NO_POOLS
-    closest: Candidate | None = None
-
-
-def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True) -> Outcome:
-    """Everything about tasks that share device, formats and drafts. bounds: leave out those for which even perfect
-    kernels would miss the service level."""
+def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True) -> list[Outcome]:
+    """Everything about tasks that share device, formats and drafts, of some after others. bounds: leave out those for
+    which even perfect kernels would miss the service level."""
     asked = loaded.question
     stack, excluded = _stack(loaded, tasks, bounds)
-    outcome = Outcome(tuple(tasks), tuple(excluded))
-    if stack is None:
-        return outcome
+    outcomes = []
+    first = 0
+    for start in range(0, len(tasks), BATCH):
+        some = Outcome(tuple(tasks[start : start + BATCH]), tuple(excluded[start : start + BATCH]))
+        count = sum(not why for why in some.excluded)
+        if stack is not None and count:
+            some = _evaluated(asked, stack.of(slice(first, first + count)), some)
+            first += count
+        outcomes.append(some)
+    return outcomes
+
+
+def _evaluated(asked: Question, stack: Stack, outcome: Outcome) -> Outcome:
+    """The outcome of engines side by side."""
+    if asked.work.prefill_only:
+        return only_prefill(asked, stack, outcome)
     if "aggregated" in asked.modes:
-        at = operating(stack.models[0], asked.work, stack.curves, stack.places, stack.engines)
+        at = operating(stack.model, asked.work, stack.curves, stack.places, stack.engines)
         outcome = _aggregated(asked, stack, at, outcome)
     if "disaggregated" in asked.modes:
-        front, back = prefill_pools(asked, stack), decode_pools(asked, stack)
-        points = outcome.points + len(front.layout) + len(back.layout)
+        (front, looked), back = prefill_pools(asked, stack), decode_pools(asked, stack)
+        points = outcome.points + looked + len(back.layout)
         outcome = outcome._replace(prefill=front.undominated(), decode=back.undominated(), points=points)
     return outcome
 
@@ -69,65 +64,49 @@ def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True) -> Outc
 def _stack(loaded: Loaded, tasks: Sequence[Task], bounds: bool) -> tuple[Stack | None, list[str]]:
     """The engines that are worth evaluating, and for each task why it is not."""
     asked, excluded = loaded.question, [DIVIDES] * len(tasks)
-    divided: list[tuple[int, EngineModel]] = []
-    for place, task in enumerate(tasks):
-        try:
-            divided.append((place, loaded.engine(*task)))
-        except Impossible:
-            continue
-    if not divided:
+    try:
+        engines = Engines(loaded, tasks)
+    except Impossible:
         return None, excluded
-    room = _room(loaded, [model for _, model in divided], tasks[0])
-    for (place, model), most in zip(divided, room, strict=True):
-        excluded[place] = FITS if most.max() < 1 else ""
-        if bounds and not excluded[place]:
-            excluded[place] = _bound(loaded.whole(model), asked)
-    rows = [row for row, (place, _) in enumerate(divided) if not excluded[place]]
-    if not rows:
+    if not engines.tasks:
         return None, excluded
-    chosen = [divided[row] for row in rows]
-    return _stacked(loaded, [tasks[place] for place, _ in chosen], [model for _, model in chosen], room[rows]), excluded
-
-
-def _room(loaded: Loaded, models: Sequence[EngineModel], task: Task) -> Array:
-    """Sequences that engines can have under way, by chunk budget: for memory, and as they are told."""
-    asked = loaded.question
-    settings = asked.settings(task.hw, max(asked.budgets), task.draft_tokens)
-    results = numpy.stack([loaded.results(model) for model in models])
-    fits = rooms(models, [loaded.held(model) for model in models], results, settings)
-    return numpy.minimum(fits, settings.max_sequences)
-
-
-def _stacked(loaded: Loaded, tasks: Sequence[Task], models: Sequence[EngineModel], places: Array) -> Stack:
-    """Engines side by side, with their curves."""
-    asked = loaded.question
-    curves = engine_curves(
-        models,
-        [loaded.whole(model) for model in models],
-        [loaded.stretch(model) for model in models],
-        asked.work,
-        places.max(axis=1),
-        asked.engines[tasks[0].hw].mixed,
+    settings = asked.settings(engines.hw, max(asked.budgets), engines.draft_tokens)
+    places = numpy.minimum(engines.room(settings).sequences, settings.max_sequences)
+    why = numpy.where(places.max(axis=1) < 1, FITS, "").astype(object)
+    fitting = numpy.flatnonzero(why == "")
+    times = engines.times(fitting) if len(fitting) else None
+    if times is not None and bounds:
+        why[fitting] = _bounds(asked, times)
+    for place, reason in zip(engines.asked, why, strict=True):
+        excluded[place] = reason
+    if times is None or all(why):
+        return None, excluded
+    kept = why[fitting] == ""
+    chosen, times = fitting[kept], times._replace(split=times.split[kept])
+    chosen_tasks = tuple(engines.tasks[place] for place in chosen)
+    layouts = [task.layout for task in chosen_tasks]
+    stack = Stack(
+        chosen_tasks,
+        engines.model(engines.spread.placed[0]),
+        numpy.array([float(layout.gpus) for layout in layouts]),
+        numpy.array([float(layout.dp * layout.pp) for layout in layouts]),
+        places[chosen],
+        engines.curves(chosen, times, places[chosen].max(axis=1)),
+        numpy.zeros(len(chosen)) if asked.work.prefill_only else engines.send_s()[chosen],
     )
-    return Stack(
-        tuple(tasks),
-        tuple(models),
-        numpy.array([float(model.layout.gpus) for model in models]),
-        numpy.array([float(model.engines) for model in models]),
-        places,
-        curves,
-        numpy.array([loaded.send_s(model) for model in models]),
-    )
+    return stack, excluded
 
 
-def _bound(shared: Whole, asked: Question) -> str:
-    """The service level that is missed even at the datasheet's peaks, with one sequence; empty where none is."""
-    for what, one, least, most in zip(
-        ("TPOT", "TTFT"), ("token of one sequence", "prompt alone"), shared.peak, reversed(asked.level), strict=True
+def _bounds(asked: Question, times: Times) -> NDArray[numpy.object_]:
+    """The service level that each engine misses even at the datasheet's peaks, with one sequence; "" where none is."""
+    found = numpy.full(len(times.split), "", dtype=object)
+    for what, one, least, most in (
+        ("TTFT", "prompt alone", times.whole.prompt_peak, asked.level.ttft_s),
+        ("TPOT", "token of one sequence", times.whole.token_peak, asked.level.tpot_s),
     ):
-        if most is not None and least > most:
-            return f"{what}: one {one} at the datasheet's peaks takes longer"
-    return ""
+        if most is not None:
+            found[least[times.split] > most] = f"{what}: one {one} at the datasheet's peaks takes longer"
+    return found
 
 
 def _aggregated(asked: Question, stack: Stack, at: Operating, outcome: Outcome) -> Outcome:
@@ -155,12 +134,18 @@ def _aggregated(asked: Question, stack: Stack, at: Operating, outcome: Outcome) 
 
 def _cloud(asked: Question, stack: Stack, at: Operating, per_gpu: Array, good: Truths) -> Points:
     """Of each engine, the points that no other of it beats in tokens/s of a user and tokens/s per GPU."""
-    flat = (len(stack.tasks), -1)
-    tpot = numpy.where(good, at.tpot_s, numpy.inf).reshape(flat)
-    speed = numpy.where(good, per_gpu, -1.0).reshape(flat)
-    order = numpy.lexsort((-speed, tpot), axis=-1)
+    tpot, speed = (
+        numpy.where(good, values, none).swapaxes(1, 2).reshape(len(stack.tasks), -1)
+        for values, none in ((at.tpot_s, numpy.inf), (per_gpu, -1.0))
+    )
+    # Of each budget in turn, latencies rise already; of equal ones the last that rises above is the best per GPU.
+    order = numpy.argsort(tpot, axis=-1, kind="stable")
     task, place = numpy.nonzero(rises(numpy.take_along_axis(speed, order, axis=1)))
-    row, budget = numpy.divmod(order[task, place], len(asked.budgets))
+    place = order[task, place]
+    again = (task[1:] == task[:-1]) & (tpot[task[1:], place[1:]] == tpot[task[:-1], place[:-1]])
+    kept = numpy.concatenate([~again, numpy.ones(min(len(task), 1), dtype=bool)])
+    task = task[kept]
+    budget, row = numpy.divmod(place[kept], at.n.shape[1])
     here = (task, row, budget)
     ttft, tpot, rate = at.ttft_s[here], at.tpot_s[here], at.rate[here]
     e2e = ttft + tpot * (asked.work.output - 1.0)

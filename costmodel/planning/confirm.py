@@ -48,7 +48,10 @@ def places(loaded: Loaded, found: Assessment, role: Role) -> int:
     """
     most = int(role.places[role.column])
     if role.name == "prefill":
-        return min(16, most)
+        asked = loaded.question
+        # Short prompts of one token each fill a chunk together.
+        together = math.ceil(found.plan.budget / asked.work.computed) if asked.work.prefill_only else 0
+        return min(max(16, 2 * together), most)
     n = max(found.state.sequences, 1.0)
     return max(1, min(most, math.ceil(n + 4.0 * math.sqrt(n))))
 

@@ -6,9 +6,9 @@ each is evaluated once, on arrays, for the one workload that is asked about. Eng
 drafts lie side by side, in arrays whose first axis they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
@@ -17,10 +17,15 @@ from costmodel.architecture import Architecture
 from costmodel.parallel.pipeline import Cut
 from costmodel.planning.deployment import host_of
 from costmodel.planning.engine_model import Array, EngineModel
-from costmodel.planning.part_times import Grid, PartTimes, Prices, decode_step, each
+from costmodel.planning.grid import Grid
+from costmodel.planning.part_times import PartTimes, each
+from costmodel.planning.side_by_side import Indices
 from costmodel.planning.workload import Workload
 
 Truths = NDArray[numpy.bool_]
+Hops = Callable[[Indices, Array], Array]
+"""Seconds in which tokens of each rank go from one stage of some engines to the next, by engine and number of tokens:
+the same numbers for all, or some for each."""
 
 
 class Curves(NamedTuple):
@@ -51,12 +56,13 @@ class Curves(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """All layers on one device of each stage: what engines of the same split share, however many stages they have.
+    """All layers on one device of each stage, of different splits of them (the first axis): what engines of the same
+    split share, however many stages they have.
 
     n: batch sizes. decode: seconds of an iteration. added, chunks, together: as in `Curves`, and how many short prompts
-    share an iteration. peak: seconds at the datasheet's peaks, per token of one sequence and of a prompt alone.
-    host: what the host adds to an iteration and to each sequence in it. samples: seconds of each group where `SAMPLE`
-    sequences decode.
+    share an iteration. tokens, prompts: seconds at the datasheet's peaks, per token of one sequence and of a prompt
+    alone. host_s, sequence_s: what the host adds to an iteration and to each sequence in it. samples: seconds of each
+    group where `SAMPLE` sequences decode.
     """
 
     n: Array
@@ -64,33 +70,58 @@ class Whole(NamedTuple):
     added: Array
     chunks: Array
     together: Array
-    peak: tuple[float, float]
-    host: Mapping[str, float]
-    samples: Mapping[str, float]
+    token_peak: Array
+    prompt_peak: Array
+    host_s: Array
+    sequence_s: Array
+    samples: Mapping[str, Array]
+
+    def of(self, splits: Indices) -> "Whole":
+        """Those of some splits."""
+        return self._replace(
+            decode=self.decode[splits],
+            added=self.added[splits],
+            token_peak=self.token_peak[splits],
+            prompt_peak=self.prompt_peak[splits],
+            host_s=self.host_s[splits],
+            sequence_s=self.sequence_s[splits],
+            samples={name: values[splits] for name, values in self.samples.items()},
+        )
 
 
 def whole(model: EngineModel, at: Grid, parts: Sequence[PartTimes], drafting: Array | float) -> Whole:
-    """All parts of a model together. drafting: seconds in which n sequences draft."""
+    """All parts of splits together. drafting: seconds in which n sequences draft. model: of one of them."""
     times = reduce(PartTimes.plus, parts)
     N, C = at.together.shape
-    others = each(times.own, lambda part: numpy.interp(at.n - 1.0, at.n, part, left=0.0))
-    full = each(times.shared, lambda part: part[:N]).plus(times.own).total()
-    fewer = each(times.shared, lambda part: part[N : 2 * N]).plus(others).total()
-    mixed = each(times.shared, lambda part: part[2 * N :].reshape(N, C)).plus(times.prompts)
-    beside = mixed.plus(each(others, lambda part: part[:, None])).total()
-    added = beside - numpy.where(at.n > 1.0, fewer, 0.0)[:, None]
+    full = each(times.shared, lambda part: part[:, :N]).plus(times.own).total()
+    others = each(times.own, lambda part: _one_fewer(at.n, part))
+    fewer = each(times.shared, lambda part: part[:, N : 2 * N]).plus(others).total()
+    mixed = each(times.shared, lambda part: part[:, 2 * N :]).plus(times.prompts)
+    beside = mixed.plus(each(others, lambda part: numpy.repeat(part, C, axis=1))).total().reshape(-1, N, C)
+    added = beside - numpy.where(at.n > 1.0, fewer, 0.0)[:, :, None]
     added = numpy.where(at.left >= 1.0, added, numpy.inf)
-    peak = times.first / model.pace, float((times.later * at.chunks[0] / at.together[0]).min())
+    prompt_peak = (times.later * at.chunks[0] / at.together[0]).min(axis=1)
     host = host_of(model.served.host, model.served.architecture, times.products)
-    return Whole(at.n, full + drafting, added, at.chunks, at.together, peak, host, times.samples)
+    return Whole(
+        at.n,
+        full + drafting,
+        added,
+        at.chunks,
+        at.together,
+        times.first / model.pace,
+        prompt_peak,
+        numpy.asarray(host["host_s"]),
+        numpy.full(len(times.first), host["sequence_s"]),
+        times.samples,
+    )
 
 
-def draft_seconds(model: EngineModel, at: Grid, work: Workload, prices: Prices) -> Array | float:
-    """Seconds in which n sequences draft their tokens, one after another."""
-    if not model.draft_tokens:
-        return 0.0
-    step = decode_step(at.n, 1.0, max(work.context - (model.draft_tokens + 1), 0.0))
-    return model.draft_tokens * (numpy.zeros_like(at.n) + prices.seconds(model.draft_kernels(step)))
+def _one_fewer(n: Array, values: Array) -> Array:
+    """The values at n − 1 of each row, between those at batch sizes n; 0 where none is left."""
+    low = numpy.clip(numpy.searchsorted(n, n - 1.0, side="right") - 1, 0, max(len(n) - 2, 0))
+    high = numpy.minimum(low + 1, len(n) - 1)
+    slope = (values[:, high] - values[:, low]) / numpy.maximum(n[high] - n[low], 1.0)
+    return numpy.where(n > 1.0, slope * (n - 1.0 - n[low]) + values[:, low], 0.0)
 
 
 def between(low: Array, high: Array, share: Array) -> Array:
@@ -100,36 +131,39 @@ def between(low: Array, high: Array, share: Array) -> Array:
 
 
 def engine_curves(
-    engines: Sequence[EngineModel],
-    wholes: Sequence[Whole],
-    stretches: Sequence[float],
-    work: Workload,
-    most: Array,
-    mixed: bool = True,
+    model: EngineModel, found: Whole, pp: Array, stretches: Array, hops: Hops, work: Workload, most: Array, mixed: bool
 ) -> Curves:
-    """The times of engines with their stages and their host, up to the most sequences that each can hold.
+    """The times of engines (rows of found) with their stages and their host, up to the most sequences of each.
 
-    stretches: see `stretch`. mixed: prompts and decoding sequences share iterations.
+    model: one of them. pp: how many stages they have. stretches: see `stretch`. hops: seconds from stage to stage.
+    mixed: prompts and decoding sequences share iterations.
     """
-    first = wholes[0]
-    n = numpy.minimum(first.n, most[:, None])
-    pp = numpy.array([float(engine.layout.pp) for engine in engines])
-    decode = _up_to(first.n, numpy.stack([each.decode for each in wholes]), most)
-    added = _up_to(first.n, numpy.stack([each.added for each in wholes]), most)
-    chunks, together = (_up_to(first.n, values[None], most) for values in (first.chunks, first.together))
+    n = numpy.minimum(found.n, most[:, None])
+    decode = _up_to(found.n, found.decode, most)
+    added = _up_to(found.n, found.added, most)
+    chunks, together = (_up_to(found.n, values[None], most) for values in (found.chunks, found.together))
     lone = n > 1.0
-    size = work.computed / chunks
-    for members in _with_equal_hops(engines):
-        model, further = engines[members[0]], pp[members, None] - 1.0
-        tokens = n[members]
-        hop = model.hop_s(numpy.maximum(tokens * (model.draft_tokens + 1), 1.0))
-        passed = model.hop_s(tokens[:, :, None] + together[members] * size[members])
-        decode[members] += further * hop
-        added[members] += further[..., None] * (passed - numpy.where(lone[members], hop, 0.0)[:, :, None])
-    longer = numpy.array(stretches)[:, None]
-    host_s, sequence_s = (
-        numpy.array([each.host[name] for each in wholes])[:, None] for name in ("host_s", "sequence_s")
-    )
+    staged = numpy.flatnonzero(pp > 1.0)
+    if len(staged):
+        # At the batch sizes of all, and at the largest of each.
+        inside, last = found.n <= most[staged, None], most[staged]
+        passing = found.n[:, None] + found.together * (work.computed / found.chunks)
+        last_passing = last[:, None] + together[staged, -1] * (work.computed / chunks[staged, -1])
+        many = model.draft_tokens + 1
+        hop = numpy.where(
+            inside,
+            hops(staged, numpy.maximum(found.n * many, 1.0)),
+            hops(staged, numpy.maximum(last * many, 1.0)[:, None]),
+        )
+        passed = numpy.where(
+            inside[..., None],
+            hops(staged, passing.ravel()).reshape(-1, *passing.shape),
+            hops(staged, last_passing)[:, None],
+        )
+        further = pp[staged, None] - 1.0
+        decode[staged] += further * hop
+        added[staged] += further[..., None] * (passed - numpy.where(lone[staged], hop, 0.0)[:, :, None])
+    longer, host_s, sequence_s = stretches[:, None], found.host_s[:, None], found.sequence_s[:, None]
     decode = longer * decode + host_s + n * sequence_s
     gaps = numpy.maximum(n[:, 1:] - n[:, :-1], 1.0)
     fewer = between(decode[:, :-1], decode[:, 1:], (gaps - 1.0) / gaps)
@@ -155,15 +189,6 @@ def _up_to(n: Array, values: Array, most: Array) -> Array:
     return numpy.where(inside, values, last[:, None])
 
 
-def _with_equal_hops(engines: Sequence[EngineModel]) -> list[list[int]]:
-    """Places of the engines with several stages, those together that send alike."""
-    found: dict[Any, list[int]] = {}
-    for place, engine in enumerate(engines):
-        if engine.layout.pp > 1:
-            found.setdefault(engine.hop_of(), []).append(place)
-    return list(found.values())
-
-
 class Shares(NamedTuple):
     """Of the different stages of a pipeline (rows), the parts of each group's kernels that they have, and how many
     stages are like each."""
@@ -186,10 +211,13 @@ def stage_shares(model: Architecture, cuts: Sequence[Cut]) -> Shares:
     return Shares(groups, numpy.array(parts), numpy.array([float(cut.times) for cut in cuts]))
 
 
-def stretch(shares: Shares, samples: Mapping[str, float]) -> float:
+def stretch(shares: Shares, samples: Mapping[str, Array]) -> Array:
     """How much longer the slowest stage of a pipeline takes than the mean one: the pace of all.
 
-    samples: seconds of each group.
+    samples: seconds of each group, of several splits of the layers.
     """
-    seconds = shares.parts @ numpy.array([samples.get(name, 0.0) for name in shares.groups])
-    return float(seconds.max() * shares.times.sum() / (shares.times @ seconds))
+    none = numpy.zeros_like(next(iter(samples.values())))
+    groups = zip(shares.parts.T[..., None], (samples.get(name, none) for name in shares.groups), strict=True)
+    seconds = sum(part * of_group for part, of_group in groups)
+    total = sum(times * of_stage for times, of_stage in zip(shares.times, seconds, strict=True))
+    return seconds.max(axis=0) * shares.times.sum() / total

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
+from costmodel.algebra import Quantity
 from costmodel.architecture import Architecture
 from costmodel.calibration import find_calibration
 from costmodel.errors import BadInput, Impossible, unknown
@@ -22,7 +23,7 @@ from costmodel.generation._rows import one_layer
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.layout import Disaggregated, Layout, Workers
-from costmodel.parallel.memory import VLLM
+from costmodel.parallel.memory import VLLM, prefix_at_a_time
 from costmodel.parallel.placement import SERIAL, Options, Placed, Stage, local_step, place, splits_cache
 from costmodel.parallel.stages import path_kernels, stage_kernels
 from costmodel.planning.cache import SequenceCache, sequence_cache
@@ -282,7 +283,7 @@ def quantised_products(kernels: Sequence[Kernel]) -> int:
     return sum(kernel.count for kernel in kernels if kernel.family == "gemm" and kernel.instance in QUANTISED)
 
 
-def host_of(host: HostTime, model: Architecture, products: int) -> dict[str, float]:
+def host_of(host: HostTime, model: Architecture, products: Quantity) -> dict[str, Quantity]:
     """What the host adds to an iteration with so many products of quantised activations."""
     of_layers = host.layer_s * len(model.layers) + host.moe_layer_s * _layers_of_experts(model)
     return {
@@ -299,7 +300,8 @@ def _fullest(served: Served, prefill: Placed, decode: Placed, settings: Settings
     """What a sequence keeps on a device of the stage that holds the fewest, and that device's room for caches."""
     hardware, precision, layout = served.hardware, served.precision, decode.layout
     tokens = min(settings.max_batched_tokens, settings.longest)
-    step = local_step(prefill, Step(B=layout.dp, S=tokens, P=0, phase="prefill"))
+    prefix = prefix_at_a_time(settings.longest, tokens)
+    step = local_step(prefill, Step(B=layout.dp, S=tokens, P=prefix, phase="prefill"))
     found = []
     for of_prefill, of_decode in zip(prefill.stages, decode.stages, strict=True):
         run = stage_kernels(prefill, of_prefill, step, precision, hardware)

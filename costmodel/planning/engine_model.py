@@ -1,11 +1,10 @@
-"""A model under a layout as one engine of a search runs it, and which layouts have a part of it in common.
+"""A model under a layout as one engine of a search runs it, or under several layouts side by side.
 
 Placing does not know of devices and formats, and stages do not change what a device holds of a layer: both are done
 once for all engines that agree in the rest.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -14,12 +13,11 @@ from numpy.typing import NDArray
 from costmodel.algebra import Quantity
 from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration
-from costmodel.ffns import moe
 from costmodel.generation._rows import one_layer
 from costmodel.generation.speculative import tokens_per_verification
 from costmodel.kernels.base import Kernel
 from costmodel.overlap import exposed_parts
-from costmodel.parallel.exchanges import Exchanger, Group, between_stages, group
+from costmodel.parallel.exchanges import Exchanger, between_stages
 from costmodel.parallel.layout import Layout
 from costmodel.parallel.options import Options
 from costmodel.parallel.pipeline import Cut
@@ -43,6 +41,15 @@ class Places(NamedTuple):
         """The same parts of layers in other stages; drafts have none."""
         return self._replace(prefill=in_stages(self.prefill, cuts), decode=in_stages(self.decode, cuts))
 
+    def with_stages(self, pp: int) -> "Places":
+        """The same parts of layers as devices of one of so many stages send them, whatever these hold."""
+        drafting = None if self.drafting is None else self.drafting._replace(stages=())
+        return Places(_with_stages(self.prefill, pp), _with_stages(self.decode, pp), drafting)
+
+    def only(self, groups: Collection[str]) -> "Places":
+        """The blocks of these groups alone."""
+        return self._replace(prefill=_only(self.prefill, groups), decode=_only(self.decode, groups), drafting=None)
+
 
 def places(model: Architecture, layout: Layout, options: Options, drafts: bool) -> Places:
     """A model under a layout without stages. Raises Impossible where it cannot be split so."""
@@ -52,6 +59,21 @@ def places(model: Architecture, layout: Layout, options: Options, drafts: bool) 
         place(model, layout, "decode", options),
         place(one_layer(model), layout, "decode", options) if drafts else None,
     )
+
+
+def _only(placed: Placed, groups: Collection[str]) -> Placed:
+    def part(model: Architecture) -> Architecture:
+        mixers, ffns = (
+            {name: block for name, block in blocks.items() if name in groups} for blocks in (model.mixers, model.ffns)
+        )
+        return model._replace(mixers=mixers, ffns=ffns)
+
+    stage = placed.model
+    return placed._replace(model=stage._replace(part=part(stage.part), cores=stage.cores and part(stage.cores)))
+
+
+def _with_stages(placed: Placed, pp: int) -> Placed:
+    return placed._replace(layout=placed.layout._replace(pp=pp), stages=())
 
 
 class EngineModel(NamedTuple):
@@ -117,73 +139,6 @@ class EngineModel(NamedTuple):
     def seconds(self, run: list[Kernel]) -> Quantity:
         """Expected seconds of kernels."""
         return total_seconds(run, self.served.hardware, self.calibration)
-
-    def parts(self) -> list["Part"]:
-        """The engine's kernels by what they depend on: mixers, which see caches, experts, which are spread, and the
-        rest, computation and communication apart."""
-        model, layout, served = self.served.architecture, self.layout, self.served
-        groups = tuple(dict.fromkeys(self.decode.model.part.groups))
-        mixers = tuple(name for name in groups if name in model.mixers)
-        experts = tuple(name for name in groups if name not in mixers and _has_experts(model, name))
-        rest = tuple(name for name in groups if name not in mixers and name not in experts)
-        formats, degrees = formats_of(served.precision), (layout.tp, layout.cp)
-        plain: tuple[Any, ...] = (served.precision.activations,)
-        spread: tuple[Any, ...] = (layout.ep > 1, layout.ep > layout.tp)
-        if layout.cp > 1:
-            # Devices that share the tokens of a prompt have whole ones: what is alike depends on how many there are.
-            plain, spread = (*plain, *degrees), (layout.ep,)
-        found = [
-            self._computed(mixers, (*degrees, *formats), plain),
-            self._computed(rest, (*degrees, *formats[:-2]), plain),
-            self._computed(experts, (*degrees, layout.ep, *formats[:-2]), (*plain, *spread)),
-        ]
-        if layout.gpus > 1:
-            ways, context, among = self._among("ways", "cp", "ep")
-            # Tokens that travel to experts are summed otherwise before.
-            sent = (*degrees, ways, context, layout.ep > layout.tp, layout.ep > layout.tp * layout.cp)
-            kinds = (*plain, *spread, layout.tp > 1)
-            # Sums are of hidden states; gathered caches have a format of their own, and so have tokens sent to experts.
-            summed = formats if layout.cp > 1 else (served.precision.hidden,)
-            found.append(self._sent((*mixers, *rest), (*sent, *summed), kinds))
-            found.append(self._sent(experts, (*sent, layout.ep, among, *formats[:-2]), kinds))
-        return [part for part in found if part.groups]
-
-    def _computed(self, groups: tuple[str, ...], depends: tuple[Any, ...], kinds: tuple[Any, ...]) -> "Part":
-        return Part("computed", groups, partial(self.device_kernels, only=groups), depends, kinds)
-
-    def _sent(self, groups: tuple[str, ...], depends: tuple[Any, ...], kinds: tuple[Any, ...]) -> "Part":
-        return Part("sent", groups, partial(self.sent, only=groups), depends, kinds)
-
-    def split(self) -> tuple[Any, ...]:
-        """What the times of all layers depend on beside device, formats and drafts: all degrees but pp and dp, and how
-        groups lie in domains."""
-        return (*self.layout._replace(pp=1, dp=1), *self._among("ways", "cp", "ep"))
-
-    def hop_of(self) -> tuple[Any, ...]:
-        """What the seconds between two stages depend on, beside device, formats and tokens."""
-        ways, apart = self._among("ways", "pp")
-        return (ways, apart.inside > 1)
-
-    def _among(self, *degrees: str) -> list[Group]:
-        return [group(self.decode, self.served.hardware, degree) for degree in degrees]
-
-
-def _has_experts(model: Architecture, name: str) -> bool:
-    block = model.ffns.get(name)
-    return block is not None and isinstance(block.dims, moe.Dims)
-
-
-class Part(NamedTuple):
-    """The computation or the communication ("computed", "sent") of some groups of kernels.
-
-    depends: what the kernels depend on beside the device; kinds: what it depends on which of them are token-wise.
-    """
-
-    what: str
-    groups: tuple[str, ...]
-    kernels: Callable[[Step], list[Kernel]]
-    depends: tuple[Any, ...]
-    kinds: tuple[Any, ...]
 
 
 def formats_of(precision: Precision) -> tuple[Any, ...]:

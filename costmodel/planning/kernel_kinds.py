@@ -4,8 +4,12 @@ Nobody has to say so: the lists of steps that have the same tokens in other sequ
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy
 
 from costmodel.kernels.base import Kernel
+from costmodel.planning.side_by_side import Apart
 from costmodel.step import Step
 
 KernelSource = Callable[[Step], Sequence[Kernel]]
@@ -20,33 +24,76 @@ Kinds = dict[Key, str]
 
 MANY = 65_537
 """Tokens of a prompt of which more than one falls to each device, however many share it."""
+FEW = numpy.array([4.0, 208.0])
+"""Tokens of the steps that are compared."""
+DECODING = Step(
+    B=numpy.concatenate([FEW, FEW / 2]),
+    S=numpy.array([1.0, 1.0, 2.0, 2.0]),
+    P=numpy.array([96.0, 96.0, 7000.0, 7000.0]),
+    phase="decode",
+)
+PROMPTS = Step(
+    B=numpy.concatenate([numpy.ones(4), FEW]),
+    S=numpy.concatenate([FEW, FEW, [MANY, MANY]]),
+    P=numpy.array([0.0, 0.0, 4096.0, 4096.0, 4096.0, 4096.0]),
+    phase="prefill",
+)
 
 
 def kinds(kernels: KernelSource) -> Kinds:
     """Which kernels are token-wise ("token") and which row-wise ("row"); all others are sequence-wise.
 
-    The key is (group, name, how many of that name came before).
+    The key is (group, name, how many of that name came before). Raises Apart where that depends on the layout, of
+    kernels of layouts side by side.
     """
+    prompts = named(kernels(PROMPTS))
     found: Kinds = {}
-    for index, n in enumerate((4, 208)):
-        decode = named(kernels(Step(B=n, S=1, P=96, phase="decode")))
-        others = {
-            "token": (
-                named(kernels(Step(B=1, S=n, P=0, phase="prefill"))),
-                named(kernels(Step(B=1, S=n, P=4096, phase="prefill"))),
-                named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
-            ),
-            "row": (
-                named(kernels(Step(B=n, S=MANY, P=4096, phase="prefill"))),
-                named(kernels(Step(B=n // 2, S=2, P=7000, phase="decode"))),
-            ),
-        }
-        for key, kernel in decode.items():
-            kind = next((kind for kind, lists in others.items() if all(_same(kernel, at.get(key)) for at in lists)), "")
-            if index and found.get(key) != kind:
-                kind = ""
-            found[key] = kind
-    return {key: kind for key, kind in found.items() if kind}
+    for key, kernel in named(kernels(DECODING)).items():
+        if key in prompts:
+            kind = _kind(kernel, prompts[key])
+            if kind:
+                found[key] = kind
+    return found
+
+
+def _kind(decoding: Kernel, prompt: Kernel) -> str:
+    """The kind of a kernel, from what it does in `DECODING` and in `PROMPTS`."""
+    of_decoding, of_prompt = _numbers(decoding), _numbers(prompt)
+    if of_decoding.keys() != of_prompt.keys():
+        return ""
+    token = row = numpy.ones((1, len(FEW)), dtype=bool)
+    for name, values in of_decoding.items():
+        prompts = of_prompt[name]
+        if not (isinstance(values, numpy.ndarray) or isinstance(prompts, numpy.ndarray)):
+            if values != prompts:
+                return ""
+            continue
+        decoding_steps, prompt_steps = _columns(values, 4), _columns(prompts, 6)
+        one = decoding_steps[..., 0:2]
+        alike = one == decoding_steps[..., 2:4]
+        token = token & alike & (one == prompt_steps[..., 0:2]) & (one == prompt_steps[..., 2:4])
+        row = row & alike & (one == prompt_steps[..., 4:6])
+    # Of many layouts, one row for each.
+    answers = numpy.where(token, 2, numpy.where(row, 1, 0))
+    of_layouts = numpy.where(answers[:, 0] == answers[:, 1], answers[:, 0], 0)
+    if (of_layouts != of_layouts[0]).any():
+        raise Apart(of_layouts[:, None])
+    return ("", "row", "token")[of_layouts[0]]
+
+
+def _numbers(kernel: Kernel) -> dict[Any, Any]:
+    """Everything that is counted of a kernel, by a name."""
+    found = {"count": kernel.count}
+    for which, work in (("ideal", kernel.ideal), ("executed", kernel.executed)):
+        found |= {(which, dtype): flops for dtype, flops in work.tensor.items()}
+        found |= {(which, name): value for name, value in zip(work._fields[1:], work[1:], strict=True)}
+    return found
+
+
+def _columns(values: Any, steps: int) -> Any:
+    """Numbers of so many steps, one in each column."""
+    values = numpy.asarray(values)
+    return values if values.shape[-1:] == (steps,) else numpy.broadcast_to(values, (*values.shape[:-1], steps))
 
 
 def named(kernels: Sequence[Kernel]) -> dict[tuple[str, str, int], Kernel]:
@@ -58,7 +105,3 @@ def named(kernels: Sequence[Kernel]) -> dict[tuple[str, str, int], Kernel]:
             before += 1
         found[kernel.group, kernel.name, before] = kernel
     return found
-
-
-def _same(one: Kernel, other: Kernel | None) -> bool:
-    return other is not None and (one.ideal, one.executed, one.count) == (other.ideal, other.executed, other.count)

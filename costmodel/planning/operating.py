@@ -74,7 +74,10 @@ def operating(model: EngineModel, work: Workload, found: Curves, places: Array, 
     base = _front_s(model) + residual + own
     in_line, for_place = line(rate, own), places_wait(n, places[..., None, :], served)
     ttft = base + waits(work, in_line, for_place, numpy.asarray(engines)[..., None, None])
-    return Operating(found.n, ttft, tpot, rate, n * found.added / served, base, in_line, for_place)
+    # Of a chunk that takes forever, no share is a number either.
+    with numpy.errstate(invalid="ignore"):
+        share = n * found.added / served
+    return Operating(found.n, ttft, tpot, rate, share, base, in_line, for_place)
 
 
 def waits(work: Workload, line_s: Array, place_s: Array, engines: Array | float) -> Array:
@@ -132,8 +135,8 @@ def decoding(model: EngineModel, work: Workload, found: Curves, places: Array) -
 
 def line(rate: Array, each_s: Array) -> Array:
     """Mean seconds in the line before one server, over (c_a² + c_s²)/2: ρ/(1 − ρ)·s; infinite from ρ = 1 on."""
-    used = rate * each_s
     with numpy.errstate(invalid="ignore", divide="ignore"):
+        used = rate * each_s
         return numpy.where(used < FULL, used / (1.0 - used) * each_s, numpy.inf)
 
 

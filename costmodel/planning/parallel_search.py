@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from costmodel.errors import BadInput, unknown
-from costmodel.planning.candidates import Outcome
+from costmodel.planning.candidates import BATCH
+from costmodel.planning.outcomes import Outcome
 from costmodel.planning.question import Question
 from costmodel.planning.search import Evaluator, evaluate_batch, here
 from costmodel.planning.space import Task
@@ -35,23 +36,25 @@ def evaluator_of(engine: str, jobs: int, scheduler: str | None = None) -> Evalua
     return here if jobs == 1 else partial(_in_processes, jobs)
 
 
-def _in_processes(jobs: int, question: Question, batches: Sequence[list[Task]], bounds: bool) -> Iterator[Outcome]:
+def _in_processes(
+    jobs: int, question: Question, batches: Sequence[list[Task]], bounds: bool
+) -> Iterator[list[Outcome]]:
     from concurrent.futures import ProcessPoolExecutor
 
     with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(partial(_evaluate, question, bounds), batches)
+        yield from pool.map(partial(_evaluate, question, bounds), _pieces(batches))
 
 
 def _on_dask(
     jobs: int, scheduler: str | None, question: Question, batches: Sequence[list[Task]], bounds: bool
-) -> Iterator[Outcome]:
+) -> Iterator[list[Outcome]]:
     dask: Any = importlib.import_module("distributed")
     cluster = None
     if scheduler is None:
         cluster = dask.LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
     try:
         with dask.Client(cluster if scheduler is None else scheduler, timeout="30s") as client:
-            futures = client.map(partial(_evaluate, question, bounds), batches, pure=False)
+            futures = client.map(partial(_evaluate, question, bounds), _pieces(batches), pure=False)
             for future in futures:
                 yield future.result()
     except OSError as error:
@@ -61,5 +64,10 @@ def _on_dask(
             cluster.close()
 
 
-def _evaluate(question: Question, bounds: bool, batch: list[Task]) -> Outcome:
+def _pieces(batches: Sequence[list[Task]]) -> list[list[Task]]:
+    """The batches cut where their points are too: the outcomes are the same."""
+    return [batch[start : start + BATCH] for batch in batches for start in range(0, len(batch), BATCH)]
+
+
+def _evaluate(question: Question, bounds: bool, batch: list[Task]) -> list[Outcome]:
     return evaluate_batch(question, batch, bounds)

@@ -14,64 +14,15 @@ from costmodel.algebra import Quantity
 from costmodel.calibration import Calibration, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
+from costmodel.kernels.gemm import Gemm
+from costmodel.kernels.grouped_gemm import GroupedGemm
 from costmodel.overlap import InParts, in_parts, split
 from costmodel.planning.deployment import quantised_products
 from costmodel.planning.engine_model import Array
-from costmodel.planning.kernel_kinds import KernelSource, Key, Kinds, named
-from costmodel.planning.workload import Workload
-from costmodel.step import Step
+from costmodel.planning.grid import Grid, Steps
+from costmodel.planning.kernel_kinds import KernelSource, Kinds, named
+from costmodel.planning.side_by_side import Indices, different_rows, some_rows
 from costmodel.timing import roofline
-
-POINTS = 64
-"""Batch sizes of an engine, from 1 to the most that it can hold, in equal ratios."""
-
-
-SAMPLE = 32.0
-"""Sequences that decode where the groups of a model's kernels are compared with one another."""
-
-
-class Grid(NamedTuple):
-    """Batch sizes n (rows) by chunk budgets (columns), and the steps at which kernels are priced for it.
-
-    left: tokens that a budget leaves beside the n − 1 others. chunks: iterations that a prompt takes. together: how
-    many short prompts share an iteration. tokens, rows: steps of as many tokens, and of as many sampled positions, as
-    three iterations have, one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk. decoding: steps of
-    n sequences. prompts: of chunks. At the end of all but the last stands a step in which `SAMPLE` sequences decode.
-    """
-
-    n: Array
-    left: Array
-    chunks: Array
-    together: Array
-    tokens: Step
-    rows: Step
-    decoding: Step
-    prompts: Step
-
-
-def grid(work: Workload, budgets: Sequence[int], most: int, draft_tokens: int, pace: float) -> Grid:
-    """The grid up to so many sequences. pace: tokens that a sequence gains in an iteration."""
-    n = numpy.unique(numpy.round(numpy.geomspace(1, max(most, 1), POINTS)))
-    S, budget, sample = float(draft_tokens + 1), numpy.array(budgets, dtype=numpy.float64), numpy.array([SAMPLE])
-    left = budget - (n - 1.0)[:, None] * S
-    chunks = numpy.ceil(work.computed / numpy.clip(left, 1.0, work.computed))
-    size = work.computed / chunks
-    # Short prompts share iterations: as many as arrive in one while n sequences are kept, if they fit.
-    together = numpy.clip(n[:, None] * pace / max(work.output - 1.0, 1.0), 1.0, numpy.maximum(left / size, 1.0))
-    together = numpy.where(chunks > 1, 1.0, together)
-    beside, least = (n - 1.0)[:, None] * S, numpy.maximum(n - 1.0, 1.0)
-    tokens, rows = (
-        decode_step(numpy.concatenate([n * S, least * S, (beside + chunk).ravel(), sample]), 1.0, 0.0)
-        for chunk in (together * size, together)
-    )
-    before = numpy.full_like(n, max(work.context - S, 0.0))
-    decoding = decode_step(
-        numpy.append(n, sample),
-        numpy.append(numpy.full_like(n, S), 1.0),
-        numpy.append(before, max(int(work.context) - 1, 0)),
-    )
-    prompts = Step(B=together, S=size, P=numpy.maximum(work.position - size / 2, 0.0), phase="prefill")
-    return Grid(n, left, chunks, together, tokens, rows, decoding, prompts)
 
 
 class Price(NamedTuple):
@@ -82,10 +33,11 @@ class Price(NamedTuple):
 
 
 class Prices:
-    """Seconds of kernels on one device. Kernels of the same work cost the same, so each is priced once."""
+    """Seconds of kernels on one device. Kernels of the same work cost the same, so each is priced once. hides: whether
+    some of them are meant to pass behind others."""
 
-    def __init__(self, hardware: Hardware, calibration: Calibration) -> None:
-        self.hardware, self.calibration = hardware, calibration
+    def __init__(self, hardware: Hardware, calibration: Calibration, hides: bool) -> None:
+        self.hardware, self.calibration, self.hides = hardware, calibration, hides
         self.known: dict[tuple[Any, ...], Price] = {}
         self.fits: dict[tuple[str, str, str], Fit] = {}
 
@@ -104,10 +56,20 @@ class Prices:
         )
         found = self.known.get(key)
         if found is None:
-            fit = self._fit(kernel)
-            terms = kernel.form.terms(kernel.sharing(fit.occupancy), self.hardware, fit.values)
-            found = self.known[key] = Price(terms.total(), roofline(kernel, self.hardware))
+            found = self.known[key] = self._price(kernel)
         return found
+
+    def _price(self, kernel: Kernel) -> Price:
+        if isinstance(kernel.shape, Gemm | GroupedGemm):
+            # The shape of a product says all of it, and many layouts have the same.
+            different = different_rows(kernel.shape)
+            if different is not None:
+                row, first = different
+                few = self._price(some_rows(kernel, first, len(row)))
+                return Price(*(some_rows(values, row, len(first)) for values in few))
+        fit = self._fit(kernel)
+        terms = kernel.form.terms(kernel.sharing(fit.occupancy), self.hardware, fit.values)
+        return Price(terms.total(), roofline(kernel, self.hardware))
 
     def seconds(self, run: Sequence[Kernel]) -> Quantity:
         """Expected seconds of kernels, one after another, but for what hides."""
@@ -138,93 +100,132 @@ def _content(value: Any) -> Any:
 
 
 class PartTimes(NamedTuple):
-    """Seconds of the kernels of a part of a model over a grid; what hides shows where all parts are together.
+    """Seconds of the kernels of a part of a model over a grid, of each of some layouts (the first axis); what hides
+    shows where all parts are together.
 
     shared: token-wise kernels at the tokens, and row-wise ones at the sampled positions, of three iterations one after
     another: n sequences decode, n − 1 do, and n − 1 beside a chunk. own, prompts: other kernels of n decoding sequences
-    and of chunks. first, later: at the datasheet's peaks, of one decoding sequence and of its prompt's chunk by budget.
-    samples: all kernels of each group where `SAMPLE` sequences decode. products: those with quantised activations in an
-    iteration.
+    and of chunks, of these for one batch size after another. first, later: at the datasheet's peaks, of one decoding
+    sequence and of its prompt's chunk by budget. samples: all kernels of each group where `SAMPLE` sequences decode.
+    products: those with quantised activations in an iteration.
     """
 
     shared: InParts
     own: InParts
     prompts: InParts
-    first: float
+    first: Array
     later: Array
-    samples: Mapping[str, float]
-    products: int
+    samples: Mapping[str, Array]
+    products: Array
+
+    def of(self, rows: Indices) -> "PartTimes":
+        """Those of some layouts."""
+        shared, own, prompts = (each(parts, lambda part: part[rows]) for parts in (self.shared, self.own, self.prompts))
+        return PartTimes(
+            shared,
+            own,
+            prompts,
+            self.first[rows],
+            self.later[rows],
+            {name: values[rows] for name, values in self.samples.items()},
+            self.products[rows],
+        )
 
     def plus(self, other: "PartTimes") -> "PartTimes":
         """Both together."""
-        groups = dict.fromkeys((*self.samples, *other.samples))
+        samples = dict(self.samples)
+        for name, values in other.samples.items():
+            samples[name] = samples[name] + values if name in samples else values
         return PartTimes(
             self.shared.plus(other.shared),
             self.own.plus(other.own),
             self.prompts.plus(other.prompts),
             self.first + other.first,
             self.later + other.later,
-            {name: self.samples.get(name, 0.0) + other.samples.get(name, 0.0) for name in groups},
+            samples,
             self.products + other.products,
         )
 
 
-def part_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices) -> PartTimes:
-    """The times of a part. kind: which of its kernels are token-wise, row-wise, neither."""
-    N, C = at.together.shape
-    run = kernels(at.tokens)
-    found, size = named(run), len(at.tokens.B)
-    samples: dict[str, float] = {}
-    shared, peak = _of_kind(found, kind, "token", prices, (size,), samples)
-    if "row" in kind.values():
-        more, further = _of_kind(named(kernels(at.rows)), kind, "row", prices, (size,), samples)
-        shared, peak = shared.plus(more), peak + further
-    own, prompts = nothing(N), nothing(N, C)
-    # One sequence decodes at first; one prompt alone is the first row of those beside others.
-    first, later = peak[0], peak[2 * N : 2 * N + C]
-    if not all(key in kind for key in found):
-        decoding, of_decoding = _of_kind(named(kernels(at.decoding)), kind, "", prices, (N + 1,), samples)
-        prompts, of_prompts = _of_kind(named(kernels(at.prompts)), kind, "", prices, (N, C), {})
-        own, first, later = each(decoding, lambda part: part[:-1]), first + of_decoding[0], later + of_prompts[0]
-    return PartTimes(
-        each(shared, lambda part: part[:-1]), own, prompts, float(first), later, samples, quantised_products(run)
+def joined(parts: Sequence[tuple[Indices, PartTimes]]) -> PartTimes:
+    """Those of all layouts, from those of groups of them, whose places are told."""
+    order = numpy.argsort(numpy.concatenate([places for places, _ in parts]))
+    found = [times for _, times in parts]
+
+    def together(values: Sequence[Any]) -> Any:
+        return numpy.concatenate(values)[order] if isinstance(values[0], numpy.ndarray) else values[0]
+
+    shared, own, prompts = (
+        InParts(*map(together, zip(*(times[place] for times in found), strict=True))) for place in range(3)
     )
+    groups = dict.fromkeys(name for times in found for name in times.samples)
+    samples = {
+        name: together([times.samples.get(name, numpy.zeros(len(times.first))) for times in found]) for name in groups
+    }
+    first, later, products = (together([times[place] for times in found]) for place in (3, 4, 6))
+    return PartTimes(shared, own, prompts, first, later, samples, products)
+
+
+def part_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices, layouts: int) -> PartTimes:
+    """The times of a part. kernels: of so many layouts side by side. kind: which of them are token-wise, row-wise,
+    neither."""
+    N, C = at.together.shape
+    size = len(at.tokens.place)
+    samples: dict[str, Array] = {}
+    shared, peak = nothing(layouts, size, hides=prices.hides), numpy.zeros((layouts, size))
+    for name, of_kind in (("token", at.tokens), ("row", at.rows)):
+        if name in kind.values():
+            more, further = _of_kind(kernels, kind, name, of_kind, prices, layouts, samples)
+            shared, peak = shared.plus(more), peak + further
+    own, prompts = nothing(layouts, N, hides=prices.hides), nothing(layouts, N * C, hides=prices.hides)
+    # One sequence decodes at first; one prompt alone is the first row of those beside others.
+    first, later = peak[:, 0], peak[:, 2 * N : 2 * N + C]
+    run = kernels((at.tokens if "token" in kind.values() else at.decoding).different)
+    if not all(key in kind for key in named(run)):
+        decoding, of_decoding = _of_kind(kernels, kind, "", at.decoding, prices, layouts, samples)
+        prompts, of_prompts = _of_kind(kernels, kind, "", at.prompts, prices, layouts, {})
+        own, first, later = (
+            each(decoding, lambda part: part[:, :-1]),
+            first + of_decoding[:, 0],
+            later + of_prompts[:, :C],
+        )
+    products = numpy.full(layouts, quantised_products(run))
+    return PartTimes(each(shared, lambda part: part[:, :-1]), own, prompts, first, later, samples, products)
 
 
 def _of_kind(
-    run: Mapping[Key, Kernel],
+    kernels: KernelSource,
     kind: Kinds,
     wanted: str,
+    at: Steps,
     prices: Prices,
-    shape: tuple[int, ...],
-    samples: dict[str, float],
+    layouts: int,
+    samples: dict[str, Array],
 ) -> tuple[InParts, Array]:
-    """Expected seconds of the kernels of one kind, and those at the datasheet's peaks. samples: gets those of the last
-    step of each group."""
-    (exposed, short, held), peak = nothing(*shape), numpy.zeros(shape)
-    for key, kernel in run.items():
+    """Expected seconds of the kernels of one kind, by layout and step, and those at the datasheet's peaks. samples:
+    gets those of the last step of each group."""
+    shape = layouts, at.different.tokens.size
+    (exposed, short, held), peak = nothing(*shape, hides=prices.hides), numpy.zeros(shape)
+    for key, kernel in named(kernels(at.different)).items():
         if kind.get(key, "") == wanted:
             one = prices.of(kernel)
             parts = split(kernel, one.expected * kernel.count)
             exposed += parts.exposed
-            short += parts.short
-            held += parts.held
+            if prices.hides:
+                short += parts.short
+                held += parts.held
             peak += one.peak * kernel.exposed
-            samples[kernel.group] = samples.get(kernel.group, 0.0) + float(numpy.ravel(parts.exposed)[-1])
-    return InParts(exposed, short, held), peak
+            if kernel.group not in samples:
+                samples[kernel.group] = numpy.zeros(layouts)
+            samples[kernel.group] += numpy.broadcast_to(parts.exposed, shape)[:, at.place[-1]]
+    return each(InParts(exposed, short, held), lambda part: part[:, at.place]), peak[:, at.place]
 
 
-def nothing(*shape: int) -> InParts:
-    """No seconds at all."""
-    return InParts(numpy.zeros(shape), numpy.zeros(shape), numpy.zeros(shape))
+def nothing(*shape: int, hides: bool) -> InParts:
+    """No seconds at all; where nothing is meant to hide, what only that needs is one number."""
+    return InParts(numpy.zeros(shape), *(numpy.zeros(shape) if hides else 0.0 for _ in range(2)))
 
 
 def each(parts: InParts, change: Callable[[Array], Array]) -> InParts:
-    """The same done to each of the three."""
-    return InParts(*map(change, parts))
-
-
-def decode_step(B: Any, S: Any, P: Any) -> Step:
-    """A step of arrays."""
-    B, S, P = (numpy.asarray(value, dtype=numpy.float64) for value in (B, S, P))
-    return Step(B=B, S=S, P=P, phase="decode")
+    """The same done to each of the three that is no mere number."""
+    return InParts(*(change(part) if isinstance(part, numpy.ndarray) else part for part in parts))

@@ -38,7 +38,8 @@ def plan_row(loaded: Loaded, found: Assessment) -> dict[str, Any]:
     }
     for name in ("ttft_s", "tpot_s"):
         value = getattr(state, name)
-        row |= _with_interval(name, value, interval(value, found.errors[name]))
+        told = not (work.prefill_only and name == "tpot_s")
+        row |= _with_interval(name, value, interval(value, found.errors[name]) if told else None)
     row |= {
         "e2e_s": state.ttft_s + state.tpot_s * (work.output - 1.0),
         **_with_interval("capacity_per_s", state.capacity_per_s, (low, high)),
@@ -55,7 +56,8 @@ def plan_row(loaded: Loaded, found: Assessment) -> dict[str, Any]:
     for name, part in (("input", share), ("output", 1.0 - share)):
         for ending, gpus in zip(("", "_low", "_high"), (plan.gpus, *needed[1:]), strict=True):
             key = f"usd_per_million_{name}_tokens{ending}"
-            row[key] = None if gpus is None else 1e6 * gpus * price / HOUR * part / tokens[name]
+            priced = not (work.prefill_only and name == "output")
+            row[key] = 1e6 * gpus * price / HOUR * part / tokens[name] if priced and gpus is not None else None
     row |= {
         "power_w": watts,
         "joules_per_output_token": watts and watts / tokens["output"],
@@ -70,10 +72,12 @@ def plan_row(loaded: Loaded, found: Assessment) -> dict[str, Any]:
     return row
 
 
-def _with_interval(name: str, value: float, ends: tuple[float, float]) -> dict[str, float]:
+def _with_interval(name: str, value: float, ends: tuple[float, float] | None) -> dict[str, float | None]:
+    """A value and the ends of its interval; without them, there is none."""
     unit = "_per_s" if name.endswith("_per_s") else "_s"
     stem = name.removesuffix(unit)
-    return {name: value, f"{stem}_low{unit}": ends[0], f"{stem}_high{unit}": ends[1]}
+    low, high = (None, None) if ends is None else ends
+    return {name: None if ends is None else value, f"{stem}_low{unit}": low, f"{stem}_high{unit}": high}
 
 
 def _needed(found: Assessment, sign: float) -> int | None:
@@ -91,7 +95,7 @@ def _needed(found: Assessment, sign: float) -> int | None:
 def _prefill_cost(found: Assessment) -> float:
     """The part of the GPUs' time that prompts take."""
     if len(found.roles) == 1:
-        return found.state.prefill_share
+        return 1.0 if found.roles[0].name == "prefill" else found.state.prefill_share
     front, _ = found.roles
     return front.replicas * front.engine.layout.gpus / found.plan.gpus
 

@@ -46,17 +46,38 @@ class Pools(NamedTuple):
         """Those that no other beats in latency, requests per second per GPU and size at once, the fastest first. Pools
         of known size are compared with one another only."""
         single = self.replicas == 0
-        return joined([self.of(single)._best(), self.of(~single)._best()])
+        return self.of(numpy.concatenate([self._best(numpy.flatnonzero(some)) for some in (single, ~single)]))
 
-    def _best(self) -> "Pools":
-        each = self.rate / self.gpus
-        order = numpy.lexsort((self.gpus, -each, self.ttft_s + self.tpot_s))
-        each, gpus = each[order], self.gpus[order]
+    def _best(self, order: Places) -> Places:
+        """Of some pools, those that no other of them beats, the fastest first."""
+        each, gpus = self.rate[order] / self.gpus[order], self.gpus[order]
+        by = numpy.lexsort((gpus, -each, self.ttft_s[order] + self.tpot_s[order]))
+        order, each, gpus = order[by], each[by], gpus[by]
+        # All that came before are at least as fast. Most are beaten by the smallest of these, or by the best per GPU.
+        for better in (_smallest, _best_each):
+            best = _last_of(better(each, gpus))
+            left = (gpus[best] > gpus) | (each[best] < each) | (best == numpy.arange(len(order)))
+            order, each, gpus = order[left], each[left], gpus[left]
         kept = numpy.zeros(len(order), dtype=bool)
         for size in numpy.unique(gpus):
-            # All that came before are at least as fast.
             kept |= (gpus == size) & rises(numpy.where(gpus <= size, each, 0.0))
-        return self.of(order[kept])
+        return order[kept]
+
+
+def _smallest(each: Array, gpus: Array) -> Truths:
+    """Which are smaller than all before."""
+    return gpus < numpy.concatenate([[numpy.inf], numpy.minimum.accumulate(gpus)[:-1]])
+
+
+def _best_each(each: Array, gpus: Array) -> Truths:
+    """Which have more per GPU than all before."""
+    return each > numpy.concatenate([[0.0], numpy.maximum.accumulate(each)[:-1]])
+
+
+def _last_of(chosen: Truths) -> Places:
+    """For each place the last chosen one before it; for the first, itself."""
+    latest = numpy.maximum.accumulate(numpy.where(chosen, numpy.arange(len(chosen)), 0))
+    return numpy.concatenate([latest[:1], latest[:-1]])
 
 
 NONE: Any = numpy.zeros(0, dtype=numpy.intp)
@@ -75,9 +96,10 @@ def joined(parts: Sequence[Pools]) -> Pools:
     return Pools(layouts, numpy.concatenate(places), *columns)
 
 
-def prefill_pools(asked: Question, stack: Stack) -> Pools:
-    """One replica at every share of its time; at a known rate also 1, 2, … replicas. The fastest budget of each."""
-    work, model, own = asked.work, stack.models[0], stack.curves.added[:, 0]
+def prefill_pools(asked: Question, stack: Stack) -> tuple[Pools, int]:
+    """One replica at every share of its time; at a known rate also 1, 2, … replicas. The fastest budget of each, and
+    how many were looked at."""
+    work, model, own = asked.work, stack.model, stack.curves.added[:, 0]
     shares = SHARES[SHARES <= (CLOSED_SHARE if work.rate is None else asked.usable + 1e-9)]
     at = prefilling(
         model, work, own[:, None], shares[:, None], stack.send_s[:, None, None], stack.engines[:, None, None]
@@ -87,15 +109,19 @@ def prefill_pools(asked: Question, stack: Stack) -> Pools:
     ttft, rate = (values[engine, row, budget] for values in at)
     pools = _of(asked, stack, engine, budget, numpy.zeros(len(engine)), ttft, rate)
     if work.rate is None:
-        return pools
+        return pools, len(pools.layout)
     engine, count = stack.replicated(asked.most)
-    many = (count * stack.engines[engine])[:, None]
+    many = count * stack.engines[engine]
+    able = (work.rate / many)[:, None] * own[engine] <= asked.usable
+    some = numpy.flatnonzero(able.any(axis=1))
+    engine, count, many, able = engine[some], count[some], many[some, None], able[some]
     load = work.rate / many * own[engine]
     at = prefilling(model, work, own[engine], load, stack.send_s[engine][:, None], many)
-    rows, budget = numpy.nonzero(load <= asked.usable)
-    ttft, rate = (values[rows, budget] for values in at)
-    exact = _of(asked, stack, engine[rows], budget, count[rows], ttft, rate)
-    return joined([pools, exact])
+    ttft_s = numpy.where(able, at.ttft_s, numpy.inf)
+    budget = ttft_s.argmin(axis=1)
+    here = numpy.arange(len(engine)), budget
+    exact = _of(asked, stack, engine, budget, count, ttft_s[here], at.rate[here])
+    return joined([pools, exact]), len(pools.layout) + int(numpy.isfinite(ttft_s).sum())
 
 
 def _of(
@@ -129,7 +155,7 @@ def decode_pools(asked: Question, stack: Stack) -> Pools:
     """One replica at every batch size that fits, where more sequences answer more; at a known rate also 1, 2, …
     replicas with the batch that it leaves to each."""
     work, most = asked.work, stack.places[:, 0]
-    at = decoding(stack.models[0], work, stack.curves, stack.places)
+    at = decoding(stack.model, work, stack.curves, stack.places)
     fits = (at.n <= most[:, None]) & stack.curves.distinct
     rates, tpot = at.rate[:, :, 0], at.tpot_s[:, :, 0]
     better = rises(numpy.where(fits & numpy.isfinite(tpot), rates, 0.0))
@@ -141,16 +167,16 @@ def decode_pools(asked: Question, stack: Stack) -> Pools:
     if work.rate is None:
         return single
     engine, count = stack.replicated(asked.most)
-    each = (work.rate / (count * stack.engines[engine]))[:, None]
+    each = work.rate / (count * stack.engines[engine])
     rising = numpy.maximum.accumulate(numpy.where(fits, rates, 0.0), axis=1)[..., None]
-    nodes, used = at.n[..., None], fits[..., None]
-    least, first = rising[engine, 0], at.n[engine, :1]
-    among = lookup(rising, used, engine, each).at(nodes)
+    able = numpy.any(better, axis=1)[engine] & (each < asked.usable * rising[engine, -1, 0])
+    engine, count, each = engine[able], count[able], each[able]
+    nodes, used, column = at.n[..., None], fits[..., None], numpy.zeros(len(engine), dtype=numpy.intp)
+    least, first = rising[engine, 0, 0], at.n[engine, 0]
+    among = lookup(rising, used, engine, column, each).at(nodes)
     sequences = numpy.where(each <= least, each / least * first, among)
-    slow = lookup(nodes, used, engine, sequences).at(at.tpot_s)
-    able = numpy.any(better, axis=1)[engine] & (each < asked.usable * rising[engine, -1])[:, 0]
-    load = numpy.full(int(able.sum()), work.rate)
-    exact = _that_decode(asked, stack, engine[able], count[able], sequences[able, 0], slow[able, 0], load)
+    slow = lookup(nodes, used, engine, column, sequences).at(at.tpot_s)
+    exact = _that_decode(asked, stack, engine, count, sequences, slow, numpy.full(len(engine), work.rate))
     return joined([single, exact])
 
 

@@ -1,36 +1,25 @@
 """The question that a plan answers, as plain values that can be sent to other processes, and what it means loaded."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-
-import numpy
 
 from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration, find_calibration
 from costmodel.dtypes import element_bytes
 from costmodel.errors import BadInput, Impossible, unknown
+from costmodel.generation.speculative import tokens_per_verification
 from costmodel.hardware import Hardware
 from costmodel.parallel.layout import Layout
 from costmodel.parallel.options import Options
 from costmodel.parallel.pipeline import stage_cuts
-from costmodel.planning.curves import Whole, draft_seconds, stage_shares, stretch, whole
 from costmodel.planning.deployment import LONGEST, Served, Settings
 from costmodel.planning.engine_constants import EngineConstants
-from costmodel.planning.engine_model import Array, EngineModel, Places, formats_of, places
-from costmodel.planning.kernel_kinds import kinds
+from costmodel.planning.engine_model import EngineModel, Places, places
+from costmodel.planning.grid import Grid, grid
 from costmodel.planning.measures import ServiceLevel
-from costmodel.planning.part_times import Grid, PartTimes, Prices, grid, part_times
-from costmodel.planning.room import (
-    Held,
-    chunk_step,
-    largest_results,
-    sent_bytes,
-    stage_sequences,
-    stage_weights,
-    written_bytes,
-)
+from costmodel.planning.part_times import Prices
+from costmodel.planning.spread import Spread, spread
 from costmodel.planning.workload import Workload
 from costmodel.prediction import loaded, make_precision
 from costmodel.step import Precision
@@ -87,7 +76,7 @@ class Question(NamedTuple):
         if self.optimize not in OBJECTIVES:
             raise unknown("objective", self.optimize, OBJECTIVES)
         for mode in self.modes:
-            if mode not in MODES:
+            if mode not in (*MODES, PREFILL):
                 raise unknown("mode", mode, MODES)
         self.options.checked()
         for hw in self.engines:
@@ -125,6 +114,8 @@ class Question(NamedTuple):
 
 
 MODES = ("aggregated", "disaggregated")
+PREFILL = "prefill"
+"""The mode of engines that answer with one token, whatever was asked for."""
 
 
 class Loaded(NamedTuple):
@@ -138,10 +129,21 @@ class Loaded(NamedTuple):
 
     def precision(self, hw: str, weights: str | None, kv: str | None) -> Precision:
         """Number formats; None keeps the model's own. Raises Impossible without an engine for them."""
-        return make_precision(self.model, self.devices[hw], weights, kv, self.question.activations)
+        return self._once(
+            ("precision", hw, weights, kv),
+            lambda: make_precision(self.model, self.devices[hw], weights, kv, self.question.activations),
+        )
 
     def engine(self, hw: str, weights: str | None, kv: str | None, draft_tokens: int, layout: Layout) -> EngineModel:
         """One engine. Raises Impossible where the model cannot be split or computed so."""
+        options = self.question.options
+        placed = places(self.model, layout._replace(pp=1), options, draft_tokens > 0)
+        return self.engine_of((hw, weights, kv, draft_tokens), placed.in_stages(stage_cuts(self.model, layout.pp)))
+
+    def engine_of(self, of: tuple[str, str | None, str | None, int], placed: Places) -> EngineModel:
+        """The engine of a placed model, or of one that is placed in several ways side by side. of: device, formats of
+        weights and of caches, drafted tokens."""
+        hw, weights, kv, draft_tokens = of
         asked = self.question
         served = Served(
             self.model,
@@ -151,101 +153,29 @@ class Loaded(NamedTuple):
             asked.host[hw].host,
             asked.options,
         )
-        placed = self._placed(layout, draft_tokens > 0)
         accepted = asked.acceptance if draft_tokens else 0.0
+        layout = placed.decode.layout
         return EngineModel(served, layout, *placed, self.calibrations[hw], draft_tokens, accepted)
 
-    def _placed(self, layout: Layout, drafts: bool) -> Places:
-        cuts = self._once(("cuts", layout.pp), lambda: stage_cuts(self.model, layout.pp))
-        one = layout._replace(pp=1)
-        found: Places = self._once(
-            ("placed", one, drafts), lambda: places(self.model, one, self.question.options, drafts)
+    def spread(self, layouts: tuple[Layout, ...], drafts: bool) -> Spread:
+        """The layouts by which the model divides."""
+        return self._once(
+            ("spread", layouts, drafts), lambda: spread(self.model, layouts, self.question.options, drafts)
         )
-        return self._once(("placed", layout, drafts), lambda: found.in_stages(cuts))
 
-    def whole(self, engine: EngineModel) -> Whole:
-        """The times of all layers, computed once for all engines that split them alike."""
-
-        def compute() -> Whole:
-            parts = list(self._parts(engine))
-            drafting = draft_seconds(engine, self.grid(engine), self.question.work, self._prices(engine))
-            return whole(engine, self.grid(engine), parts, drafting)
-
-        return self._once(("whole", *self._split(engine)), compute)
-
-    def grid(self, engine: EngineModel) -> Grid:
+    def grid(self, hw: str, draft_tokens: int) -> Grid:
         """The batch sizes and chunk budgets of engines on a device."""
-        asked, drafts = self.question, engine.draft_tokens
-        most = asked.engines[engine.served.hardware.name].max_sequences
-        return self._once(("grid", drafts, most), lambda: grid(asked.work, asked.budgets, most, drafts, engine.pace))
-
-    def _parts(self, engine: EngineModel) -> Iterator[PartTimes]:
-        """The times of each part of the engine's kernels."""
-        at, prices = self.grid(engine), self._prices(engine)
-        fixed = engine.served.hardware.name, engine.draft_tokens
-        for what, groups, kernels, depends, alike in engine.parts():
-            kind = self._once(("kinds", what, groups, *alike), partial(kinds, kernels))
-            compute = partial(part_times, kernels, kind, at, prices)
-            yield self._once(("times", what, groups, *depends, *fixed), compute)
-
-    def _prices(self, engine: EngineModel) -> Prices:
-        hardware = engine.served.hardware
-        return self._once(("prices", hardware.name), lambda: Prices(hardware, engine.calibration))
-
-    def results(self, engine: EngineModel) -> Array:
-        """Bytes of the largest results of a chunk, by budget. They do not depend on the device."""
-        asked, formats, layout = self.question, formats_of(engine.served.precision), engine.layout._replace(pp=1, dp=1)
-        step, budgets = chunk_step(asked.budgets, asked.work.longest), len(asked.budgets)
-
-        def compute() -> Array:
-            found: dict[str, Array] = {}
-            for part in engine.parts():
-                if part.what == "computed":
-                    key = ("written", *part.groups, *part.depends)
-                    found |= self._once(key, partial(written_bytes, part.kernels, step, budgets))
-            key = ("sent", *(formats if layout.cp > 1 else formats[:-2]), *layout)
-            sent = self._once(key, partial(written_bytes, engine.sent, step, budgets, by_group=False))
-            order = dict.fromkeys(engine.prefill.model.part.groups)
-            return largest_results(numpy.concatenate([*(found[name] for name in order), *sent.values()]))
-
-        return self._once(("results", *formats, *layout), compute)
-
-    def held(self, engine: EngineModel) -> Held:
-        """What the stages of an engine hold in memory."""
-        asked, hw, formats = self.question, engine.served.hardware.name, formats_of(engine.served.precision)
-        settings = asked.settings(hw, max(asked.budgets), engine.draft_tokens)
-        pages = settings.page_tokens, settings.reserve_output
-        return Held(
-            self._once(("weights", *formats[:-2], engine.layout), lambda: stage_weights(engine)),
-            self._once(
-                ("caches", *formats[-2:], formats[1], *pages, engine.layout),
-                lambda: stage_sequences(engine, asked.work, settings),
-            ),
+        asked = self.question
+        most = asked.engines[hw].max_sequences
+        pace = float(tokens_per_verification(draft_tokens, asked.acceptance if draft_tokens else 0.0))
+        return self._once(
+            ("grid", draft_tokens, most), lambda: grid(asked.work, asked.budgets, most, draft_tokens, pace)
         )
 
-    def stretch(self, engine: EngineModel) -> float:
-        """How much longer the slowest stage of an engine's pipeline takes than the mean one."""
-        pp = engine.layout.pp
-        if pp == 1:
-            return 1.0
-        shares = self._once(("shares", pp), lambda: stage_shares(self.model, stage_cuts(self.model, pp)))
-        return stretch(shares, self.whole(engine).samples)
-
-    def send_s(self, engine: EngineModel) -> float:
-        """Seconds in which a device sends its part of a prompt's cache."""
-        served, asked = engine.served, self.question
-        bandwidth = asked.link_bandwidth or served.hardware.links.scale_out.bandwidth
-        if not bandwidth:
-            return math.inf
-        size = self._once(
-            ("sent cache", *formats_of(served.precision)[-2:], engine.layout),
-            lambda: sent_bytes(engine, round(asked.work.input)),
-        )
-        return size / bandwidth
-
-    def _split(self, engine: EngineModel) -> tuple[Any, ...]:
-        served = engine.served
-        return (served.hardware.name, *formats_of(served.precision), engine.draft_tokens, *engine.split())
+    def prices(self, hw: str) -> Prices:
+        """The prices of kernels on a device."""
+        hides = self.question.overlap > 0
+        return self._once(("prices", hw), lambda: Prices(self.devices[hw], self.calibrations[hw], hides))
 
     def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         if key not in self.kept:

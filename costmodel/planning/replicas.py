@@ -36,45 +36,47 @@ class Fleet:
         engine, count = stack.replicated(asked.most)
         if not len(engine):
             return ()
-        many = (count * stack.engines[engine])[:, None]
-        shape = (len(engine), len(asked.budgets))
-        most = self.rates[:, -1][engine]
+        many = count * stack.engines[engine]
+        # What no engine could sustain is not looked at.
+        able = self.usable[engine] & (count * stack.gpus[engine] >= min(asked.gpus))[:, None]
         if work.rate is not None:
-            each = numpy.broadcast_to(work.rate / many, shape)
-            least, first = self.rates[:, 0][engine], at.n[:, :1][engine]
-            among = lookup(self.rates, self.used, engine, each).at(self.n)
-            with numpy.errstate(invalid="ignore", divide="ignore"):
-                sequences = numpy.where(each <= least, each / least * first, among)
-            sustained = each < asked.usable * most
+            able &= (work.rate / many)[:, None] < asked.usable * self.rates[:, -1][engine]
         else:
             assert work.clients is not None
-            sequences = numpy.broadcast_to(work.clients / many, shape)
-            each = lookup(self.n, self.used, engine, sequences).at(self.rates)
-            largest = numpy.where(self.used, self.n, 0.0).max(axis=1)
-            sustained = sequences <= largest[engine]
-        there = lookup(self.n, self.used, engine, sequences)
+            able &= (work.clients / many)[:, None] <= numpy.where(self.used, self.n, 0.0).max(axis=1)[engine]
+        row, column = numpy.nonzero(able)
+        if not len(row):
+            return ()
+        engine, count, many = engine[row], count[row], many[row]
+        if work.rate is not None:
+            each = work.rate / many
+            least, first = self.rates[engine, 0, column], at.n[engine, 0]
+            among = lookup(self.rates, self.used, engine, column, each).at(self.n)
+            sequences = numpy.where(each <= least, each / least * first, among)
+        else:
+            assert work.clients is not None
+            sequences = work.clients / many
+            each = lookup(self.n, self.used, engine, column, sequences).at(self.rates)
+        there = lookup(self.n, self.used, engine, column, sequences)
         ttft = there.at(at.base_s) + waits(work, there.at(at.line_s), there.at(at.place_s), many)
         tpot = there.at(at.tpot_s)
         e2e = ttft + tpot * (work.output - 1.0)
-        gpus = numpy.broadcast_to((count * stack.gpus[engine])[:, None], shape)
-        within = self.usable[engine] & sustained & holds(ttft, level.ttft_s) & holds(tpot, level.tpot_s)
-        within &= gpus >= min(asked.gpus)
-        if not within.any():
+        gpus = count * stack.gpus[engine]
+        within = numpy.flatnonzero(holds(ttft, level.ttft_s) & holds(tpot, level.tpot_s))
+        if not len(within):
             return ()
         usd = gpus[within] * asked.prices[stack.tasks[0].hw]
-        rows, columns = numpy.nonzero(within)
-        rate = (each * many)[within]
-        full = self.full[engine[rows], columns]
+        rate, full = (each * many)[within], self.full[engine[within], column[within]]
         best = {"cost": usd / rate, "gpus": gpus[within], "latency": e2e[within], "throughput": -full}[asked.optimize]
         chosen = first_of(best, usd, e2e[within], KEPT)
         return tuple(
             self._candidate(
-                int(engine[rows[place]]),
-                int(columns[place]),
-                int(count[rows[place]]),
-                [float(values[within][place]) for values in (sequences, ttft, tpot, e2e)] + [float(rate[place])],
+                int(engine[place]),
+                int(column[place]),
+                int(count[place]),
+                [float(values[place]) for values in (sequences, ttft, tpot, e2e, each * many)],
             )
-            for place in chosen
+            for place in within[chosen]
         )
 
     def closest(self) -> Candidate | None:

@@ -11,20 +11,18 @@ from typing import NamedTuple
 
 from costmodel.errors import Impossible
 from costmodel.parallel.remedies import remedies
-from costmodel.planning.candidates import Outcome, evaluate
+from costmodel.planning.candidates import FITS, evaluate
+from costmodel.planning.engines import Engines
+from costmodel.planning.outcomes import Outcome
 from costmodel.planning.pairing import paired
 from costmodel.planning.points import Candidate, Points, exceeded, rank, undominated
 from costmodel.planning.pools import joined
 from costmodel.planning.question import Loaded, Question, cache_formats, load, weight_formats
-from costmodel.planning.room import room
 from costmodel.planning.space import Count, Dimension, Task, layouts
 from costmodel.step import Step
 from costmodel.units import format_bytes
 
-BATCH = 64
-"""Tasks that are evaluated together, and that a process gets at a time."""
-
-Evaluator = Callable[[Question, Sequence[list[Task]], bool], Iterable[Outcome]]
+Evaluator = Callable[[Question, Sequence[list[Task]], bool], Iterable[list[Outcome]]]
 """Evaluates batches of tasks, each of one device, formats and drafts, and gives their outcomes in order."""
 
 
@@ -75,14 +73,14 @@ def tasks_of(loaded: Loaded) -> tuple[list[Task], tuple[Dimension, ...], list[Co
     return tasks, dimensions, [Count("engines", count, why) for why, count in left_out.items()]
 
 
-def here(question: Question, batches: Sequence[list[Task]], bounds: bool) -> Iterator[Outcome]:
+def here(question: Question, batches: Sequence[list[Task]], bounds: bool) -> Iterator[list[Outcome]]:
     """Evaluate in this process."""
     loaded = load(question)
     for batch in batches:
         yield evaluate(loaded, batch, bounds)
 
 
-def evaluate_batch(question: Question, batch: list[Task], bounds: bool) -> Outcome:
+def evaluate_batch(question: Question, batch: list[Task], bounds: bool) -> list[Outcome]:
     """Evaluate one batch in another process, which knows nothing yet."""
     return next(iter(here(question, [batch], bounds)))
 
@@ -115,26 +113,26 @@ def search(
 def _what_would_fit(loaded: Loaded, outcomes: Sequence[Outcome]) -> str:
     """By how much the best of the layouts that memory excludes misses, and what would make it fit."""
     asked = loaded.question
-    nearest: tuple[float, float, Task] | None = None
-    excluded = ((task, why) for outcome in outcomes for task, why in zip(outcome.tasks, outcome.excluded, strict=True))
-    for task in (task for task, why in excluded if why.startswith("memory")):
-        engine = loaded.engine(*task)
-        settings = asked.settings(task.hw, min(asked.budgets))
-        found = room(engine, loaded.held(engine), loaded.results(engine), settings)
-        lacking = found.each - float(found.free.max())
-        if nearest is None or lacking < nearest[0]:
-            nearest = lacking, found.each, task
+    nearest: tuple[float, float, float, Task] | None = None
+    missed = [
+        task for outcome in outcomes for task, why in zip(outcome.tasks, outcome.excluded, strict=True) if why == FITS
+    ]
+    for _, alike in groupby(missed, key=lambda task: task[:4]):
+        engines = Engines(loaded, list(alike))
+        found = engines.room(asked.settings(engines.hw, min(asked.budgets)))
+        lacking = found.each - found.free.max(axis=1)
+        place = int(lacking.argmin())
+        if nearest is None or lacking[place] < nearest[0]:
+            results = float(engines.results()[place].min())
+            nearest = float(lacking[place]), float(found.each[place]), results, engines.tasks[place]
     if nearest is None:
         return ""
-    lacking, each, task = nearest
+    lacking, each, results, task = nearest
     device = loaded.devices[task.hw]
     step = Step(B=task.layout.dp, S=1, P=max(round(asked.work.context) - 1, 0), phase="decode")
     precision = loaded.precision(task.hw, task.weights, task.kv)
     # What an engine does not use at all is as good as taken by results.
-    kept = (
-        float(loaded.results(loaded.engine(*task)).min())
-        + (1.0 - asked.engines[task.hw].utilisation) * device.memory.hbm.capacity
-    )
+    kept = results + (1.0 - asked.engines[task.hw].utilisation) * device.memory.hbm.capacity
     changes = [remedy.change for remedy in remedies(loaded.model, task.layout, step, precision, device, kept)]
     would = f"; {', '.join(changes)} would fit" if changes else ""
     return (
@@ -150,16 +148,12 @@ def _run(
     bounds: bool,
     progress: Callable[[int, int], None] | None,
 ) -> list[Outcome]:
-    batches = [
-        alike[start : start + BATCH]
-        for alike in (list(group) for _, group in groupby(tasks, key=lambda task: task[:4]))
-        for start in range(0, len(alike), BATCH)
-    ]
+    batches = [list(group) for _, group in groupby(tasks, key=lambda task: task[:4])]
     outcomes: list[Outcome] = []
     done = 0
-    for outcome in evaluator(question, batches, bounds):
-        outcomes.append(outcome)
-        done += len(outcome.tasks)
+    for found in evaluator(question, batches, bounds):
+        outcomes += found
+        done += sum(len(outcome.tasks) for outcome in found)
         if progress is not None:
             progress(done, len(tasks))
     return outcomes

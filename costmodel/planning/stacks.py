@@ -13,16 +13,29 @@ Places = NDArray[numpy.intp]
 
 
 class Stack(NamedTuple):
-    """Tasks with their engines. gpus, engines: of one replica of each. places: sequences that each engine can have
-    under way, by chunk budget. curves: the times of all. send_s: of a prompt's cache to another pool."""
+    """Tasks with their engines. model: of one of them. gpus, engines: of one replica of each. places: sequences that
+    each engine can have under way, by chunk budget. curves: the times of all. send_s: of a prompt's cache to another
+    pool."""
 
     tasks: tuple[Task, ...]
-    models: tuple[EngineModel, ...]
+    model: EngineModel
     gpus: Array
     engines: Array
     places: Array
     curves: Curves
     send_s: Array
+
+    def of(self, some: slice) -> "Stack":
+        """Some of them."""
+        return Stack(
+            self.tasks[some],
+            self.model,
+            self.gpus[some],
+            self.engines[some],
+            self.places[some],
+            Curves(*(values[some] for values in self.curves)),
+            self.send_s[some],
+        )
 
     def replicated(self, most: int) -> "Replicas":
         """Every engine with every number of replicas that so many GPUs allow."""
@@ -39,30 +52,35 @@ class Replicas(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """Where numbers lie among the nodes of their engines: below and above in the axis of batch sizes, and how far from
-    one to the other. Outside of the nodes, the outermost stand."""
+    """Where numbers lie among the nodes of their engines and budgets: places below and above in flat arrays of (engine,
+    batch size, budget), and how far from one to the other. Outside of the nodes, the outermost stand."""
 
-    engine: Places
     low: Places
     high: Places
     share: Array
 
     def at(self, values: Array) -> Array:
         """The values of (engine, batch size, budget) there."""
-        column = numpy.arange(self.low.shape[1])
-        engine = self.engine[:, None]
-        return between(values[engine, self.low, column], values[engine, self.high, column], self.share)
+        flat = values.reshape(-1)
+        return between(flat[self.low], flat[self.high], self.share)
 
 
-def lookup(nodes: Array, used: Truths, engine: Places, wanted: Array) -> Lookup:
-    """Where the wanted numbers (rows: of an engine each; columns: budgets) lie among rising nodes of (engine, batch
-    size, budget), of which the used ones come first."""
-    last = numpy.maximum(used.sum(axis=1) - 1, 0)[engine]
-    known = numpy.where(used, nodes, numpy.inf)
-    low = numpy.clip((known[engine] <= wanted[:, None, :]).sum(axis=1) - 1, 0, last)
+def lookup(nodes: Array, used: Truths, engine: Places, column: Places, wanted: Array) -> Lookup:
+    """Where the wanted numbers (of an engine and budget each) lie among rising nodes of (engine, batch size, budget),
+    of which the used ones come first."""
+    _, sizes, budgets = nodes.shape
+    last = numpy.maximum(used.sum(axis=1) - 1, 0)[engine, column]
+    flat, first = nodes.reshape(-1), engine * (sizes * budgets) + column
+    low = numpy.zeros(len(wanted), dtype=numpy.intp)
+    step = 1 << sizes.bit_length()
+    while step := step // 2:
+        further = low + step
+        inside = numpy.flatnonzero(further <= last)
+        reached = inside[flat[first[inside] + further[inside] * budgets] <= wanted[inside]]
+        low[reached] += step
     high = numpy.minimum(low + 1, last)
-    column = numpy.arange(wanted.shape[1])
-    below, above = nodes[engine[:, None], low, column], nodes[engine[:, None], high, column]
+    low, high = first + low * budgets, first + high * budgets
+    below, above = flat[low], flat[high]
     with numpy.errstate(invalid="ignore", divide="ignore"):
         share = numpy.where(above > below, (wanted - below) / (above - below), 0.0)
-    return Lookup(engine, low, high, numpy.clip(share, 0.0, 1.0))
+    return Lookup(low, high, numpy.clip(share, 0.0, 1.0))

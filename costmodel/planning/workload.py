@@ -39,18 +39,23 @@ class Workload(NamedTuple):
     clients: int | None = None
     gap_variation: float = 1.0
 
+    @property
+    def prefill_only(self) -> bool:
+        """Whether all answers are the one token that comes with the end of the prompt."""
+        return self.output <= 1.0
+
 
 def workload(load: Load, snapshot_tokens: int | None = None) -> Workload:
     """The means of a load. Raises BadInput for a trace whose requests all come at once, which has no rate, and for
-    answers of one token, which have no time per further token."""
+    clients that wait for answers of one token."""
     found = means(
         load.requests() if load.trace is not None else islice(load.requests(), SAMPLE), load.longest, snapshot_tokens
     )
-    if not found.output > 1.0:
-        raise BadInput(
-            "output: answers of one token have no TPOT to plan for; give 2 or more, or replay them: simulate"
-        )
     if load.clients is not None:
+        if found.prefill_only:
+            raise BadInput(
+                "--concurrency: answers of one token are planned for a rate; give --rate, or replay: simulate"
+            )
         return found._replace(clients=load.clients, gap_variation=0.0)
     if load.trace is None:
         return found._replace(rate=load.inputs["rate"], gap_variation=1.0 / load.inputs["burstiness"])

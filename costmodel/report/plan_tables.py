@@ -30,7 +30,7 @@ BEST = (
     Column("TTFT", lambda row: latency_text(row["ttft_s"])),
     Column("80 %", lambda row: _interval(row, "ttft"), group="interval"),
     Column("TPOT", lambda row: value_text("time_s", row["tpot_s"])),
-    Column("80 % ", lambda row: format_span(row["tpot_low_s"], row["tpot_high_s"]), group="interval "),
+    Column("80 % ", lambda row: _interval(row, "tpot"), group="interval "),
     Column(
         "at most\nrequests/s", lambda row: _span(row, "capacity_low_per_s", "capacity_per_s", "capacity_high_per_s")
     ),
@@ -41,7 +41,9 @@ BEST = (
     Column("output", lambda row: _money(row, "output"), group="USD per million tokens"),
     shows("joules_per_output_token", "J per\noutput token"),
     shows("limited_by", "limited by", right=False),
-    Column("decode, prefill\nbound by", lambda row: f"{row['decode_bound']}, {row['prefill_bound']}", right=False),
+    Column(
+        "decode, prefill\nbound by", lambda row: f"{row['decode_bound'] or '–'}, {row['prefill_bound']}", right=False
+    ),
 )
 FRONTIER = (
     shows("hw", right=False),
@@ -75,7 +77,7 @@ SPACE = (
 
 def _interval(row: Mapping[str, Any], latency: str) -> str:
     low, high = row[f"{latency}_low_s"], row[f"{latency}_high_s"]
-    return format_span(low, high) if math.isfinite(high) else "–"
+    return format_span(low, high) if high is not None and math.isfinite(high) else "–"
 
 
 def _span(row: Mapping[str, Any], low: str, value: str, high: str) -> str:

@@ -70,6 +70,8 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     evaluator = evaluator_of(inputs["engine"], inputs["jobs"], inputs["scheduler"])
     answers = [_answer({**inputs, "prefix_hit": hit}, evaluator) for hit in inputs["prefix_hit"]]
     first = answers[0]
+    if plot is not None and first.question.work.prefill_only:
+        raise BadInput("--plot: the figure is of tokens/s of a user, which answers of one token do not have")
     name = first.known.model.name
     dimensions, counts = _space(answers)
     best = [row for answer in answers if answer.found.best for row in answer.rows]
@@ -229,6 +231,11 @@ def _remarks(
                 f"note: {hw}: {' and '.join(changed)} narrower than the model's own, which changes answers; "
                 "--weights own --kv own keeps them"
             )
+    if question.work.prefill_only:
+        note(
+            "note: answers of one token come with the end of their prompts: engines that only process prompts are "
+            "planned, one prompt after another; --pools and --draft-tokens change nothing"
+        )
     if any(each.plan.draft_tokens for each in assessed):
         note_drafter(known.model)
     if lists["launch"]:
@@ -259,6 +266,7 @@ def _refusal(name: str, answer: Answer) -> str:
     plan = answer.assessed[0].plan
     factor, blocks = exceeded(question, plan)
     ttft, tpot = f"TTFT {latency_text(plan.ttft_s)}", f"TPOT {latency_text(plan.tpot_s)}"
+    latencies = ttft if question.work.prefill_only else f"{ttft}, {tpot}"
     told = {
         "TTFT": ttft,
         "TPOT": tpot,
@@ -267,6 +275,6 @@ def _refusal(name: str, answer: Answer) -> str:
     }
     return (
         f"{name}: no layout holds the service level with at most {question.most} GPUs; the closest is {plan.layout} on "
-        f"{plan.hw} ({plan.gpus} GPUs): {ttft}, {tpot} at {plan.rate:.4g} requests/s; what blocks it is the {blocks}, "
+        f"{plan.hw} ({plan.gpus} GPUs): {latencies} at {plan.rate:.4g} requests/s; what blocks it is the {blocks}, "
         f"missed by a factor of {factor:.3g} ({told[blocks]})"
     )

@@ -1,0 +1,284 @@
+"""Engines that share device, formats and drafts, side by side in arrays: their memory and their times.
+
+Their kernels come from the parts that their layouts have in common (`spread`): each different part is built once for
+all devices, priced once for each, and the times of a layout are the sum of its parts' rows.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy
+
+from costmodel.algebra import Quantity
+from costmodel.kernels.base import Kernel
+from costmodel.parallel.exchanges import domain
+from costmodel.parallel.placement import Placed, Stage, in_stages
+from costmodel.planning.curves import Curves, Whole, engine_curves, stage_shares, stretch, whole
+from costmodel.planning.deployment import Settings, stage_cache
+from costmodel.planning.engine_model import Array, EngineModel, Places, formats_of
+from costmodel.planning.grid import decode_step
+from costmodel.planning.kernel_kinds import KernelSource, kinds
+from costmodel.planning.part_times import PartTimes, joined, part_times
+from costmodel.planning.question import Loaded
+from costmodel.planning.room import Held, Room, chunk_step, largest_results, mean_bytes, room, written_bytes
+from costmodel.planning.side_by_side import Indices
+from costmodel.planning.space import Task
+from costmodel.planning.spread import Part
+from costmodel.step import Step
+
+
+class Times(NamedTuple):
+    """Times of engines: of their different splits, and of each engine the place among these."""
+
+    whole: Whole
+    split: Indices
+
+
+class Engines:
+    """The engines of tasks that share device, formats and drafts: of those by whose layout the model divides.
+
+    tasks: these. asked: their places among all.
+    """
+
+    def __init__(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
+        self.loaded, self.question = loaded, loaded.question
+        self.key = self.hw, self.weights, self.kv, self.draft_tokens = tasks[0][:4]
+        self.spread = loaded.spread(tuple(task.layout for task in tasks), self.draft_tokens > 0)
+        self.asked = self.spread.asked
+        self.tasks = [tasks[place] for place in self.asked]
+        self.hardware = loaded.devices[self.hw]
+        self.precision = loaded.precision(*self.key[:3])
+        self.formats = formats_of(self.precision)
+
+    def model(self, places: Places) -> EngineModel:
+        """The engine of a layout, or of several side by side."""
+        return self.loaded.engine_of(self.key, places)
+
+    def room(self, settings: Settings) -> Room:
+        """How many sequences fit in memory."""
+        layouts, capacity = self.spread.layouts, self.hardware.memory.hbm.capacity
+        return room(layouts, capacity, self._held(settings), self.results(), settings)
+
+    def _held(self, settings: Settings) -> Held:
+        work, pages = self.question.work, (settings.page_tokens, settings.reserve_output)
+
+        def weights(placed: Placed, stage: Stage) -> Quantity:
+            return stage.part.weight_bytes(self.precision)
+
+        def caches(placed: Placed, stage: Stage) -> Quantity:
+            return mean_bytes(stage_cache(placed, stage, self.precision), work, settings)
+
+        return Held(
+            self._once(("weights", *self.formats[:-2]), lambda: self._of_stages(weights, "decode", -numpy.inf)),
+            self._once(
+                ("caches", *self.formats[-2:], self.formats[1], *pages), lambda: self._of_stages(caches, "decode", 1.0)
+            ),
+        )
+
+    def send_s(self) -> Array:
+        """Seconds in which the fullest device sends its part of a prompt's cache."""
+        bandwidth = self.question.link_bandwidth or self.hardware.links.scale_out.bandwidth
+        if not bandwidth:
+            return numpy.full(len(self.tasks), numpy.inf)
+        tokens = round(self.question.work.input)
+
+        def cache(placed: Placed, stage: Stage) -> Quantity:
+            return stage_cache(placed, stage, self.precision).bytes(tokens)
+
+        key = ("sent cache", *self.formats[-2:])
+        size: Array = self._once(key, lambda: self._of_stages(cache, "prefill", 0.0).max(axis=1))
+        return size / bandwidth
+
+    def _of_stages(self, compute: Callable[[Placed, Stage], Quantity], phase: str, none: float) -> Array:
+        """What a function finds for each different stage (columns) of every engine, and `none` beyond the last."""
+        spread, pp = self.spread, self.spread.pp
+        found = numpy.full((len(pp), max(len(spread.cuts[each]) for each in pp)), none)
+
+        def of_group(beside: Places, splits: Indices) -> dict[tuple[int, int], Array]:
+            of_pp = (
+                (stages, in_stages(getattr(beside, phase), spread.cuts[stages]))
+                for stages in numpy.unique(pp[numpy.isin(spread.one, splits)]).tolist()
+            )
+            return {
+                (stages, place): _column(compute(placed, stage), len(splits))
+                for stages, placed in of_pp
+                for place, stage in enumerate(placed.stages)
+            }
+
+        for splits, of_stages in spread.splits().each(of_group):
+            place_in_group = numpy.full(len(spread.placed), -1)
+            place_in_group[splits] = numpy.arange(len(splits))
+            mine = place_in_group[spread.one]
+            for (stages, place), values in of_stages.items():
+                rows = numpy.flatnonzero((mine >= 0) & (pp == stages))
+                found[rows, place] = values[mine[rows]]
+        return found
+
+    def results(self) -> Array:
+        """Bytes of the largest results of a chunk, by engine and budget."""
+        return self._once(("results", domain(self.hardware), *self.formats), self._results)
+
+    def _results(self) -> Array:
+        asked = self.question
+        step, budgets = chunk_step(asked.budgets, asked.work.longest), len(asked.budgets)
+        parts = self.spread.parts(self.hardware)
+        found: dict[str, Array] = {}
+
+        def written(part: Part, only: Sequence[str] | None, by_group: bool) -> dict[str, Array]:
+            of_groups = [
+                (places, bytes_of)
+                for places, bytes_of in part.beside.each(
+                    lambda beside, places: written_bytes(
+                        part.kernels(self.model(beside), step, only), len(places), budgets, by_group
+                    )
+                )
+            ]
+            return _padded(of_groups, len(part.beside.members))
+
+        for part in parts:
+            if part.what == "computed":
+                key = ("written", part.groups, *self._formats(part))
+                of_part = self._once(key, partial(written, part, part.groups, True))
+                found |= {name: values[part.row] for name, values in of_part.items()}
+        order = [found[name] for name in dict.fromkeys(self.spread.model.groups)]
+        if parts[-1].what == "sent":
+            sent = written(parts[-1], None, False)
+            order += [values[parts[-1].row] for values in sent.values()]
+        return largest_results(numpy.concatenate(order, axis=1))
+
+    def times(self, chosen: Indices) -> Times:
+        """The times of some engines."""
+        parts = self.spread.parts(self.hardware)
+        rows, split = numpy.unique(numpy.stack([part.row[chosen] for part in parts]), axis=1, return_inverse=True)
+        model, at = self.model(self.spread.placed[0]), self.loaded.grid(self.hw, self.draft_tokens)
+        found = [self._times(part).of(row) for part, row in zip(parts, rows, strict=True)]
+        split = split.ravel()
+        drafting: Array | float = 0.0
+        if self.draft_tokens:
+            _, first = numpy.unique(split, return_index=True)
+            drafting = self._draft_seconds(chosen[first])
+        return Times(whole(model, at, found, drafting), split)
+
+    def _times(self, part: Part) -> PartTimes:
+        """The times of all rows of a part."""
+
+        def compute(beside: Places, places: Indices) -> PartTimes:
+            # Built once for all devices alike.
+            alike = part.what, part.groups, self._reach(part), places.tobytes()
+            build: KernelSource = self._once(
+                ("built", *alike, *self._formats(part)),
+                lambda: Built(partial(part.kernels, self.model(beside), only=part.groups)),
+            )
+            kind = self._once(("kinds", *alike, self.precision.activations), partial(kinds, build))
+            return part_times(build, kind, at, prices, len(places))
+
+        at, prices = self.loaded.grid(self.hw, self.draft_tokens), self.loaded.prices(self.hw)
+        key = ("times", part.what, part.groups, *self._formats(part), self.hw, self.draft_tokens)
+        return self._once(key, lambda: joined(list(part.beside.each(compute))))
+
+    def _reach(self, part: Part) -> Hashable:
+        """What of the device a part's kernels depend on: how far its fast links reach, and how many processors it has
+        where exchanges hold some."""
+        if part.what == "computed":
+            return None
+        units = None if self.question.exchange_units is None else self.hardware.compute.units
+        return domain(self.hardware), units
+
+    def _formats(self, part: Part) -> tuple[Any, ...]:
+        """The number formats that a part depends on."""
+        return {"caches": self.formats, "weights": self.formats[:-2], "hidden": self.formats[1:2]}[part.reads]
+
+    def _draft_seconds(self, engines: Indices) -> Array:
+        """Seconds in which n sequences draft their tokens, one after another."""
+        at, prices, work = (
+            self.loaded.grid(self.hw, self.draft_tokens),
+            self.loaded.prices(self.hw),
+            self.question.work,
+        )
+        step = decode_step(at.n, 1.0, max(work.context - (self.draft_tokens + 1), 0.0))
+        found = numpy.zeros((len(engines), len(at.n)))
+
+        def compute(beside: Places, places: Indices) -> Array:
+            return numpy.asarray(prices.seconds(self.model(beside).draft_kernels(step)))
+
+        for places, seconds in self.spread.drafting(self.hardware, engines).each(compute):
+            found[places] = self.draft_tokens * seconds
+        return found
+
+    def stretches(self, chosen: Indices, times: Times) -> Array:
+        """How much longer the slowest stage of each of some pipelines takes than the mean one."""
+        pp, spread = self.spread.pp[chosen], self.spread
+        found = numpy.ones(len(chosen))
+        for stages in numpy.unique(pp[pp > 1]).tolist():
+            shares = spread.once(("shares", stages), partial(stage_shares, spread.model, spread.cuts[stages]))
+            rows = pp == stages
+            found[rows] = stretch(shares, {name: of[times.split[rows]] for name, of in times.whole.samples.items()})
+        return found
+
+    def curves(self, chosen: Indices, times: Times, most: Array) -> Curves:
+        """The times of some engines with their stages and their host, up to the most sequences of each."""
+
+        def hops(staged: Indices, tokens: Array) -> Array:
+            return self._hop_s(chosen[staged], tokens)
+
+        return engine_curves(
+            self.model(self.spread.placed[0]),
+            times.whole.of(times.split),
+            self.spread.pp[chosen].astype(numpy.float64),
+            self.stretches(chosen, times),
+            hops,
+            self.question.work,
+            most,
+            self.question.engines[self.hw].mixed,
+        )
+
+    def _hop_s(self, engines: Indices, tokens: Array) -> Array:
+        """Seconds in which so many tokens of each rank go from one stage of engines to the next, by engine and number
+        of tokens: the same numbers for all, or some for each."""
+        row, different = self.spread.hops(self.hardware)
+        of_all = tokens.ndim == 1
+        found = numpy.zeros((len(different.members), len(tokens)) if of_all else tokens.shape)
+
+        def compute(beside: Places, places: Indices) -> Array:
+            return self.model(beside).hop_s(tokens if of_all else tokens[places])
+
+        for places, seconds in different.each(compute, None if of_all else row[engines]):
+            found[places] = seconds
+        return found[row[engines]] if of_all else found
+
+    def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        return self.spread.once(key, compute)
+
+
+class Built:
+    """Kernels of steps, each built once."""
+
+    def __init__(self, build: KernelSource) -> None:
+        self.build = build
+        self.known: dict[int, tuple[Step, Sequence[Kernel]]] = {}
+
+    def __call__(self, step: Step) -> Sequence[Kernel]:
+        """Those of a step."""
+        # Steps of arrays have no hash; kept beside their kernels, each has an id of its own.
+        if id(step) not in self.known:
+            self.known[id(step)] = step, self.build(step)
+        return self.known[id(step)][1]
+
+
+def _column(values: Quantity, engines: int) -> Array:
+    """One number for each engine, from a number or a column."""
+    return numpy.broadcast_to(numpy.asarray(values, dtype=numpy.float64), (engines, 1))[:, 0]
+
+
+def _padded(parts: Sequence[tuple[Indices, dict[str, Array]]], rows: int) -> dict[str, Array]:
+    """Bytes by row, kernel and budget, from those of groups of rows; with fewer kernels, 0 follows the last."""
+    found: dict[str, Array] = {}
+    for name in dict.fromkeys(name for _, of_groups in parts for name in of_groups):
+        most = max(of_groups[name].shape[1] for _, of_groups in parts if name in of_groups)
+        budgets = next(of_groups[name].shape[2] for _, of_groups in parts if name in of_groups)
+        found[name] = numpy.zeros((rows, most, budgets))
+        for places, of_groups in parts:
+            if name in of_groups:
+                found[name][places, : of_groups[name].shape[1]] = of_groups[name]
+    return found

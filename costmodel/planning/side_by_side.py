@@ -1,0 +1,163 @@
+"""Layouts side by side: one model placed in many ways, each number that differs a column with a row for each.
+
+Formulas of kernels read arrays as they read integers, so the kernels of all these layouts are built and priced at once.
+Where a formula asks yes or no, all layouts must answer alike; those that do not are told apart, and asked again.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import numpy
+from numpy.typing import NDArray
+
+from costmodel.dims import split_fields
+from costmodel.parallel.placement import Placed
+
+Found = TypeVar("Found")
+Indices = NDArray[numpy.intp]
+
+
+class Apart(Exception):
+    """Layouts side by side answer a question differently. answers: of each, in its row."""
+
+    def __init__(self, answers: NDArray[Any]) -> None:
+        super().__init__("layouts side by side answer differently")
+        self.answers = answers
+
+
+class Rows(numpy.ndarray):
+    """Numbers of layouts, one in each row, and what formulas make of them.
+
+    >>> heads = numpy.array([[8.0], [4.0]]).view(Rows)
+    >>> bool(heads > 2), f"hd{heads / heads:g}"
+    (True, 'hd1')
+    >>> bool(heads > 4)
+    Traceback (most recent call last):
+    ...
+    costmodel.planning.side_by_side.Apart: layouts side by side answer differently
+    """
+
+    def __bool__(self) -> bool:
+        return bool(self._agreed())
+
+    def __int__(self) -> int:
+        return int(self._agreed())
+
+    def __format__(self, how: str) -> str:
+        return format(self._agreed(), how)
+
+    def _agreed(self) -> Any:
+        values = numpy.asarray(self)
+        first = values.flat[0]
+        if (values == first).all():
+            return first.item()
+        raise Apart(values.reshape(len(values), -1))
+
+    @property
+    def stands_for(self) -> "Rows | None":
+        """What a formula may choose a kernel by (see `nominal`): the numbers of layouts, not those of many steps."""
+        return self if self.shape[-1] == 1 else None
+
+    def chosen(self) -> "Rows":
+        """The numbers themselves."""
+        return self
+
+
+def side_by_side(members: Sequence[Any]) -> Any:
+    """Values of one form as one, whose numbers are `Rows` where they differ. All else must be the same."""
+    first = members[0]
+    if all(other is first for other in members):
+        return first
+    if isinstance(first, int | float) and not isinstance(first, bool):
+        same = all(other == first for other in members)
+        return first if same else numpy.array(members, dtype=numpy.float64)[:, None].view(Rows)
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*map(side_by_side, zip(*members, strict=True)))
+    if is_dataclass(first):
+        changed = {item.name: side_by_side([getattr(of, item.name) for of in members]) for item in fields(first)}
+        return replace(first, **changed)  # type: ignore[type-var]
+    if isinstance(first, Mapping):
+        return {name: side_by_side([of[name] for of in members]) for name in first}
+    assert all(other == first for other in members), first
+    return first
+
+
+def different_rows(values: Sequence[Any]) -> tuple[Indices, Indices] | None:
+    """Of each row of some numbers, the place among the different ones, and where each of these stands first; None where
+    most differ."""
+    columns = [value for value in values if isinstance(value, numpy.ndarray) and value.ndim == 2]
+    if not columns:
+        return None
+    order: dict[tuple[bytes, ...], int] = {}
+    keys = zip(*(map(bytes, numpy.ascontiguousarray(column)) for column in columns), strict=True)
+    row = numpy.array([order.setdefault(key, len(order)) for key in keys])
+    first = numpy.unique(row, return_index=True)[1]
+    return (row, first) if 2 * len(first) < len(row) else None
+
+
+def some_rows(value: Any, rows: Indices, among: int) -> Any:
+    """Some rows of values with so many."""
+    if isinstance(value, numpy.ndarray):
+        return value[rows] if value.ndim == 2 and len(value) == among else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(some_rows(entry, rows, among) for entry in value))
+    if isinstance(value, Mapping):
+        return {name: some_rows(entry, rows, among) for name, entry in value.items()}
+    return value
+
+
+def form_of(placed: Placed) -> Hashable:
+    """What must be the same of placed models to stand side by side: the kinds of their blocks, and which heads are one
+    alone, for products of several heads are other kernels."""
+    parts = [part for part in (placed.model.part, placed.model.cores) if part is not None]
+    dims = [block.dims for part in parts for blocks in (part.mixers, part.ffns) for block in blocks.values()]
+    ones = (
+        tuple(getattr(of, item.name) == 1 for item in split_fields(of) if item.metadata["split"] != "rows")
+        for of in dims
+    )
+    return placed.model.cores is None, *map(type, dims), *ones
+
+
+class Groups:
+    """Members of one form each, in groups that stand side by side; told apart further as formulas ask for it."""
+
+    def __init__(self, members: Sequence[Any], forms: Sequence[Any]) -> None:
+        self.members, self.groups = members, list[Indices]()
+        found: dict[Any, list[int]] = {}
+        for place, of in enumerate(forms):
+            found.setdefault(of, []).append(place)
+        self.groups = [numpy.array(places) for places in found.values()]
+        self._beside: dict[bytes, Any] = {}
+
+    def beside(self, places: Indices) -> Any:
+        """Some members side by side."""
+        key = places.tobytes()
+        if key not in self._beside:
+            self._beside[key] = side_by_side([self.members[place] for place in places])
+        return self._beside[key]
+
+    def each(
+        self, compute: Callable[[Any, Indices], Found], rows: Indices | None = None
+    ) -> Iterator[tuple[Indices, Found]]:
+        """What a function finds for every group, with the places of its members.
+
+        rows: members, some of them again and again, which stand side by side instead; then places are among these.
+        """
+        waiting, self.groups = self.groups, []
+        while waiting:
+            group = waiting.pop()
+            places = group if rows is None else numpy.flatnonzero(numpy.isin(rows, group))
+            members = places if rows is None else rows[places]
+            try:
+                found = compute(self.beside(members), places) if len(places) else None
+            except Apart as apart:
+                answers = dict(zip(members.tolist(), map(bytes, apart.answers), strict=True))
+                told: dict[bytes, list[int]] = {}
+                for member in group.tolist():
+                    told.setdefault(answers.get(member, b""), []).append(member)
+                waiting += [numpy.array(some) for some in told.values()]
+                continue
+            self.groups.append(group)
+            if found is not None:
+                yield places, found
