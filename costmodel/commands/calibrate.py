@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from costmodel.commands.options import Format, Libraries, on_this_machine, without, words
+from costmodel.commands.options import Format, Libraries, on_this_machine, one_thread_a_process, without, words
 
 
 def run(
@@ -70,6 +70,7 @@ def run(
     from costmodel.report.output import checked_format
 
     checked_format(form)
+    one_thread_a_process()
     if device is not None:
         others = {"--from-silicon": from_silicon, "--from-csv": from_csv, "--from-serving": from_serving}
         without("--device", {"--hw": hw, **others})

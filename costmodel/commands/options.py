@@ -1,6 +1,7 @@
 """What several commands ask for, once: options with their help, and how their texts become plain values."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
@@ -326,3 +327,11 @@ def on_this_machine(name: str) -> Callable[[str, dict[str, Any]], None]:
     import validation.report
 
     return getattr(validation.report, name)
+
+
+def one_thread_a_process() -> None:
+    """Keep BLAS and OpenMP to one thread, unless the user says otherwise; to be called before numpy is imported.
+
+    Fits and scores solve small systems in a process per core, whose threads would only wait for one another.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from costmodel.commands.options import Format, Libraries, on_this_machine, without, words
+from costmodel.commands.options import Format, Libraries, on_this_machine, one_thread_a_process, without, words
 
 
 def run(
@@ -63,6 +63,7 @@ def run(
     from costmodel.report.output import checked_format
 
     checked_format(form)
+    one_thread_a_process()
     if serving is not None:
         without("--serving", {"--silicon": silicon, "--device": device, "--measurements": measurements})
         from costmodel.report.serving import validate_serving_and_print
