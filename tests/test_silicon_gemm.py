@@ -86,20 +86,20 @@ def test_activations_that_every_product_of_a_replay_reads_stay_in_l2_while_the_w
     """Six sets of 8 MB do not stay in 50 MB of L2; what one product moves, 13 MB, does, unless it rotates too."""
     kernel = gemm("product", Gemm(m=512, n=2048, k=2048))
     served, one, six = (
-        float(each.form.terms(each, H100, each.form.priors()).memory)
+        float(each.form.terms(each, H100, {**each.form.priors(), "l2_over_hbm": 3.0}).memory)
         for each in (kernel, *replayed([kernel], 6), *replayed([kernel], 6, inputs=True))
     )
-    assert one < 0.85 * six
+    assert one < 0.8 * six
     assert six == pytest.approx(served, rel=0.01)
 
 
 def test_quantisation_of_activations_that_stay_in_l2_is_faster() -> None:
     fp8 = gemm("product", Gemm(m=1024, n=1024, k=4096, activations="fp8", weights="fp8"))
     one, six = (
-        float(each.form.terms(each, H100, each.form.priors()).launch)
+        float(each.form.terms(each, H100, {**each.form.priors(), "l2_over_hbm": 3.0}).launch)
         for each in (*replayed([fp8], 6), *replayed([fp8], 6, inputs=True))
     )
-    assert one < 0.85 * six
+    assert one < 0.8 * six
 
 
 def test_activations_that_l2_does_not_hold_are_read_again_in_later_rounds_of_tiles() -> None:
@@ -294,9 +294,11 @@ def test_steps_take_longer_where_all_units_are_busy() -> None:
 def test_tiles_and_memory_overlap_more_in_many_rounds() -> None:
     def overlap(m: int) -> float:
         kernel = gemm("product", SHAPE._replace(m=m))
-        return float(kernel.form.terms(kernel, H100, {**kernel.form.priors(), "overlap": 2.0}).overlap)
+        return float(
+            kernel.form.terms(kernel, H100, {**kernel.form.priors(), "overlap": 2.0, "overlap_many": 4.0}).overlap
+        )
 
-    assert overlap(1) < 2.2 < 3.5 < overlap(65536) < 4.8
+    assert overlap(1) < 2.2 < 3.5 < overlap(65536) < 4.0
 
 
 def test_long_work_runs_at_the_clock_that_the_power_limit_sustains() -> None:

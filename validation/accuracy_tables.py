@@ -13,6 +13,8 @@ from costmodel.fitting.scoring import FAMILIES
 from costmodel.fitting.splits import parse_split
 from costmodel.hardware import load_hardware
 from costmodel.loading import write_atomically
+from costmodel.report.columns import shows
+from costmodel.report.layout import markdown_table
 
 Row = Mapping[str, Any]
 DEVICES = ("h100-sxm", "a100-sxm", "b200-sxm", "l40s")
@@ -80,15 +82,15 @@ def share(row: Row | None) -> str:
 
 
 def table(heads: Sequence[str], left: int, rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose first columns stand left and whose others stand right.
+    """A Markdown table of texts whose first columns stand left and whose others stand right.
 
     >>> print(table(("a", "b"), 1, [("x", "1")]))
     | a | b |
     |---|---:|
     | x | 1 |
     """
-    marks = "|".join("---" if index < left else "---:" for index in range(len(heads)))
-    return "\n".join(["| " + " | ".join(heads) + " |", f"|{marks}|", *("| " + " | ".join(row) + " |" for row in rows)])
+    columns = [shows(str(place), head, right=place >= left) for place, head in enumerate(heads)]
+    return markdown_table([{str(place): text for place, text in enumerate(row)} for row in rows], columns)
 
 
 def replaced(text: str, title: str, new: str, where: str) -> str:

@@ -48,13 +48,13 @@ PREFIX_AT_A_TIME = 64 * 1024
 Source: vllm-project/vllm, v1/attention/backends/mla/common.py (largest workspace of chunked prefill)."""
 
 
-def prefix_at_a_time(length: Quantity, chunk: Quantity) -> Quantity:
-    """Cached tokens before the last chunk of a prompt of so many tokens, as far as its results hold them at a time.
+def last_chunk(length: Quantity, chunk: Quantity) -> Step:
+    """The last chunk of a prompt of so many tokens, with as much of its prefix as its results hold at a time.
 
-    >>> prefix_at_a_time(20_000, 8192), prefix_at_a_time(1_000_000, 8192)
+    >>> last_chunk(20_000, 8192).P, last_chunk(1_000_000, 8192).P
     (11808, 65536)
     """
-    return minimum(length - chunk, PREFIX_AT_A_TIME)
+    return Step(B=1, S=chunk, P=minimum(length - chunk, PREFIX_AT_A_TIME), phase="prefill")
 
 
 def stage_memory(
@@ -69,7 +69,7 @@ def stage_memory(
     weights = stage.part.weight_bytes(precision)
     reserved: Quantity = hardware.memory.hbm.capacity - _usable(placed, hardware, reserve)
     if step.bidirectional:
-        return MemoryUse(weights, 0, _step_results(placed, stage, step, precision, hardware), reserved)
+        return MemoryUse(weights, 0, step_results(placed, stage, step, precision, hardware), reserved)
     whole = step._replace(P=blocks_of(step.L, reserve.block) - step.S)
     cache = cache_bytes(placed, stage, step, precision)
     reserved += cache_bytes(placed, stage, whole, precision) - cache
@@ -81,15 +81,15 @@ def results_bytes(
 ) -> Quantity:
     """Results of two kernels in a row, where they are largest: in a chunk of a prompt of step.L tokens, or in a decode
     step."""
-    chunk = min(reserve.chunk, step.L)
-    prefix = prefix_at_a_time(step.L, chunk)
-    last = Step(B=1, S=chunk, P=prefix, phase="prefill", bidirectional=placed.whole.bidirectional)
+    chunk = last_chunk(step.L, min(reserve.chunk, step.L))
+    last = chunk._replace(bidirectional=placed.whole.bidirectional)
     prefill = placed._replace(phase="prefill")
-    largest = _step_results(prefill, stage._replace(cores=None), last, precision, hardware)
-    return maximum(largest, _step_results(placed, stage, step, precision, hardware)) if step.decoding else largest
+    largest = step_results(prefill, stage._replace(cores=None), last, precision, hardware)
+    return maximum(largest, step_results(placed, stage, step, precision, hardware)) if step.decoding else largest
 
 
-def _step_results(placed: Placed, stage: Stage, step: Step, precision: Precision, hardware: Hardware) -> Quantity:
+def step_results(placed: Placed, stage: Stage, step: Step, precision: Precision, hardware: Hardware) -> Quantity:
+    """Bytes on a device of a stage of the results of two kernels in a row, where they are largest."""
     local = local_step(placed, step, microbatches(placed, step))
     run = stage_kernels(placed, stage, local, precision, hardware)
     written = [kernel.executed.written for kernel in run if kernel.count]

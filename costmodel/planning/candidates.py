@@ -21,8 +21,9 @@ from costmodel.planning.pools import decode_pools, prefill_pools
 from costmodel.planning.prefill_only import only_prefill
 from costmodel.planning.question import Loaded, Question
 from costmodel.planning.replicas import Fleet, holds
+from costmodel.planning.side_by_side import Indices
 from costmodel.planning.space import Task
-from costmodel.planning.stacks import Places, Stack
+from costmodel.planning.stacks import Stack
 
 BATCH = 256
 """Engines whose points are evaluated together, so that their arrays stay in the processor's caches."""
@@ -170,7 +171,7 @@ def _cloud(asked: Question, stack: Stack, at: Operating, per_gpu: Array, good: T
     )
 
 
-def _next_limits(asked: Question, stack: Stack, at: Operating, good: Truths, here: Sequence[Places]) -> Places:
+def _next_limits(asked: Question, stack: Stack, at: Operating, good: Truths, here: Sequence[Indices]) -> Indices:
     """What the next larger batch would miss first, as places in LIMITS."""
     task, row, budget = here
     further = numpy.minimum(row + 1, at.n.shape[1] - 1)

@@ -11,7 +11,6 @@ v1/engine/core.py (batches in flight, one for each stage).
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity
@@ -23,9 +22,9 @@ from costmodel.generation._rows import one_layer
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.layout import Disaggregated, Layout, Workers
-from costmodel.parallel.memory import VLLM, prefix_at_a_time
+from costmodel.parallel.memory import VLLM, last_chunk, step_results
 from costmodel.parallel.placement import SERIAL, Options, Placed, Stage, local_step, place, splits_cache
-from costmodel.parallel.stages import path_kernels, stage_kernels
+from costmodel.parallel.stages import path_kernels
 from costmodel.planning.cache import SequenceCache, sequence_cache
 from costmodel.planning.engine import Engine
 from costmodel.planning.kernel_kinds import KernelSource
@@ -300,12 +299,10 @@ def _fullest(served: Served, prefill: Placed, decode: Placed, settings: Settings
     """What a sequence keeps on a device of the stage that holds the fewest, and that device's room for caches."""
     hardware, precision, layout = served.hardware, served.precision, decode.layout
     tokens = min(settings.max_batched_tokens, settings.longest)
-    prefix = prefix_at_a_time(settings.longest, tokens)
-    step = local_step(prefill, Step(B=layout.dp, S=tokens, P=prefix, phase="prefill"))
+    chunk = last_chunk(settings.longest, tokens)._replace(B=layout.dp)
     found = []
     for of_prefill, of_decode in zip(prefill.stages, decode.stages, strict=True):
-        run = stage_kernels(prefill, of_prefill, step, precision, hardware)
-        working = max(a + b for a, b in pairwise(kernel.executed.written for kernel in run if kernel.count))
+        working = step_results(prefill, of_prefill, chunk, precision, hardware)
         held = float(of_decode.part.weight_bytes(precision)) + float(working) + VLLM.graphs + VLLM.workspace
         held += VLLM.communication if layout.gpus > 1 else 0.0
         capacity = hardware.memory.hbm.capacity

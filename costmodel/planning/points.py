@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from costmodel.planning.engine_model import Array
 from costmodel.planning.question import Question
+from costmodel.planning.side_by_side import Indices
 from costmodel.planning.space import Task
 from costmodel.planning.workload import Workload
-
-Places = NDArray[numpy.intp]
 
 LIMITS = ("TTFT", "TPOT", "speed per user", "memory", "max sequences")
 """What a fuller engine would miss first: a latency, nothing but the speed of a user, memory, or places."""
@@ -57,8 +56,8 @@ class Points(NamedTuple):
     tasks: tuple[Task, ...]
     budgets: tuple[int, ...]
     price: float
-    task: Places
-    budget: Places
+    task: Indices
+    budget: Indices
     sequences: Array
     replicas: Array
     gpus: Array
@@ -67,7 +66,7 @@ class Points(NamedTuple):
     e2e_s: Array
     rate: Array
     tokens_per_s_gpu: Array
-    limit: Places
+    limit: Indices
 
     def candidate(self, row: int) -> Candidate:
         """One of them."""
@@ -142,7 +141,7 @@ def first_of(values: Array, usd: Array, e2e: Array, count: int) -> list[int]:
     return near[numpy.lexsort((e2e[near], usd[near], rounded))][:count].tolist()
 
 
-def fastest_first(tpot: Array, per_gpu: Array) -> Places:
+def fastest_first(tpot: Array, per_gpu: Array) -> Indices:
     """The places that no other beats in tokens/s of a user and tokens/s per GPU, the fastest first."""
     order = numpy.lexsort((-per_gpu, tpot))
     return order[rises(per_gpu[order])]

@@ -11,7 +11,8 @@ from costmodel.planning.engine_model import Array
 from costmodel.planning.operating import decoding, prefilling
 from costmodel.planning.points import rises
 from costmodel.planning.question import Question
-from costmodel.planning.stacks import Places, Stack, lookup
+from costmodel.planning.side_by_side import Indices
+from costmodel.planning.stacks import Stack, lookup
 
 SHARES = numpy.linspace(0.1, 0.95, 18)
 """Of the time of engines that only prefill: how busy they may be."""
@@ -28,8 +29,8 @@ class Pools(NamedTuple):
     """
 
     layouts: tuple[Layout, ...]
-    layout: Places
-    budget: Places
+    layout: Indices
+    budget: Indices
     replicas: Array
     gpus: Array
     sequences: Array
@@ -38,7 +39,7 @@ class Pools(NamedTuple):
     rate: Array
     places: Array
 
-    def of(self, chosen: Truths | Places) -> "Pools":
+    def of(self, chosen: Truths | Indices) -> "Pools":
         """Some of them."""
         return Pools(self.layouts, *(column[chosen] for column in self[1:]))  # type: ignore[arg-type]
 
@@ -48,7 +49,7 @@ class Pools(NamedTuple):
         single = self.replicas == 0
         return self.of(numpy.concatenate([self._best(numpy.flatnonzero(some)) for some in (single, ~single)]))
 
-    def _best(self, order: Places) -> Places:
+    def _best(self, order: Indices) -> Indices:
         """Of some pools, those that no other of them beats, the fastest first."""
         each, gpus = self.rate[order] / self.gpus[order], self.gpus[order]
         by = numpy.lexsort((gpus, -each, self.ttft_s[order] + self.tpot_s[order]))
@@ -74,7 +75,7 @@ def _best_each(each: Array, gpus: Array) -> Truths:
     return each > numpy.concatenate([[0.0], numpy.maximum.accumulate(each)[:-1]])
 
 
-def _last_of(chosen: Truths) -> Places:
+def _last_of(chosen: Truths) -> Indices:
     """For each place the last chosen one before it; for the first, itself."""
     latest = numpy.maximum.accumulate(numpy.where(chosen, numpy.arange(len(chosen)), 0))
     return numpy.concatenate([latest[:1], latest[:-1]])
@@ -127,8 +128,8 @@ def prefill_pools(asked: Question, stack: Stack) -> tuple[Pools, int]:
 def _of(
     asked: Question,
     stack: Stack,
-    engine: Places,
-    budget: Places,
+    engine: Indices,
+    budget: Indices,
     replicas: Array,
     ttft_s: Array,
     rate: Array,
@@ -183,7 +184,7 @@ def decode_pools(asked: Question, stack: Stack) -> Pools:
 def _that_decode(
     asked: Question,
     stack: Stack,
-    engine: Places,
+    engine: Indices,
     replicas: Array,
     sequences: Array,
     tpot_s: Array,

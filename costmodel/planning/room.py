@@ -9,7 +9,7 @@ import numpy
 from costmodel.algebra import Quantity
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.layout import Layout
-from costmodel.parallel.memory import VLLM, prefix_at_a_time
+from costmodel.parallel.memory import VLLM, last_chunk
 from costmodel.planning.cache import SequenceCache
 from costmodel.planning.deployment import Settings
 from costmodel.planning.engine_model import Array
@@ -26,7 +26,7 @@ def largest_results(written: Array) -> Array:
 def chunk_step(budgets: Sequence[int], longest: int) -> Step:
     """The last chunk of the longest prompt, for each budget."""
     tokens = numpy.minimum(numpy.array(budgets, dtype=numpy.float64), longest)
-    return decode_step(1.0, tokens, prefix_at_a_time(longest, tokens))._replace(phase="prefill")
+    return decode_step(*last_chunk(longest, tokens)[:3])._replace(phase="prefill")
 
 
 def written_bytes(run: Sequence[Kernel], engines: int, budgets: int, by_group: bool = True) -> dict[str, Array]:

@@ -4,7 +4,7 @@ Formulas of kernels read arrays as they read integers, so the kernels of all the
 Where a formula asks yes or no, all layouts must answer alike; those that do not are told apart, and asked again.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -83,16 +83,31 @@ def side_by_side(members: Sequence[Any]) -> Any:
     return first
 
 
+def different(keys: Iterable[Hashable]) -> tuple[Indices, Indices]:
+    """Of each key its place among the different ones, and where each of these stands first.
+
+    >>> row, first = different("abac")
+    >>> row.tolist(), first.tolist()
+    ([0, 1, 0, 2], [0, 1, 3])
+    """
+    order: dict[Hashable, int] = {}
+    first: list[int] = []
+    row: list[int] = []
+    for place, key in enumerate(keys):
+        if key not in order:
+            order[key] = len(first)
+            first.append(place)
+        row.append(order[key])
+    return numpy.array(row, dtype=numpy.intp), numpy.array(first, dtype=numpy.intp)
+
+
 def different_rows(values: Sequence[Any]) -> tuple[Indices, Indices] | None:
     """Of each row of some numbers, the place among the different ones, and where each of these stands first; None where
     most differ."""
     columns = [value for value in values if isinstance(value, numpy.ndarray) and value.ndim == 2]
     if not columns:
         return None
-    order: dict[tuple[bytes, ...], int] = {}
-    keys = zip(*(map(bytes, numpy.ascontiguousarray(column)) for column in columns), strict=True)
-    row = numpy.array([order.setdefault(key, len(order)) for key in keys])
-    first = numpy.unique(row, return_index=True)[1]
+    row, first = different(zip(*(map(bytes, numpy.ascontiguousarray(column)) for column in columns), strict=True))
     return (row, first) if 2 * len(first) < len(row) else None
 
 

@@ -21,7 +21,7 @@ from costmodel.parallel.layout import Layout
 from costmodel.parallel.options import Options
 from costmodel.parallel.pipeline import Cut, stage_cuts
 from costmodel.planning.engine_model import EngineModel, Places, places
-from costmodel.planning.side_by_side import Groups, Indices, form_of
+from costmodel.planning.side_by_side import Groups, Indices, different, form_of
 from costmodel.step import Step
 
 
@@ -100,7 +100,7 @@ class Spread:
 
     def _computed(self, groups: tuple[str, ...], reads: str, depends: Callable[[Layout], Hashable]) -> Part:
         def compute() -> Part:
-            row, first = _different([depends(layout) for layout in self.layouts])
+            row, first = different([depends(layout) for layout in self.layouts])
             return Part(
                 "computed", groups, reads, row, _beside(self.placed[self.one[place]].only(groups) for place in first)
             )
@@ -108,7 +108,7 @@ class Spread:
         return self.once(("computed", groups), compute)
 
     def _sent(self, groups: tuple[str, ...], reads: str, depends: Sequence[Hashable]) -> Part:
-        row, first = _different(depends)
+        row, first = different(depends)
         return Part("sent", groups, reads, row, _beside(self._staged(place) for place in first))
 
     def _staged(self, place: int) -> Places:
@@ -140,7 +140,7 @@ class Spread:
 
         def compute() -> tuple[Indices, Groups]:
             decode = (self._staged(place).decode for place in range(len(self.layouts)))
-            row, first = _different(
+            row, first = different(
                 [(group(one, hardware, "ways"), group(one, hardware, "pp").inside > 1) for one in decode]
             )
             return row, _beside(self._staged(place).only(()) for place in first)
@@ -183,19 +183,6 @@ def spread(model: Architecture, layouts: Iterable[Layout], options: Options, dra
 def _has_experts(model: Architecture, name: str) -> bool:
     block = model.ffns.get(name)
     return block is not None and isinstance(block.dims, moe.Dims)
-
-
-def _different(keys: Sequence[Hashable]) -> tuple[Indices, list[int]]:
-    """Of each key its place among the different ones, and where each of these stands first."""
-    order: dict[Hashable, int] = {}
-    first: list[int] = []
-    row = numpy.empty(len(keys), dtype=numpy.intp)
-    for place, key in enumerate(keys):
-        if key not in order:
-            order[key] = len(first)
-            first.append(place)
-        row[place] = order[key]
-    return row, first
 
 
 def _beside(members: Iterable[Places]) -> Groups:

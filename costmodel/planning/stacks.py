@@ -3,13 +3,11 @@
 from typing import NamedTuple
 
 import numpy
-from numpy.typing import NDArray
 
 from costmodel.planning.curves import Curves, Truths, between
 from costmodel.planning.engine_model import Array, EngineModel
+from costmodel.planning.side_by_side import Indices
 from costmodel.planning.space import Task
-
-Places = NDArray[numpy.intp]
 
 
 class Stack(NamedTuple):
@@ -47,7 +45,7 @@ class Stack(NamedTuple):
 class Replicas(NamedTuple):
     """Engines (places in a stack) with numbers of replicas, as columns."""
 
-    engine: Places
+    engine: Indices
     number: Array
 
 
@@ -55,8 +53,8 @@ class Lookup(NamedTuple):
     """Where numbers lie among the nodes of their engines and budgets: places below and above in flat arrays of (engine,
     batch size, budget), and how far from one to the other. Outside of the nodes, the outermost stand."""
 
-    low: Places
-    high: Places
+    low: Indices
+    high: Indices
     share: Array
 
     def at(self, values: Array) -> Array:
@@ -65,7 +63,7 @@ class Lookup(NamedTuple):
         return between(flat[self.low], flat[self.high], self.share)
 
 
-def lookup(nodes: Array, used: Truths, engine: Places, column: Places, wanted: Array) -> Lookup:
+def lookup(nodes: Array, used: Truths, engine: Indices, column: Indices, wanted: Array) -> Lookup:
     """Where the wanted numbers (of an engine and budget each) lie among rising nodes of (engine, batch size, budget),
     of which the used ones come first."""
     _, sizes, budgets = nodes.shape

@@ -35,7 +35,8 @@ class SetUp(NamedTuple):
     settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's; those of
     Ampere multiply by `mma.sync`, wherever they run. calibration: instead, a file beside the claim with parameters of
     the claim's own kernels, fitted to other numbers of its tables, or to another source's tables, in whose folder it is
-    (`validation/paper_kernels.py`).
+    (`validation/paper_kernels.py`). substitute: the kernels are of another implementation than the
+    measured ones.
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
     unquantised: roles whose weights `weights` leaves in 16 bit, as in an architecture's file (a checkpoint in nvfp4
     most often keeps `mixer`). drafter: the layers that predict further tokens run over the step's tokens as well, as in
