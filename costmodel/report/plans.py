@@ -68,10 +68,8 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
     if plot is not None and len(inputs["prefix_hit"]) > 1:
         raise BadInput("--plot: a figure is of one --prefix-hit")
     evaluator = evaluator_of(inputs["engine"], inputs["jobs"], inputs["scheduler"])
-    answers = [_answer({**inputs, "prefix_hit": hit}, evaluator) for hit in inputs["prefix_hit"]]
+    answers = [_answer({**inputs, "prefix_hit": hit}, evaluator, plot is not None) for hit in inputs["prefix_hit"]]
     first = answers[0]
-    if plot is not None and first.question.work.prefill_only:
-        raise BadInput("--plot: the figure is of tokens/s of a user, which answers of one token do not have")
     name = first.known.model.name
     dimensions, counts = _space(answers)
     best = [row for answer in answers if answer.found.best for row in answer.rows]
@@ -112,10 +110,12 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
         raise Impossible("\n".join(refused))
 
 
-def _answer(inputs: Inputs, evaluator: Evaluator) -> Answer:
-    """The search at one rate of prefix hits, and what is told of it."""
+def _answer(inputs: Inputs, evaluator: Evaluator, plotted: bool) -> Answer:
+    """The search at one rate of prefix hits, and what is told of it. plotted: whether its points are to be drawn."""
     load_of = Load({**inputs, "requests": inputs["requests"] or REPLAYED})
     question = question_of(inputs, load_of)
+    if plotted and question.work.prefill_only:
+        raise BadInput("--plot: the figure is of tokens/s of a user, which answers of one token do not have")
     progress = Progress()
     found = search(question, evaluator, partial(progress.at, "layouts"))
     progress.close()
