@@ -14,7 +14,7 @@ test: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 MEASURED := $(CURDIR)/build/validate-cpu
 validate-cpu: export COSTMODEL_DATA := $(MEASURED)

@@ -144,5 +144,5 @@ def plot_format(path: str) -> str:
     """png or svg, from a file's ending. Raises BadInput for any other."""
     ending = path.rpartition(".")[2].lower() if "." in path else ""
     if ending not in ("png", "svg"):
-        raise BadInput(f"--plot {path[:80]!r}: the name must end in .png or .svg")
+        raise BadInput(f"--plot {path[-80:]!r}: the name must end in .png or .svg")
     return ending

@@ -66,7 +66,7 @@ def report(inputs: Mapping[str, Any]) -> None:
     """
     out = Path(inputs["out"])
     if out.suffix not in ("", ".html", ".md"):
-        raise BadInput(f"--out {inputs['out'][:80]!r}: expected FILE.html, FILE.md or a folder")
+        raise BadInput(f"--out {inputs['out'][-80:]!r}: expected FILE.html, FILE.md or a folder")
     document = answered(inputs)
     if out.suffix:
         files = [out]
