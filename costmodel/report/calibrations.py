@@ -268,9 +268,7 @@ def _other(name: str, row: Row) -> str:
 def _pair(pair: Sequence[float] | None) -> str:
     """Median / 90th percentile.
 
-    >>> _pair((4.26, 12.0)), _pair(None)
-    ('4.3 / 12', '–')
+    >>> _pair((4.26, 196.7)), _pair(None)
+    ('4.3 / 197', '–')
     """
-    return (
-        "–" if pair is None else f"{pair[0]:.2g} / {pair[1]:.2g}" if pair[0] < 10 else f"{pair[0]:.0f} / {pair[1]:.0f}"
-    )
+    return "–" if pair is None else " / ".join(f"{error:.2g}" if error < 10 else f"{error:.0f}" for error in pair)
