@@ -16,7 +16,7 @@ from costmodel.fitting.calibrate import Source, calibrate, save
 from costmodel.fitting.calibration_file import Header
 from costmodel.fitting.inside_modules import within
 from costmodel.fitting.least_squares import Points, block, fit
-from costmodel.fitting.library import _moved, calibration_of, fit_kernel, fit_library, priced
+from costmodel.fitting.library import _moved, calibration_of, fit_kernel, fit_library, other_design, priced
 from costmodel.fitting.planner import plan
 from costmodel.fitting.scoring import needed
 from costmodel.fitting.series import Part, Series, arrays, whole
@@ -170,6 +170,29 @@ def test_a_choice_between_designs_is_made_by_the_data_and_moved_by_no_fit() -> N
         assert not covariance[3].any()
         assert not covariance[:, 3].any()
         assert numpy.diag(covariance)[:3].min() > 0.0
+
+
+def test_a_kernel_whose_code_makes_another_choice_inherits_nothing_of_its_familys() -> None:
+    """A choice that no fit of its form tries is that of a kernel of other code."""
+    choice = Parameter("design", 1.0, 0.0, 1.0, 3.0, "1", "launches")
+    first = FORM._replace(parameters=(*FORM.parameters, choice), terms=designs)
+    second = first._replace(parameters=(*FORM.parameters, choice._replace(prior=2.0)))
+
+    def of(form: Form, name: str, **truth: float) -> Series:
+        return synthetic(200, 0.02, **truth)._replace(
+            kernel=name,
+            build=lambda shapes: [
+                part._replace(kernels=tuple(kernel._replace(form=form) for kernel in part.kernels))
+                for part in build(shapes)
+            ],
+        )
+
+    one, other = of(first, "one", memory_efficiency=0.1), of(second, "other")
+    entries = fit_library([one, other], HARDWARE, lambda series: series.used[: 100 if series.kernel == "one" else 5])
+    designs_found = {entry.fit.kernel.split()[0]: entry.fit.values["design"] for entry in entries}
+    assert designs_found == {"one": 1.0, "other": 2.0}
+    assert other_design(second, {"design": 1.0})
+    assert not other_design(second._replace(starts=({"design": 1.0},)), {"design": 1.0})
 
 
 def test_an_instance_with_few_points_leans_on_its_siblings() -> None:

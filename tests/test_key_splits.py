@@ -11,13 +11,20 @@ from costmodel.kernels.attention import Attention
 from costmodel.kernels.decode_attention import DECODE, TENSORRT_DECODE, by_rule, decode_attention, division
 from costmodel.kernels.key_splits import (
     FILLING,
+    FLASH_TWO,
+    FLASHINFER,
     SGLANG_TRITON,
     TENSORRT,
+    TENSORRT_GEN,
     TENSORRT_XQA,
     VLLM_MLA,
     VLLM_MLA_FOUR,
     VLLM_TRITON,
+    fewest_efficient,
+    flash_two,
+    flashinfer,
     masked_multihead,
+    tensorrt_gen,
     vllm_mla,
     xqa,
 )
@@ -76,7 +83,61 @@ def test_the_rules_of_older_tensorrt_kernels_do_not_hold_on_blackwell(rule: int)
     assert seconds(ALONE, rule, B200) == seconds(ALONE, FILLING, B200)
 
 
-@pytest.mark.parametrize("rule", [FILLING, SGLANG_TRITON, VLLM_TRITON, TENSORRT, TENSORRT_XQA])
+def heuristic(tiles: int, slots: int, steps: int) -> int:
+    """FlashAttention 2's loop over every number of splits (num_splits_heuristic), below four fifths of the slots."""
+    fills: dict[int, float] = {}
+    for splits in range(1, min(128, slots, steps) + 1):
+        if splits == 1 or math.ceil(steps / splits) != math.ceil(steps / (splits - 1)):
+            rounds = tiles * splits / slots
+            fills[splits] = rounds / math.ceil(rounds)
+    return min(splits for splits, filled in fills.items() if filled >= 0.85 * max(fills.values()))
+
+
+def test_splits_of_flash_attention_two_are_those_of_its_loop_over_all_numbers() -> None:
+    cases = [
+        (tiles, slots, steps)
+        for slots in (216, 264, 284)
+        for tiles in (1, 2, 3, 5, 8, 13, 21, 32, 40, 64, 72, 96, 100, 128, 150, 160, 170)
+        for steps in (1, 2, 3, 5, 8, 12, 16, 33, 64, 100, 256, 512, 1024)
+    ]
+    found = [float(fewest_efficient(*case)) == heuristic(*case) for case in cases]
+    assert numpy.mean(found) > 0.98  # numbers that fill more than six rounds are not sought
+
+
+def test_flash_attention_two_splits_neither_windows_nor_heads_without_a_group() -> None:
+    grouped = ALONE._replace(P=8191)
+    assert flash_two(grouped, 142, 142).splits > 1
+    for other in (grouped._replace(H=1), grouped._replace(w=4096)):
+        assert flash_two(other, 142, 142).splits == 1
+    assert flash_two(grouped._replace(w=4096), 142, 142).tiles == 8  # each query head has a block of its own
+
+
+def test_flashinfer_splits_no_shorter_than_128_keys_and_no_more_than_two_blocks_of_a_unit() -> None:
+    for B, keys, splits in ((1, 128, 1), (1, 256, 2), (1, 65_536, 274), (8, 65_536, 35), (200, 65_536, 1)):
+        found = flashinfer(ALONE._replace(B=B, P=keys - 1), 142, 284)
+        assert found.splits == splits
+        assert found.tiles * found.splits <= max(284, B)
+
+
+def test_generated_kernels_fill_the_units_once_and_stream_256_keys_at_least() -> None:
+    contexts = ALONE._replace(P=numpy.array([255.0, 256.0, 2047.0, 65_535.0]))
+    assert tensorrt_gen(contexts, 148, 148).splits.tolist() == [1, 2, 8, 148]
+    assert tensorrt_gen(contexts._replace(B=75), 148, 148).splits.tolist() == [1, 1, 1, 1]
+    assert tensorrt_gen(contexts._replace(w=128), 148, 148).splits.tolist() == [1, 1, 1, 1]
+
+
+def test_heads_that_share_a_block_are_not_split_on_ada_where_the_cache_is_8_bit() -> None:
+    known = {**TENSORRT_DECODE.priors(), "splits_by": float(TENSORRT_XQA)}
+    narrow = ALONE._replace(kv="fp8")
+    assert division(narrow, L40S, known).splits == 1
+    assert division(ALONE, L40S, known).splits > 1
+    assert division(narrow, H100, known).splits > 1
+
+
+RULES = (FILLING, SGLANG_TRITON, VLLM_TRITON, TENSORRT, TENSORRT_XQA, FLASH_TWO, FLASHINFER, TENSORRT_GEN)
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_rules_take_whole_tables_as_single_shapes(rule: int) -> None:
     shapes = [(B, keys) for B in (1, 8, 300) for keys in (0, 77, 2047, 70_000)]
     together = seconds(

@@ -13,6 +13,7 @@ from costmodel.fitting.silicon.generation_attention import read_generation
 from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import Attention
 from costmodel.kernels.decode_attention import DECODE, decode_attention
+from costmodel.kernels.key_splits import FILLING, FLASH_TWO, FLASHINFER, TENSORRT, TENSORRT_GEN, VLLM_TRITON
 
 KEY = ("decode-attention", "hd128-bf16", "")
 ROW: dict[str, Any] = {
@@ -130,3 +131,23 @@ def test_a_fit_tells_kernels_that_split_from_those_that_never_do() -> None:
         long = decode_attention("a", Attention(B=1, S=1, P=65535, H=32, Hkv=8, dk=128, dv=128))
         expected = float(DECODE.terms(long, hardware, values).total())
         assert float(DECODE.terms(long, hardware, fitted).total()) == pytest.approx(expected, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("library", "system", "source", "rule"),
+    [
+        ("vllm", "a100_sxm", "vllm_flash_attn", FLASH_TWO),
+        ("vllm", "h100_sxm", "vllm_flash_attn", FILLING),
+        ("vllm", "l40s", "vllm_flash_attn_fa2", FLASH_TWO),
+        ("vllm", "l40s", "vllm_flashinfer_fidecode", FLASHINFER),
+        ("vllm", "l40s", "vllm_triton_attn", VLLM_TRITON),
+        ("sglang", "b200_sxm", "trtllm_mha", TENSORRT_GEN),
+        ("trtllm", "b200_sxm", "torch_flow", TENSORRT_GEN),
+        ("trtllm", "b200_sxm", "torch_flow_flashinfer", FILLING),
+        ("trtllm", "h100_sxm", "torch_flow", TENSORRT),
+    ],
+)
+def test_a_kernel_splits_by_the_rule_of_its_librarys_source(library: str, system: str, source: str, rule: int) -> None:
+    for series in read({"kernel_source": source}, library=library, system=system):
+        (kernel,) = series.parts(numpy.array([0]))[0].kernels
+        assert kernel.form.priors()["splits_by"] == rule

@@ -178,6 +178,8 @@ def fit_kernel(
             return ended.values
         inherited = lookup(kernel)
         found = (relative.fit(kernel) if inherited.flops is None else inherited).values
+        if other_design(form, found):
+            found = form.priors()
         return {**found, **form.built.get(same[0].library, {})}
 
     def begun(relative: Calibration) -> bool:
@@ -223,6 +225,16 @@ def fit_kernel(
     only = instances.pop() if len(instances) == 1 and not entries else None
     common = described(several, hardware, blocks, together, known, weights)
     return [*entries, *(entry._replace(measured=only) for entry in common)]
+
+
+def other_design(form: Form, values: Mapping[str, float]) -> bool:
+    """Whether parameters make a choice that no fit of this form tries: then they are those of a kernel of other code,
+    which says nothing about this one."""
+    return any(
+        values.get(one.name, one.prior) not in {one.prior, *(other.get(one.name) for other in form.starts)}
+        for one in form.parameters
+        if not one.spread
+    )
 
 
 def _moved(start: Calibration, form: Form, key: Key, shared: Mapping[str, float]) -> Mapping[str, float]:

@@ -7,7 +7,7 @@ Source: FlashDecoding (Dao, Haziza, Massa, Sizov 2023); Dao-AILab/flash-attentio
 `key_splits`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from costmodel.algebra import Quantity, ceil_div, maximum, minimum, named, nominal, where
 from costmodel.einsum import dot, size
@@ -16,14 +16,20 @@ from costmodel.kernels.attention import Attention, key_bytes, pair_count, visibl
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
 from costmodel.kernels.key_splits import (
     FILLING,
+    FLASH_TWO,
+    FLASHINFER,
     SGLANG_TRITON,
     TENSORRT,
+    TENSORRT_GEN,
     TENSORRT_XQA,
     VLLM_TRITON,
     WITHOUT_XQA,
     Division,
+    flash_two,
+    flashinfer,
     sglang_triton,
     tensorrt,
+    tensorrt_gen,
     vllm_triton,
     xqa,
 )
@@ -97,7 +103,11 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         tensor=tensor,
         memory=memory_seconds(kernel, hardware, theta, work.hbm_bytes * again + partials),
         chain=ends - exposed + rounds * stream_s,
-        launch=theta["launch_s"] + several * theta["combine_s"] + grouped * theta["regroup_s"] + exposed,
+        launch=theta["launch_s"]
+        + several * theta["combine_s"]
+        + (splits - 1.0) * theta["split_s"]
+        + grouped * theta["regroup_s"]
+        + exposed,
         overlap=theta["overlap"],
     )
 
@@ -110,10 +120,8 @@ def division(a: Attention, hardware: Hardware, theta: Mapping[str, float]) -> Di
         rule = FILLING
     units = hardware.compute.units
     slots = units * theta["occupancy"]
-    if rule == SGLANG_TRITON:
-        return sglang_triton(a, units, slots)
-    if rule == VLLM_TRITON:
-        return vllm_triton(a, slots)
+    if rule in BY_RULE:
+        return BY_RULE[rule](a, units, slots)
     if rule == TENSORRT_XQA:
         return tensorrt(a, hardware, xqa(a, units, slots))
     rows = a.H * a.S / a.Hkv
@@ -130,6 +138,16 @@ def division(a: Attention, hardware: Hardware, theta: Mapping[str, float]) -> Di
     streamed = minimum(key_blocks, divided / splits) * BLOCK
     found = Division(tiles_of_all, splits, streamed, combined, slots, repeats)
     return tensorrt(a, hardware, found) if rule == TENSORRT else found
+
+
+BY_RULE: Mapping[int, Callable[[Attention, int, Quantity], Division]] = {
+    SGLANG_TRITON: sglang_triton,
+    VLLM_TRITON: vllm_triton,
+    FLASH_TWO: flash_two,
+    FLASHINFER: flashinfer,
+    TENSORRT_GEN: tensorrt_gen,
+}
+"""Rules that hold on every device."""
 
 
 def window_blocks(a: Attention) -> tuple[Quantity, Quantity, Quantity]:
@@ -157,6 +175,7 @@ COPY_S = 3e-6
 PARAMETERS = (
     Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
     Parameter("combine_s", 3.0e-6, 0.5, 0.1e-6, 2e-5, "s", "the kernel that combines the splits"),
+    Parameter("split_s", 0.04e-6, 0.7, 0.001e-6, 1e-6, "s", "one more split to combine"),
     Parameter("regroup_s", 0.1e-6, 2.5, 1e-9, 2e-5, "s", "copies that put the heads of a group together"),
     Parameter("block_s", 1.9e-6, 0.6, 0.1e-6, 3e-5, "s", "prologue and epilogue of one split, at a head width of 128"),
     Parameter("exposed", 0.3, 0.5, 0.01, 1.0, "1", "share of these that the other blocks do not hide"),
@@ -185,9 +204,9 @@ PARAMETERS = (
         1.0,
         0.0,
         1.0,
-        5.0,
+        8.0,
         "1",
-        "splits: 1 as fitted; by the rule of 2 SGLang's, 3 vLLM's Triton, 4, 5 XQA",
+        "splits: 1 as fitted, else by the rule of this number in `key_splits`",
     ),
 )
 
@@ -219,10 +238,10 @@ def by_rule(rule: int, *others: Mapping[str, float]) -> Form:
 TENSORRT_DECODE = by_rule(
     TENSORRT,
     {"splits_by": TENSORRT_XQA},
-    {"splits_by": FILLING, "split_share": 0.005, "block_bandwidth": 2.5e10},
+    {"block_bandwidth": 1.5e10},
     *DECODE.starts[1:],
 )
-"""For fits of TensorRT-LLM's kernels before Blackwell, of which those on an 8-bit cache never split on Ada."""
+"""For fits of TensorRT-LLM's kernels before Blackwell; where a block converts an 8-bit cache, it streams slowly."""
 
 
 def instance(head_dim: Quantity, kv: str, group: Quantity, windowed: bool) -> str:

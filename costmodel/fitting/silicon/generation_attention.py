@@ -20,7 +20,7 @@ from costmodel.kernels.decode_attention import (
     decode_attention,
     instance,
 )
-from costmodel.kernels.key_splits import WITHOUT_XQA, shares_heads
+from costmodel.kernels.key_splits import FLASH_TWO, FLASHINFER, TENSORRT_GEN, WITHOUT_XQA, shares_heads
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
 COLUMNS = (
@@ -74,9 +74,7 @@ def read_generation(table: Table) -> Iterator[Series]:
             rows["window_size"] = 0
         compiled = instance(int(width), dtype, LARGEST[int(tile)], bool(window))
         values = VALUE_WIDTHS.get((table.library, int(width)), int(width))
-        form = TENSORRT_DECODE if older_tensorrt(table) else DECODE
-        if "triton" in source and table.library in TRITON_RULES:
-            form = by_rule(TRITON_RULES[table.library])
+        form = form_of(table, str(source))
 
         def build(
             shapes: pandas.DataFrame,
@@ -131,6 +129,23 @@ def masked_multihead(table: Table, frame: pandas.DataFrame) -> "pandas.Series[bo
 def older_tensorrt(table: Table) -> bool:
     """Whether a table is TensorRT-LLM's on a device before Blackwell, for which it has other kernels."""
     return table.library == "trtllm" and table.hardware.generation not in WITHOUT_XQA
+
+
+FILLS_WHOLLY = ("vllm_flashinfer_trtllmdecode", "trtllm_mha")
+"""vLLM's and SGLang's names of TensorRT-LLM's generated kernels, which TensorRT-LLM runs on Blackwell."""
+
+
+def form_of(table: Table, source: str) -> Form:
+    """The form of a kernel, with the rule by which its library splits the keys, where that is known."""
+    if "triton" in source and table.library in TRITON_RULES:
+        return by_rule(TRITON_RULES[table.library])
+    if source == "vllm_flash_attn_fa2" or (source == "vllm_flash_attn" and table.hardware.generation != "hopper"):
+        return by_rule(FLASH_TWO)  # an older version's name for 2, and for Hopper's 3
+    if source == "vllm_flashinfer_fidecode":
+        return by_rule(FLASHINFER)
+    if older_tensorrt(table):
+        return TENSORRT_DECODE
+    return by_rule(TENSORRT_GEN) if source in FILLS_WHOLLY or source == "torch_flow" else DECODE
 
 
 def flag_aliased(rows: pandas.DataFrame, width: int, kv: str, hardware: Hardware) -> None:
