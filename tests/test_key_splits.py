@@ -9,8 +9,10 @@ import pytest
 from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import Attention
 from costmodel.kernels.decode_attention import DECODE, TENSORRT_DECODE, by_rule, decode_attention, division
+from costmodel.kernels.flash_splits import fewest_efficient, flash_three, flash_two, flashinfer
 from costmodel.kernels.key_splits import (
     FILLING,
+    FLASH_THREE,
     FLASH_TWO,
     FLASHINFER,
     SGLANG_TRITON,
@@ -20,9 +22,6 @@ from costmodel.kernels.key_splits import (
     VLLM_MLA,
     VLLM_MLA_FOUR,
     VLLM_TRITON,
-    fewest_efficient,
-    flash_two,
-    flashinfer,
     masked_multihead,
     tensorrt_gen,
     vllm_mla,
@@ -112,6 +111,18 @@ def test_flash_attention_two_splits_neither_windows_nor_heads_without_a_group() 
     assert flash_two(grouped._replace(w=4096), 142, 142).tiles == 8  # each query head has a block of its own
 
 
+def test_flash_attention_three_gives_each_unit_its_share_of_the_batchs_steps() -> None:
+    contexts = ALONE._replace(P=numpy.array([127.0, 255.0, 2047.0, 65_535.0]))
+    assert flash_three(contexts, 132, 132).splits.tolist() == [
+        1,
+        2,
+        16,
+        32,
+    ]  # no more than a captured launch has room for
+    assert flash_three(contexts._replace(B=40), 132, 132).splits.tolist() == [1, 2, 3, 3]
+    assert flash_three(contexts._replace(B=200), 132, 132).splits.tolist() == [1, 1, 1, 1]
+
+
 def test_flashinfer_splits_no_shorter_than_128_keys_and_no_more_than_two_blocks_of_a_unit() -> None:
     for B, keys, splits in ((1, 128, 1), (1, 256, 2), (1, 65_536, 274), (8, 65_536, 35), (200, 65_536, 1)):
         found = flashinfer(ALONE._replace(B=B, P=keys - 1), 142, 284)
@@ -134,7 +145,7 @@ def test_heads_that_share_a_block_are_not_split_on_ada_where_the_cache_is_8_bit(
     assert division(narrow, H100, known).splits > 1
 
 
-RULES = (FILLING, SGLANG_TRITON, VLLM_TRITON, TENSORRT, TENSORRT_XQA, FLASH_TWO, FLASHINFER, TENSORRT_GEN)
+RULES = (FILLING, SGLANG_TRITON, VLLM_TRITON, TENSORRT, TENSORRT_XQA, FLASH_TWO, FLASH_THREE, FLASHINFER, TENSORRT_GEN)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -13,7 +13,15 @@ from costmodel.fitting.silicon.generation_attention import read_generation
 from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import Attention
 from costmodel.kernels.decode_attention import DECODE, decode_attention
-from costmodel.kernels.key_splits import FILLING, FLASH_TWO, FLASHINFER, TENSORRT, TENSORRT_GEN, VLLM_TRITON
+from costmodel.kernels.key_splits import (
+    FILLING,
+    FLASH_THREE,
+    FLASH_TWO,
+    FLASHINFER,
+    TENSORRT,
+    TENSORRT_GEN,
+    VLLM_TRITON,
+)
 
 KEY = ("decode-attention", "hd128-bf16", "")
 ROW: dict[str, Any] = {
@@ -139,6 +147,8 @@ def test_a_fit_tells_kernels_that_split_from_those_that_never_do() -> None:
         ("vllm", "a100_sxm", "vllm_flash_attn", FLASH_TWO),
         ("vllm", "h100_sxm", "vllm_flash_attn", FILLING),
         ("vllm", "l40s", "vllm_flash_attn_fa2", FLASH_TWO),
+        ("vllm", "h100_sxm", "vllm_flash_attn_fa3", FLASH_THREE),
+        ("sglang", "h100_sxm", "fa3", FLASH_THREE),
         ("vllm", "l40s", "vllm_flashinfer_fidecode", FLASHINFER),
         ("vllm", "l40s", "vllm_triton_attn", VLLM_TRITON),
         ("sglang", "b200_sxm", "trtllm_mha", TENSORRT_GEN),

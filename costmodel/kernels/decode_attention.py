@@ -14,8 +14,10 @@ from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention, key_bytes, pair_count, visible_keys
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
+from costmodel.kernels.flash_splits import flash_three, flash_two, flashinfer
 from costmodel.kernels.key_splits import (
     FILLING,
+    FLASH_THREE,
     FLASH_TWO,
     FLASHINFER,
     SGLANG_TRITON,
@@ -25,8 +27,6 @@ from costmodel.kernels.key_splits import (
     VLLM_TRITON,
     WITHOUT_XQA,
     Division,
-    flash_two,
-    flashinfer,
     sglang_triton,
     tensorrt,
     tensorrt_gen,
@@ -144,6 +144,7 @@ BY_RULE: Mapping[int, Callable[[Attention, int, Quantity], Division]] = {
     SGLANG_TRITON: sglang_triton,
     VLLM_TRITON: vllm_triton,
     FLASH_TWO: flash_two,
+    FLASH_THREE: flash_three,
     FLASHINFER: flashinfer,
     TENSORRT_GEN: tensorrt_gen,
 }
@@ -204,7 +205,7 @@ PARAMETERS = (
         1.0,
         0.0,
         1.0,
-        8.0,
+        9.0,
         "1",
         "splits: 1 as fitted, else by the rule of this number in `key_splits`",
     ),

@@ -20,7 +20,7 @@ from costmodel.kernels.decode_attention import (
     decode_attention,
     instance,
 )
-from costmodel.kernels.key_splits import FLASH_TWO, FLASHINFER, TENSORRT_GEN, WITHOUT_XQA, shares_heads
+from costmodel.kernels.key_splits import FLASH_THREE, FLASH_TWO, FLASHINFER, TENSORRT_GEN, WITHOUT_XQA, shares_heads
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
 COLUMNS = (
@@ -141,6 +141,8 @@ def form_of(table: Table, source: str) -> Form:
         return by_rule(TRITON_RULES[table.library])
     if source == "vllm_flash_attn_fa2" or (source == "vllm_flash_attn" and table.hardware.generation != "hopper"):
         return by_rule(FLASH_TWO)  # an older version's name for 2, and for Hopper's 3
+    if source in ("fa3", "vllm_flash_attn_fa3"):
+        return by_rule(FLASH_THREE)
     if source == "vllm_flashinfer_fidecode":
         return by_rule(FLASHINFER)
     if older_tensorrt(table):
