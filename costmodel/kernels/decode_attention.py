@@ -240,6 +240,7 @@ TENSORRT_DECODE = by_rule(
     TENSORRT,
     {"splits_by": TENSORRT_XQA},
     {"block_bandwidth": 1.5e10},
+    {"splits_by": FILLING, **DECODE.starts[0]},
     *DECODE.starts[1:],
 )
 """For fits of TensorRT-LLM's kernels before Blackwell; where a block converts an 8-bit cache, it streams slowly."""
