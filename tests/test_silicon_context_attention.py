@@ -137,6 +137,31 @@ def test_packed_heads_share_tiles_and_single_ones_do_not() -> None:
         assert walk(a, "hopper", theta).tiles == tiles
 
 
+def test_kernels_that_triton_compiles_have_tiles_of_their_own() -> None:
+    rows: list[dict[str, object]] = [{"kernel_source": "triton"}, {"kernel_source": "triton", "window_size": 128}]
+    for one in read_context(table("context_attention", rows, library="sglang")):
+        (kernel,) = one.parts(one.used)[0].kernels
+        assert kernel.form.priors()["tiles"] == 2
+        # 128 rows of one head: 8 query heads of 2 sequences with 4 tiles each, however many share a key head.
+        for packing in (0.001, 1.0):
+            assert walk(kernel.shape, "hopper", {**kernel.form.priors(), "packing": packing}).tiles == 2 * 8 * 4
+    (one,) = read_context(table("context_attention", [{"kernel_source": "vllm_triton_attn"}]))
+    (kernel,) = one.parts(one.used)[0].kernels
+    # 16 rows hold 4 positions of the 4 query heads of a key head.
+    assert walk(kernel.shape, "hopper", kernel.form.priors()).tiles == 2 * 2 * 512 / 4
+    (one,) = read_context(table("context_attention", [{}]))
+    (kernel,) = one.parts(one.used)[0].kernels
+    assert kernel.form.priors()["tiles"] == 1
+
+
+def test_how_far_traffic_overlaps_says_nothing_of_products_and_exponentials() -> None:
+    kernel = attention("attention", BASE)
+    priors = PREFILL.priors()
+    few, many = (PREFILL.terms(kernel, H100, {**priors, "overlap": overlap}) for overlap in (1.0, 8.0))
+    assert few.tensor + few.special == many.tensor + many.special > 0
+    assert few.total() > many.total()
+
+
 def test_walked_tiles_equal_counting() -> None:
     rows, columns = device_tiles(BASE, "hopper")[0]
     for S, w in itertools.product((128, 512, 1024), (None, 128, 257)):

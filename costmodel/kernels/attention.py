@@ -252,8 +252,11 @@ SPLIT_STEPS = 4.0
 
 
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
-    """launch + append + prologues + exposed Q and O + pnorm(products, exponentials, HBM bytes, longest tile).
+    """launch + append + prologues + exposed Q and O + pnorm(all tiles, HBM bytes, longest tile).
 
+    A tile's products and exponentials overlap in part, in the same proportion however long it is. How far its traffic
+    overlaps with them is another matter: one block on an SM waits for Q and the first keys, so that a short tile's
+    bytes nearly add to its products.
     One thread block occupies a unit, so loading Q and storing O overlap with little: rounds · block_s and a share of
     their traffic are added to the launch. A kernel before that rotates Q (TensorRT-LLM) reads and writes it once more,
     at the bandwidth that it reaches. The longest tile bounds the time from below: the others run beside it, and
@@ -266,8 +269,13 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     idle = where(tiles < units, 1.0, maximum(rounds * units / tiles, 1.0))
     width = a.dk + a.dv
     peak = hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"]
+    products = 2 * width * a.passes / peak
     special_peak = hardware.special_peak
-    results = pairs * (2 if a.softcap else 1) * (SOFTMAX_BACKWARD if a.backward else 1)
+    results = (2 if a.softcap else 1) * (SOFTMAX_BACKWARD if a.backward else 1)
+    exponentials = results / (special_peak * theta["special_efficiency"]) if special_peak else 0.0
+    pair_s = root(power(products, SOFTMAX_OVERLAP) + power(exponentials, SOFTMAX_OVERLAP), SOFTMAX_OVERLAP)
+    multiplies = where(products >= exponentials, 1.0, 0.0)
+    busy = pairs * idle * pair_s
     possible = maximum(minimum(units / tiles, longest / (STEP * SPLIT_STEPS)), 1.0)
     splits = 1.0 + theta["splitting"] * where(tiles < SPLIT_BELOW * units, possible - 1.0, 0.0)
     combined = 1.0 - 1.0 / splits
@@ -275,10 +283,10 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     bandwidth = hardware.memory.hbm.bandwidth
     exposed = theta["exposed"] * memory_seconds(kernel, hardware, theta, a.B * a.S * a.H * width * 2)
     return Terms(
-        tensor=pairs * (2 * width * a.passes) * idle / peak,
-        special=results * idle / (special_peak * theta["special_efficiency"]) if special_peak else 0.0,
+        tensor=busy * multiplies,
+        special=busy * (1.0 - multiplies),
         memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes - around(a)),
-        chain=longest * (2 * width * a.passes) * units * theta["alone"] / (peak * splits),
+        chain=longest * units * theta["alone"] * pair_s / splits,
         launch=theta["launch_s"] * kernel.launches
         + rounds * theta["block_s"]
         + combined * SPLIT_S
@@ -289,6 +297,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         overlap=theta["overlap"],
     )
 
+
+SOFTMAX_OVERLAP = 2.0
+"""The exponent of the p-norm of a tile's products and exponentials, of which other warps do one during the other."""
 
 MASKED = Parameter(
     "masked", 1e-6, 0.1, 1e-7, 1.0, "1", "share of the tiles outside the window that is walked all the same"
@@ -301,7 +312,7 @@ PARAMETERS = (
         "token_s", 0.6e-9, 1.0, 1e-12, 1e-7, "s", "append of one token of 128 elements, where threads are the limit"
     ),
     Parameter("append_share", 0.8, 0.5, 0.01, 2.0, "1", "traffic of the append over one pass through it"),
-    Parameter("tensor_efficiency", 0.72, 0.15, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
+    Parameter("tensor_efficiency", 0.72, 0.6, 0.01, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
     Parameter("special_efficiency", 0.75, 0.25, 0.05, 1.0, "1", "share of the exp rate"),
     Parameter("memory_efficiency", 0.87, 0.1, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
@@ -309,14 +320,23 @@ PARAMETERS = (
     Parameter(
         "exposed", 0.35, 0.6, 0.01, 6.0, "1", "traffic of Q and O that nothing overlaps, in passes; above 1: rotations"
     ),
-    Parameter("alone", 1.3, 0.4, 0.2, 8.0, "1", "time of a step in the longest tile over that in a full device"),
+    Parameter("alone", 1.0, 0.4, 0.2, 8.0, "1", "time of a step in the longest tile over that in a full device"),
     Parameter(
         "large_tiles", 0.85, 0.6, 0.01, 1.0, "1", "share of the generation's large tile; the rest are small ones"
     ),
     Parameter("packing", 0.4, 1.5, 0.001, 1.0, "1", "share of tiles that hold all query heads of a key head"),
     Parameter("splitting", 0.3, 1.0, 0.001, 1.0, "1", "share of idle units that takes keys of the longest tiles"),
     Parameter("wave_weight", 0.35, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
-    Parameter("overlap", 2.3, 0.2, 1.5, 8.0, "1", "exponent of the p-norm: softmax and products overlap in part"),
+    Parameter(
+        "tiles",
+        1.0,
+        0.0,
+        1.0,
+        3.0,
+        "1",
+        "tiles: 1 the generation's, 2 SGLang's Triton kernel's, 3 vLLM's Triton kernel's",
+    ),
+    Parameter("overlap", 1.6, 0.3, 1.0, 8.0, "1", "exponent of the p-norm of tiles, their traffic and the longest"),
 )
 
 PREFILL = Form(
@@ -337,6 +357,24 @@ SKIPPING = WINDOW._replace(parameters=(*PARAMETERS, EDGE), elsewhere=(MASKED.nam
 """For fits of kernels that skip what lies outside the window: nothing short may be read as a share of what is long."""
 MASKING = WINDOW._replace(parameters=(*PARAMETERS, EDGE, MASKED._replace(prior=0.6, spread=0.5, low=0.01)))
 """For fits of kernels that walk what lies outside the window and mask it."""
+
+
+COMPILED_EFFICIENCY, COMPILED_SPREAD = 0.2, 1.0
+"""Share of the peak that kernels reach whose pipeline Triton schedules, from three hundredths to six tenths."""
+
+
+def compiled(form: Form, tiles: int) -> Form:
+    """The form for fits of kernels that Triton compiles, with tiles of their own (values of `tiles`)."""
+    return form._replace(
+        parameters=tuple(
+            one._replace(prior=COMPILED_EFFICIENCY, spread=COMPILED_SPREAD)
+            if one.name == "tensor_efficiency"
+            else one._replace(prior=float(tiles))
+            if one.name == "tiles"
+            else one
+            for one in form.parameters
+        )
+    )
 
 
 def unrotated(form: Form) -> Form:

@@ -75,6 +75,48 @@ def device_tiles(a: "Attention", generation: str) -> tuple[Tile, Tile]:
     return (128 if width <= 192 else 64, 64), SMALL_TILE
 
 
+GENERATION, EXTEND, UNIFIED = 1, 2, 3
+"""Values of `tiles`: what the kernels of a generation use, SGLang's Triton kernel, vLLM's."""
+
+
+def extend_tile(a: "Attention", generation: str) -> Tile:
+    """Query rows × keys of SGLang's Triton kernel, which packs no heads.
+
+    Source: sgl-project/sglang, python/sglang/srt/layers/attention/triton_ops/extend_attention.py; without a mask
+    prefill_attention.py.
+
+    >>> from costmodel.kernels.attention import Attention
+    >>> a = Attention(B=1, S=1, P=0, H=1, Hkv=1, dk=64, dv=64)
+    >>> [extend_tile(a._replace(dk=width), "ada") for width in (64, 192, 512)]
+    [(64, 128), (64, 64), (32, 32)]
+    """
+    width = nominal(a.dk, 128)
+    if a.bidirectional:
+        return (64, 64) if generation in ("ampere", "ada") else (128, 128)
+    if 128 < width <= 256:
+        return 64, 64
+    if generation == "ada":
+        return (64, 128) if width <= 128 else (32, 32)
+    if generation == "ampere":
+        return (128, 128) if width <= 128 else (32, 64)
+    return (128, 64) if width <= 128 else (32 if generation == "hopper" else 16, 64)
+
+
+def unified_tile(a: "Attention") -> Tile:
+    """Query rows × keys of vLLM's Triton kernel: of 16 rows, or as many as a key head has query heads, those are used
+    that hold all query heads of a position.
+
+    Source: vllm-project/vllm, vllm/v1/attention/ops/triton_unified_attention.py.
+
+    >>> from costmodel.kernels.attention import Attention
+    >>> a = Attention(B=1, S=1, P=0, H=6, Hkv=2, dk=64, dv=64)
+    >>> unified_tile(a), unified_tile(a._replace(H=64, Hkv=2))
+    ((15.0, 32), (32.0, 32))
+    """
+    group = a.H / a.Hkv
+    return floor_div(maximum(16, group), group) * group, 32
+
+
 def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Quantity, edge: Quantity = 0.0) -> Walk:
     """The walk over one sequence of `share` query heads whose rows lie side by side in the tiles.
 
@@ -114,8 +156,12 @@ def walk(a: "Attention", generation: str, theta: Mapping[str, float]) -> Walk:
         chunk = minimum(a.S, a.c)
         cached = minimum(a.P - a.c * floor_div(a.P, a.c), a.c - chunk)
         a = a._replace(B=a.B * maximum(a.S / a.c, 1.0), S=chunk, P=cached, c=None)
+    tiling = nominal(theta.get("tiles", GENERATION), GENERATION)
     large, small = device_tiles(a, generation)
     tall, packing = theta["large_tiles"], theta["packing"]
+    if tiling != GENERATION:
+        large = extend_tile(a, generation) if tiling == EXTEND else unified_tile(a)
+        tall, packing = 1.0, 0.0 if tiling == EXTEND else 1.0
     group = a.H / a.Hkv
     tiles: Quantity = 0.0
     pairs: Quantity = 0.0

@@ -15,7 +15,8 @@ import pandas
 
 from costmodel.fitting.series import Build, Part, Series, arrays, whole
 from costmodel.fitting.silicon import Table, dtype_names, require, series
-from costmodel.kernels.attention import MASKING, PREFILL, SKIPPING, Attention, attention, unrotated
+from costmodel.kernels.attention import MASKING, PREFILL, SKIPPING, Attention, attention, compiled, unrotated
+from costmodel.kernels.attention_walk import EXTEND, UNIFIED
 from costmodel.kernels.base import Form, replayed
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
@@ -27,6 +28,8 @@ COLUMNS = (*SHAPE[:-1], "kernel_source", "attn_dtype", "kv_cache_dtype", "latenc
 
 ROTATES = ("trtllm",)
 """Libraries whose rows hold the rotation of queries."""
+COMPILED = {"triton": EXTEND, "vllm_triton_attn": UNIFIED}
+"""Kernels that Triton compiles, and whose tiles they have."""
 MASKS = ("triton",)
 """Kernels that mask what lies outside a window instead of skipping it (SGLang, extend_attention.py)."""
 
@@ -62,7 +65,8 @@ def read_context(table: Table) -> Iterator[Series]:
             dtype=dtype_names(DTYPES, str(computed)),
             kv=dtype_names(DTYPES, str(kv)),
         )
-        form = bounded(table, PREFILL if base.w is None else MASKING if source in MASKS else SKIPPING)
+        mask = PREFILL if base.w is None else MASKING if source in MASKS else SKIPPING
+        form = bounded(table, mask, str(source))
         one = attention("attention", base, form=form)
         yield from series(
             table,
@@ -77,8 +81,10 @@ def read_context(table: Table) -> Iterator[Series]:
         )
 
 
-def bounded(table: Table, form: Form) -> Form:
-    """The form with the bounds that hold for a library's kernels, of which those of one name are fitted together."""
+def bounded(table: Table, form: Form, source: str) -> Form:
+    """The form with the bounds that hold for a library's kernels, of which those of one name are fitted together, and
+    with the tiles of those that Triton compiles."""
+    form = compiled(form, COMPILED[source]) if source in COMPILED else form
     return form if table.library in ROTATES else unrotated(form)
 
 
@@ -105,7 +111,7 @@ def read_encoder(table: Table) -> Iterator[Series]:
             table,
             rows,
             ENCODER_SHAPE,
-            encoder_build(base, bounded(table, PREFILL)),
+            encoder_build(base, bounded(table, PREFILL, str(source))),
             family=PREFILL.family,
             kernel=str(source),
             instance=attention("attention", base).instance,
