@@ -363,8 +363,8 @@ COMPILED_EFFICIENCY, COMPILED_SPREAD = 0.2, 1.0
 """Share of the peak that kernels reach whose pipeline Triton schedules, from three hundredths to six tenths."""
 
 
-def compiled(form: Form, tiles: int) -> Form:
-    """The form for fits of kernels that Triton compiles, with tiles of their own (values of `tiles`)."""
+def compiled(form: Form, library: str, tiles: int) -> Form:
+    """The form for fits of a library's kernels that Triton compiles, with tiles of their own (values of `tiles`)."""
     return form._replace(
         parameters=tuple(
             one._replace(prior=COMPILED_EFFICIENCY, spread=COMPILED_SPREAD)
@@ -373,7 +373,8 @@ def compiled(form: Form, tiles: int) -> Form:
             if one.name == "tiles"
             else one
             for one in form.parameters
-        )
+        ),
+        built={library: {"tiles": float(tiles)}},
     )
 
 

@@ -84,7 +84,7 @@ def read_context(table: Table) -> Iterator[Series]:
 def bounded(table: Table, form: Form, source: str) -> Form:
     """The form with the bounds that hold for a library's kernels, of which those of one name are fitted together, and
     with the tiles of those that Triton compiles."""
-    form = compiled(form, COMPILED[source]) if source in COMPILED else form
+    form = compiled(form, table.library, COMPILED[source]) if source in COMPILED else form
     return form if table.library in ROTATES else unrotated(form)
 
 
