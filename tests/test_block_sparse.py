@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel import pairs
+from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.block_scores import tiled_pairs
+from costmodel.kernels.block_sparse import MSA_DECODE
 from costmodel.loading import Problems
 from costmodel.mixers import ann, chunked, gqa, infllm2, moba, msa, nsa
 from costmodel.model_file import read_dims
@@ -142,6 +144,25 @@ def test_msa_decode_reads_more_index_than_keys_from_16k_tokens_on() -> None:
 
     assert index_keys(16_384) == 256 * 16_384 == selected(16_384) == 16 * 128 * 4 * 512
     assert index_keys(32_768) == 2 * selected(32_768)
+
+
+def test_decode_without_splits_walks_a_sequence_in_one_program() -> None:
+    hardware = load_hardware("b200-sxm")
+
+    def chain(name: str, P: int, walks: float) -> float:
+        kernel = named(M3, Step(1, 1, P, "decode"), name)
+        values = {**kernel.form.priors(), "walks": walks}
+        return float(kernel.form.terms(kernel, hardware, values).chain)
+
+    for name, grows in (("indexer", 8.0), ("attention", 1.0)):  # 16 blocks are attended to at either length
+        split, whole = ([chain(name, P, walks) for P in (8191, 65_535)] for walks in (1.0, 2.0))
+        assert whole[0] > 2 * split[0]
+        assert 0.8 * grows < whole[1] / whole[0] < 1.2 * grows
+    assert (
+        {"walks": 2.0}
+        == MSA_DECODE.built["trtllm"]
+        == named(M3, Step(1, 1, 0, "decode"), "indexer").form.built["trtllm"]
+    )
 
 
 def test_msa_writes_one_score_per_block() -> None:

@@ -164,6 +164,24 @@ def test_keys_leave_their_pages_before_the_ragged_kernel_only_where_told() -> No
     assert extra == pytest.approx(2 * 4 * 100_064 * 132 / (0.5 * H100.memory.hbm.bandwidth))
 
 
+def test_a_prefill_by_page_reads_keys_again_once_those_of_all_sequences_outgrow_l2() -> None:
+    def memory(B: int, P: int, **values: float) -> float:
+        kernel = indexer.indexer("i", Indexer(B=B, S=8, P=P, H=64, d=128, k=512, ratio=4))
+        return float(kernel.form.terms(kernel, H100, {**kernel.form.priors(), "reads": 2.0, **values}).memory)
+
+    def tiled(B: int, P: int) -> float:
+        return memory(B, P, reads=1.0)
+
+    # 25,000 keys of 132 bytes are 3.3 MB: one sequence stays in 50 MB, 64 do not
+    assert memory(1, 100_000) == pytest.approx(tiled(1, 100_000))
+    assert 2.5 < memory(64, 100_000) / tiled(64, 100_000) < 8.0
+
+
+def test_sglang_scores_compressed_entries_by_page_in_prefill_too() -> None:
+    assert indexer.FORM.built["sglang"]["reads"] == indexer.BY_PAGE
+    assert indexer.FORM.priors()["reads"] == 1.0  # others by tiles of queries
+
+
 def test_rows_that_take_all_they_have_cost_less_than_rows_that_choose() -> None:
     x = Selection(rows=4096, logits=4096 * 2000, k=2048)
     closed = x._replace(open_rows=0, open_logits=0)
@@ -195,8 +213,24 @@ def test_equal_scores_are_refined_as_many_as_shared_memory_keeps() -> None:
 
 def test_rows_that_a_unit_holds_together_hide_each_others_latency() -> None:
     x = top_k.top_k("t", Selection(rows=4096, logits=4096 * 4096, k=2048))
-    alone, two = (seconds(x, resident=n, stream_s=1e-9) for n in (1.0, 2.0))
+    alone, two = (seconds(x, resident=n, stream_s=1e-9, scan_s=1e-9, idle_s=1e-9) for n in (1.0, 2.0))
     assert 1.6 < alone / two < 2.1
+
+
+def test_a_row_of_fewer_threads_waits_longer_but_more_of_them_share_a_unit() -> None:
+    lone = [seconds(top_k.top_k("t", Selection(rows=1, logits=65_536, k=k))) for k in (512, 1024)]
+    many = [seconds(top_k.top_k("t", Selection(rows=8192, logits=8192 * 2048, k=k))) for k in (512, 1024)]
+    assert lone[0] > 1.5 * lone[1]
+    assert many[0] < 0.8 * many[1]
+
+
+def test_equal_scores_take_further_rounds_of_every_row_however_short() -> None:
+    free = {"tie_s": 1e-9, "stream_s": 1e-9, "step_s": 1e-9, "idle_s": 1e-9}
+    clear, equal = (
+        seconds(top_k.top_k("t", Selection(rows=65_536, logits=65_536 * 2100, k=2048, ties=ties)), **free)
+        for ties in (False, True)
+    )
+    assert 3.5 < equal / clear < 5.0
 
 
 def latent(S: int = 128, H: int = 64, decoding: bool = False, B: int = 1) -> Kernel:

@@ -160,7 +160,8 @@ def fit_kernel(
     def lookup(kernel: Kernel) -> Fit:
         return known.fit(kernel._replace(module=module))
 
-    forms = {kernel.family: kernel.form for points in pools for kernel in own_kernels(points)}
+    inside = [kernel for points in pools for kernel in own_kernels(points)]
+    forms = {kernel.family: kernel.form for kernel in inside}
 
     def elsewhere(form: Form) -> Fit | None:
         """What the module that this one begins from found of a kernel."""
@@ -172,7 +173,9 @@ def fit_kernel(
         return found if found.key[2] == other else None
 
     def begin(form: Form, relative: Calibration) -> Mapping[str, float]:
-        kernel = Kernel("", form, Work(), Work(), module=module)
+        instances = {kernel.instance for kernel in inside if kernel.family == form.family} if module else set()
+        only = instances.pop() if len(instances) == 1 else ""
+        kernel = Kernel("", form, Work(), Work(), instance=only, module=module)
         ended = elsewhere(form) if relative is PRIOR else None
         if ended is not None:
             return ended.values

@@ -11,13 +11,13 @@ MoBA, arXiv:2502.13189, eq. 5 and 6; fla-org/native-sparse-attention, ops/parall
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, maximum, minimum, named
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, named, where
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import indexer
 from costmodel.kernels.base import Grid, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
-from costmodel.kernels.block_sparse import RESIDENT, ROWS
-from costmodel.kernels.top_k import PASSES, STEP, Selection, top_k
+from costmodel.kernels.block_sparse import RESIDENT, ROWS, UNSPLIT, WALKS, WHOLE
+from costmodel.kernels.top_k import Selection, top_k
 from costmodel.pairs import compressed
 
 PACKED_ROWS = 128
@@ -122,9 +122,14 @@ def work(x: Scores) -> tuple[Work, Work]:
     return ideal, executed
 
 
+def column_tiles(x: Scores) -> Quantity:
+    """Tiles of entries that a query meets, on average."""
+    return maximum(1, ceil_div(x.computed, x.S * COLUMNS))
+
+
 def grid(x: Scores) -> Grid:
     """A program per tile of rows, with the mean number of its column tiles as the chain; decode: per column tile."""
-    columns = maximum(1, ceil_div(x.computed, x.S * COLUMNS))
+    columns = column_tiles(x)
     if x.heads_apart and not x.decoding:
         return Grid(blocks=x.B * x.H * ceil_div(x.S, PACKED_ROWS), occupancy=2, chain_steps=columns)
     tiles = x.B * x.Hk * ceil_div(tile_rows(x), PACKED_ROWS if x.packed else ROWS)
@@ -133,17 +138,22 @@ def grid(x: Scores) -> Grid:
     return Grid(blocks=tiles, occupancy=1 if x.packed else RESIDENT, chain_steps=columns)
 
 
-WARPS = 32
-"""Rows of block scores that one thread block selects from: a row is short enough for a warp."""
+SORTED = 64
+"""Scores that a program sorts at a time with as many threads, keeping the best: of a short row, all at once."""
+SORTS = 4
+"""Sorts of so many scores that take about as long as one pass of the radix selection over 4096 logits."""
 
 
 def best_blocks(name: str, x: Selection, *, decoding: bool) -> Kernel:
-    """The selection kernel, in prefill with a warp for every row instead of a thread block."""
+    """The selection kernel, in prefill with a small program for every row, which sorts its scores piece by piece.
+
+    Source: sgl-project/sglang, minimax_sparse_ops/prefill/flash_with_topk_idx.py (_topk_index_kernel).
+    """
     if decoding:
         return top_k(name, x)
-    steps = ceil_div(PASSES * WARPS * x.logits, x.rows * STEP)
-    return top_k(name, x)._replace(
-        grid=Grid(blocks=ceil_div(x.rows, WARPS), occupancy=2, chain_steps=steps), implementation="one warp per row"
+    steps = ceil_div(x.logits, x.rows * SORTED) / SORTS
+    return top_k(name, x._replace(threads=SORTED))._replace(
+        grid=Grid(blocks=x.rows, occupancy=16, chain_steps=steps), implementation="one program per row"
     )
 
 
@@ -169,14 +179,18 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + pnorm(FLOPs of the device, HBM bytes, chain of column tiles): the indexer's form, for shorter results.
 
-    The tiles of a chain wait for each other. Many waves take the mean number of column tiles each, a single one as
-    long as its last rows, which see all entries.
+    The tiles of a chain wait for each other; where keys are not split, a block of decode goes through all. Many waves
+    take the mean number of column tiles each, a single one as long as its last rows, which see all entries.
     """
     grid, x, work = kernel.grid, kernel.shape, kernel.executed
     assert grid is not None
-    units = hardware.compute.units
-    rounds = waves(grid.blocks, units * grid.occupancy, theta["wave_weight"])
-    steps = rounds * grid.chain_steps
+    units, blocks, chain_steps = hardware.compute.units, grid.blocks, grid.chain_steps
+    if x.decoding:
+        columns = column_tiles(x)
+        whole = theta["walks"] >= WHOLE
+        blocks, chain_steps = where(whole, blocks / columns, blocks), where(whole, columns, chain_steps)
+    rounds = waves(blocks, units * grid.occupancy, theta["wave_weight"])
+    steps = rounds * chain_steps
     if not x.decoding:
         steps = maximum(steps, x.entries / COLUMNS)
     tensor: Quantity = 0.0
@@ -200,7 +214,13 @@ REDUCED = {
     "step_s": Parameter("step_s", 1.5e-6, 0.5, 0.02e-6, 5e-6, "s", "one tile of entries in the chain of one program"),
 }
 FORM = indexer.FORM._replace(
-    parameters=tuple(REDUCED.get(parameter.name, parameter) for parameter in indexer.FORM.parameters), terms=terms
+    parameters=(
+        *(REDUCED.get(one.name, one) for one in indexer.FORM.parameters if one.name != "reads"),
+        WALKS,
+    ),
+    terms=terms,
+    built=UNSPLIT,
+    elsewhere=("reads",),
 )
 SCORES = FORM._replace(backward=no_backward)
 """Scores without a gradient: the selection is piecewise constant."""

@@ -12,7 +12,7 @@ MSA, arXiv:2606.13392, and Flash Sparse Attention, arXiv:2508.18224 (blocks outs
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, half, maximum, minimum, named
+from costmodel.algebra import Quantity, ceil_div, half, maximum, minimum, named, where
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import attention
@@ -162,13 +162,19 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
     One that gathers the queries of a block (as MSA's own kernel) writes and reads a partial output per visit: the
     share of them that leaves the chip is partial_share, 0 for a program per query. Where a program searches its
-    sequence among those of the batch, it walks past each in walk_s.
+    sequence among those of the batch, it walks past each in walk_s. In decode a query's blocks are split over the
+    device, or one program walks them all (`walks`).
     """
     x: BlockSparse = kernel.shape
-    common = unit_terms(kernel, hardware, theta)
     assert kernel.grid is not None
     if x.decoding:
-        return common
+        steps, whole = maximum(1, ceil_div(x.visits, x.S)), theta["walks"] >= WHOLE
+        blocks = where(whole, x.B * x.S * x.selectors, kernel.grid.blocks)
+        chain_steps = where(whole, steps, kernel.grid.chain_steps)
+        return unit_terms(
+            kernel._replace(grid=kernel.grid._replace(blocks=blocks, chain_steps=chain_steps)), hardware, theta
+        )
+    common = unit_terms(kernel, hardware, theta)
     partial = 2 * PARTIAL_BYTES * (x.dv + 2) * x.B * x.H * x.visits
     bandwidth = hardware.memory.hbm.bandwidth * theta["memory_efficiency"]
     rounds = maximum(kernel.grid.blocks / (hardware.compute.units * kernel.grid.occupancy), 1.0)
@@ -185,6 +191,15 @@ BY_PAGE = {PAGE.name: PAGE, PADDED.name: PADDED}
 SHARE = Parameter("partial_share", 0.03, 2.0, 1e-4, 1.0, "1", "share of partial outputs that pass through HBM")
 WALK = Parameter("walk_s", 1e-9, 2.0, 1e-12, 1e-6, "s", "a program's step past one sequence to find its own")
 
+WHOLE = 2.0
+"""Value of `walks` where one program of decode goes through all keys of a query."""
+WALKS = Parameter("walks", 1.0, 0.0, 1.0, 2.0, "1", "keys of a query in decode: 1 split over the device, 2 not")
+UNSPLIT = {"trtllm": {"walks": WHOLE}}
+"""TensorRT-LLM plans the scores and the attention of a step without splits (num_kv_splits=1).
+
+Source: NVIDIA/TensorRT-LLM, _torch/attention_backend/sparse/minimax_m3 (_build_step_plans).
+"""
+
 MSA_PREFILL = BLOCK_SPARSE._replace(
     family="msa-prefill",
     parameters=(*(BY_PAGE.get(parameter.name, parameter) for parameter in PARAMETERS), SHARE, WALK),
@@ -194,6 +209,9 @@ MSA_PREFILL = BLOCK_SPARSE._replace(
 )
 MSA_DECODE = BLOCK_SPARSE._replace(
     family="msa-decode",
+    parameters=(*PARAMETERS, WALKS),
+    terms=terms,
+    built=UNSPLIT,
     summary="block-sparse attention of MSA over few queries, blocks split",
     sources=("arXiv:2606.13392", "MiniMax-AI/MSA, inference/msa_v1/attention/decode"),
 )

@@ -10,7 +10,7 @@ Source: arXiv:2512.02556, section 2.1, eq. 1; deepseek-ai/DeepGEMM, csrc/apis/at
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, floor_div, half, maximum, minimum, named, nominal
+from costmodel.algebra import Quantity, ceil_div, floor_div, half, maximum, minimum, named, nominal, where
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
@@ -19,6 +19,9 @@ from costmodel.pairs import capped_compressed, causal, compressed, executed_caus
 
 ROWS, COLUMNS = 128, 256
 """Rows (queries times heads) and keys of one tile."""
+
+BY_PAGE = 2.0
+"""Value of `reads` where a prefill reads compressed keys from their pages, as SGLang's does."""
 
 DTYPES = ("fp8", "bf16", "mxfp4", "nvfp4")
 
@@ -164,12 +167,10 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     assert grid is not None
     units, weight = hardware.compute.units, theta["wave_weight"]
     rounds, stores, launch = waves(grid.blocks, units, weight), 0.0, theta["launch_s"] * kernel.launches
+    again: Quantity = 0.0
     chain = rounds * (theta["block_s"] + grid.chain_steps * theta["step_s"])
     if isinstance(x, Indexer) and x.decoding:
-        # The segments of all sequences are dealt out evenly. A unit begins each of its rows with a prologue, and finds
-        # it, in kernels for rows of any length, by a walk over all of them.
-        rows = x.B * x.S
-        chain = waves(rows, units, weight) * (theta["block_s"] + rows * theta["walk_s"]) + rounds * theta["step_s"]
+        chain = by_page(x, grid.blocks, units, theta)
     elif isinstance(x, Indexer):
         rows = queries_per_tile(x.H)
         crowding = minimum(grid.blocks, units) * rows * 4 * x.B * x.keys / theta["page_reach"]
@@ -178,17 +179,48 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         if x.gathered:
             copied = 2 * x.B * x.keys * x.k_heads * key_bytes(x.d, x.dtype)
             launch = launch + copied / (hardware.memory.hbm.bandwidth * theta["gather_efficiency"])
+        if x.ratio is not None:
+            paged = theta["reads"] >= BY_PAGE
+            segments = maximum(x.B * executed_pairs(x) / COLUMNS, x.B * x.S)
+            chain = where(paged, by_page(x, segments, units, theta), chain)
+            stores = where(paged, 0.0, stores)
+            again = where(paged, read_again(x, hardware, theta), 0.0)
     tensor: Quantity = 0.0
     for dtype, flops in work.tensor.items():
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
     return Terms(
         tensor=tensor,
-        memory=memory_seconds(kernel, hardware, theta, work.hbm_bytes),
+        memory=memory_seconds(kernel, hardware, theta, work.hbm_bytes + again),
         l2=stores,
         chain=chain,
         launch=launch,
         overlap=theta["overlap"],
     )
+
+
+def by_page(x: Indexer, segments: Quantity, units: int, theta: Mapping[str, float]) -> Quantity:
+    """Seconds of the paged kernel's chain, to which every query is a row of its own.
+
+    The segments of all rows are dealt out evenly. A unit begins each of its rows with a prologue, and finds it, in
+    kernels for rows of any length, by a walk over all of them.
+    """
+    rows, weight = x.B * x.S, theta["wave_weight"]
+    begun = waves(rows, units, weight) * (theta["block_s"] + rows * theta["walk_s"])
+    return begun + waves(segments, units, weight) * theta["step_s"]
+
+
+def read_again(x: Indexer, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    """Bytes of keys that the paged kernel reads from HBM for the rows of a sequence after its first.
+
+    The units are dealt rows of all sequences and stand at other keys of them at any time: what L2 does not hold of all
+    these is read by every row.
+    """
+    keys = x.keys * x.k_heads * key_bytes(x.d, x.dtype)
+    if not hardware.memory.l2.capacity:
+        return x.B * (x.S - 1) * keys
+    at_work = minimum(x.B, hardware.compute.units) * keys
+    missed = 1.0 - minimum(theta["l2_share"] * hardware.memory.l2.capacity / at_work, 1.0)
+    return x.B * (x.S - 1) * keys * missed
 
 
 def backward(kernel: Kernel) -> tuple[Kernel, ...]:
@@ -227,6 +259,9 @@ FORM = Form(
         Parameter("page_s", 4e-9, 0.4, 1e-10, 1e-7, "s", "a logit row's wait for its address beyond that reach"),
         Parameter("walk_s", 3e-11, 1.0, 1e-12, 1e-8, "s", "walk of the paged kernel past one row to find the next"),
         Parameter("gather_efficiency", 0.2, 0.8, 0.01, 1.0, "1", "share of HBM bandwidth when keys leave their pages"),
+        Parameter(
+            "reads", 1.0, 0.0, 1.0, 2.0, "1", "compressed keys in prefill: 1 by tiles of queries, 2 as in decode"
+        ),
         Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
         Parameter("l2_over_hbm", 2.2, 0.2, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
         Parameter("wave_weight", 0.6, 0.4, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
@@ -236,6 +271,9 @@ FORM = Form(
     backward=backward,
     sources=("arXiv:2512.02556, section 2.1", "deepseek-ai/DeepGEMM, csrc/apis/attention.hpp"),
     model_spread=0.3,
+    # sgl-project/sglang, layers/attention/dsv4/indexer.py: fp8_paged_mqa_logits, in prefill as well.
+    built={"sglang": {"reads": BY_PAGE}},
+    elsewhere=("walks",),
 )
 
 

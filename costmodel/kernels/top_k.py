@@ -1,9 +1,12 @@
 """Choosing the k largest logits of every query: a radix selection, bound by reading the logits.
 
 One thread block takes one row; each pass reads the row's logits once. The first pass makes a histogram of the
-leading bits, the last collects the indices. It has no gradient: the selection is piecewise constant.
+leading bits, the last collects the indices. A block of k threads (of 512 to 1024) sums the histogram up between
+barriers; where the threshold's bin holds more than the k, as with equal scores, each further byte of the scores is
+another round of that over what shared memory keeps. It has no gradient: the selection is piecewise constant.
 
-Source: sgl-project/sglang, sgl-kernel/csrc/elementwise/topk.cu; Alabi et al., "Fast k-selection algorithms for
+Source: sgl-project/sglang, sgl-kernel/csrc/elementwise/topk.cu (32 KB of candidates, 1024 threads) and
+jit_kernel/csrc/deepseek_v4/topk_v1.cuh (64 KB, k threads); Alabi et al., "Fast k-selection algorithms for
 graphics processing units", ACM JEA 17, 2012 (radix selection).
 """
 
@@ -32,11 +35,20 @@ STEP = 4096
 """Logits that one thread block of 1024 threads takes in one step."""
 
 
-RESIDENT = 2
-"""Rows that one compute unit holds at a time at most: thread blocks of 1024 threads."""
+FEWEST_THREADS, THREADS = 512, 1024
+"""Threads of a block: k, between these."""
 
-KEPT, FEW_KEPT = 16384, 8192
+RESIDENT = 2
+"""Blocks of 1024 threads that one compute unit holds at a time at most."""
+
+REFINED = 4
+"""Rounds after the first one, a byte of the scores each, where scores are equal."""
+
+KEPT, MANY_KEPT = 4096, 8192
 """Candidates at the threshold that a thread block keeps in shared memory; the second where k < 2048."""
+
+SHARED = 28_000
+"""Candidates for which a compute unit has shared memory: 8 bytes each of 228 KB, less what blocks take beside them."""
 
 
 class Selection(NamedTuple):
@@ -44,6 +56,7 @@ class Selection(NamedTuple):
 
     open_rows, open_logits: the rows with more than k candidates, and their candidates; the others take all that they
     have without looking at them (None: every row is open). ties: the scores are equal, as constant inputs make them.
+    threads: those of a row (None: k, between 512 and 1024).
     """
 
     rows: Quantity
@@ -53,6 +66,18 @@ class Selection(NamedTuple):
     open_rows: Quantity | None = None
     open_logits: Quantity | None = None
     ties: bool = False
+    threads: Quantity | None = None
+
+    @property
+    def share(self) -> Quantity:
+        """Threads of a row over 1024."""
+        threads = minimum(maximum(self.k, FEWEST_THREADS), THREADS) if self.threads is None else self.threads
+        return threads / THREADS
+
+    @property
+    def kept(self) -> int:
+        """Candidates that shared memory keeps of a row."""
+        return KEPT if nominal(self.k, 2048) >= 2048 else MANY_KEPT
 
     @property
     def length(self) -> Quantity:
@@ -72,25 +97,27 @@ def work(x: Selection) -> tuple[Work, Work]:
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + pnorm(chain of a row, rows through a unit, HBM bytes).
 
-    A row alone is bound by its latency (block_s for shared memory, step_s for its logits), as many at a time as a unit
-    holds (`resident`); the rows that share a unit also by what it streams (stream_s). A row that is not open only
-    writes its indices: idle_s. Equal scores are refined one by one, as many as shared memory keeps: tie_s.
+    A row alone is bound by its latency (block_s for each round, step_s for its logits), as many at a time as a unit
+    holds (`resident`); the rows that share a unit also by what it issues, which its threads (scan_s) and its logits
+    (stream_s) take. Every row is begun and written out, and one that is not open does nothing else: idle_s. Equal
+    scores are refined in four more rounds, as many as shared memory keeps: tie_s.
     """
     grid, x = kernel.grid, kernel.shape
     assert grid is not None
-    units, resident, weight = hardware.compute.units, theta["resident"], theta["wave_weight"]
+    units, resident, weight = hardware.compute.units, held(x, theta), theta["wave_weight"]
     rows, logits = x.rows if x.open_rows is None else x.open_rows, x.logits if x.open_logits is None else x.open_logits
     some = rows / maximum(rows, 1)
     refined: Quantity = 0.0
+    rounds = 1
     if x.ties:
-        kept = KEPT if nominal(x.k, 2048) >= 2048 else FEW_KEPT
-        refined = minimum(logits / maximum(rows, 1), kept) / STEP * theta["tie_s"]
-    closed = (x.rows - rows) / units * theta["idle_s"]
-    stream = waves(rows, units, weight) * (grid.chain_steps * theta["stream_s"] + refined / resident)
-    latency = theta["block_s"] + grid.chain_steps * theta["step_s"] + refined
+        refined = minimum(logits / maximum(rows, 1), x.kept) / STEP * theta["tie_s"]
+        rounds = 1 + REFINED
+    written = x.rows / units * theta["idle_s"] * x.share
+    issued = rounds * theta["scan_s"] * x.share + grid.chain_steps * theta["stream_s"] + refined / resident
+    latency = rounds * theta["block_s"] + grid.chain_steps * theta["step_s"] / x.share + refined
     traffic = passes(x, rows, logits, hardware, theta) * logits * x.logit_bytes + kernel.executed.written
     return Terms(
-        vector=some * stream + closed,
+        vector=some * waves(rows, units, weight) * issued + written,
         memory=memory_seconds(kernel, hardware, theta, traffic),
         chain=some * waves(rows, resident * units, weight) * latency,
         launch=theta["launch_s"],
@@ -98,11 +125,17 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     )
 
 
+def held(x: Selection, theta: Mapping[str, float]) -> Quantity:
+    """Rows that a compute unit holds at a time: by their threads, and by the candidates that they keep."""
+    by_threads = theta["resident"] / x.share
+    return by_threads if x.threads is not None else minimum(by_threads, SHARED // x.kept)
+
+
 def passes(x: Selection, rows: Quantity, logits: Quantity, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
     """Passes that read HBM: a later one finds its row in L2 as long as all rows in flight fit there."""
     if not hardware.memory.l2.capacity:
         return PASSES
-    in_flight = minimum(rows, theta["resident"] * hardware.compute.units) * logits / maximum(rows, 1) * x.logit_bytes
+    in_flight = minimum(rows, held(x, theta) * hardware.compute.units) * logits / maximum(rows, 1) * x.logit_bytes
     fill = power(in_flight / (theta["flight_share"] * hardware.memory.l2.capacity), L2_SHARPNESS)
     return 1.0 + (PASSES - 1) * fill / (1.0 + fill)
 
@@ -112,11 +145,12 @@ FORM = Form(
     summary="the k largest logits of every query",
     parameters=(
         Parameter("launch_s", 2.0e-6, 0.3, 0.5e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
-        Parameter("block_s", 3.0e-6, 0.5, 0.1e-6, 2e-4, "s", "histogram and refinement of one row in shared memory"),
-        Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "4096 logits of one pass in one thread block"),
+        Parameter("block_s", 1.5e-6, 0.5, 0.1e-6, 2e-4, "s", "latency of a row's histogram and scan in shared memory"),
+        Parameter("scan_s", 0.8e-6, 0.5, 0.02e-6, 2e-5, "s", "a round of 1024 threads, in what a unit issues"),
+        Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "4096 logits of one pass by 1024 threads"),
         Parameter("stream_s", 0.3e-6, 0.4, 0.01e-6, 5e-6, "s", "4096 logits of one pass through one unit"),
-        Parameter("idle_s", 1.0e-6, 0.5, 0.02e-6, 2e-5, "s", "a row that has no more candidates than it may take"),
-        Parameter("resident", 1.5, 0.3, 1.0, 2.0, "1", "rows that a unit holds at a time"),
+        Parameter("idle_s", 0.6e-6, 0.5, 0.02e-6, 2e-5, "s", "beginning 1024 threads and writing out what they chose"),
+        Parameter("resident", 1.5, 0.3, 1.0, 2.0, "1", "rows of 1024 threads that a unit holds at a time"),
         Parameter("tie_s", 3.0e-6, 0.7, 0.02e-6, 5e-5, "s", "4096 equal scores at the threshold, in one thread block"),
         Parameter(
             "flight_share", 0.5, 0.4, 0.1, 2.0, "1", "share of L2 in which a second pass finds the rows in flight"
