@@ -16,7 +16,16 @@ from costmodel.fitting.calibrate import Source, calibrate, save
 from costmodel.fitting.calibration_file import Header
 from costmodel.fitting.inside_modules import within
 from costmodel.fitting.least_squares import Points, block, fit
-from costmodel.fitting.library import _moved, calibration_of, fit_kernel, fit_library, other_design, priced
+from costmodel.fitting.library import (
+    _moved,
+    calibration_of,
+    fit_kernel,
+    fit_library,
+    fit_order,
+    in_order,
+    other_design,
+    priced,
+)
 from costmodel.fitting.planner import plan
 from costmodel.fitting.scoring import needed
 from costmodel.fitting.series import Part, Series, arrays, whole
@@ -444,6 +453,34 @@ def test_a_module_begins_where_that_of_the_same_kernels_ended() -> None:
     for known, expected in ((from_fits([seen]), 0.3), (PRIOR, 0.7)):
         entries = fit_kernel([series], HARDWARE, lambda one: one.used, known)
         assert {round(entry.fit.values["memory_efficiency"], 3) for entry in entries} == {expected}
+
+
+def test_of_a_modules_kernels_shorter_contexts_are_fitted_first_and_the_file_keeps_its_order() -> None:
+    long, short = of_module("hca")._replace(kernel="indexer_a"), of_module("hca")._replace(kernel="indexer_a below")
+    short = short._replace(tokens=numpy.minimum(short.tokens, 64.0))
+    long = long._replace(tokens=numpy.maximum(long.tokens, 9999.0))
+    groups = in_order([long, short, synthetic(9, 0.0)])
+    assert [same[0].kernel for same in groups] == ["product", "indexer_a", "indexer_a below"]
+    assert fit_order(groups) == [0, 2, 1]
+    fitted = fit_library([long, short], HARDWARE, lambda one: one.used)
+    assert fitted[0].fit.kernel == "indexer_a 1"
+
+
+def test_a_kernel_begins_where_the_most_like_one_of_its_module_ended_and_stays_near_it() -> None:
+    key = ("hca-prefill", "", "hca-prefill")
+    like, other = (
+        prior_fit(HCA)._replace(
+            flops=(1.0, 1e18), hbm_bytes=(1.0, 1e18), key=key, kernel=name, values={**TRUTH, "memory_efficiency": value}
+        )
+        for name, value in (("skip_indexer_a 1", 0.3), ("indexer_b 1", 0.9))
+    )
+    entries = fit_kernel(
+        [of_module("hca")._replace(kernel="indexer_a")], HARDWARE, lambda one: one.used, from_fits([other, like])
+    )
+    assert {round(entry.fit.values["memory_efficiency"], 3) for entry in entries} == {0.3}
+    alone = block(HCA, key)
+    held = within(alone, "hca-prefill", held=True).spread
+    assert all(held[name] < value for name, value in alone.spread.items())
 
 
 def test_what_a_module_begins_from_is_fitted_with_it_whichever_family_is_asked() -> None:

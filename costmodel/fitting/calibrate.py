@@ -24,7 +24,7 @@ from costmodel.calibration import PRIOR, Calibration, Fit, from_fits, read_entry
 from costmodel.errors import BadInput
 from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import Choose, fit_kernel, in_order, most_fitted, priced
+from costmodel.fitting.library import Choose, fit_kernel, fit_order, in_file_order, in_order, most_fitted, priced
 from costmodel.fitting.planner import Planned, plan_library, planned_choice
 from costmodel.fitting.scoring import statistics
 from costmodel.fitting.series import Indices, Series
@@ -93,24 +93,25 @@ def calibrate(
         choose = planned_choice(planned)
     groups = in_order(source.series)
     finished = _finished(partial)
-    documents: list[dict[str, Any]] = []
-    fits: list[Fit] = []
-    rows: list[dict[str, Any]] = []
+    documents: dict[int, list[dict[str, Any]]] = {}
+    fits: dict[int, list[Fit]] = {}
+    rows: dict[int, list[dict[str, Any]]] = {}
     resumed = 0
-    for index, same in enumerate(groups):
-        progress(f"{same[0].family} {same[0].kernel}", index, len(groups))
-        digest = _digest(same, choose, documents, seed)
+    for done, index in enumerate(fit_order(groups)):
+        same = groups[index]
+        progress(f"{same[0].family} {same[0].kernel}", done, len(groups))
+        digest = _digest(same, choose, in_file_order(documents), seed)
         kept = finished.get(digest)
         if kept is not None:
             mine, told, resumed = kept["documents"], kept["rows"], resumed + 1
         else:
-            mine, told = _one_kernel(same, source.hardware, choose, from_fits(fits), start, seed)
+            mine, told = _one_kernel(same, source.hardware, choose, from_fits(in_file_order(fits)), start, seed)
             if partial is not None:
                 _keep(partial, digest, mine, told)
-        documents += mine
-        fits += _read_back(mine, source.hardware.name)
-        rows += told
-    return Calibrated(calibration_text(header, documents), tuple(rows), tuple(planned), resumed)
+        documents[index], rows[index] = mine, told
+        fits[index] = _read_back(mine, source.hardware.name)
+    text = calibration_text(header, in_file_order(documents))
+    return Calibrated(text, tuple(in_file_order(rows)), tuple(planned), resumed)
 
 
 def _all_but_aside(series: Series) -> Indices:

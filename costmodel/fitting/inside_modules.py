@@ -4,7 +4,7 @@ A module's time is the sum of its kernels' times, most of which were measured al
 decide of them is what depends on where they run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from costmodel.fitting.least_squares import Block
 
@@ -37,10 +37,27 @@ begins where another's fit ended: it is the compiled kernel's. A module's own li
 and took for the price of every tile what their first ones cost more."""
 
 
-def within(one: Block, family: str, begun: bool = False) -> Block:
+def nearest_name(name: str, others: Iterable[str]) -> str | None:
+    """The kernel whose name shares the most words with a name and has the fewest others.
+
+    >>> nearest_name("dsa_indexer_trtllm 1.0", ["dsa_indexer_flashmla 1.0", "dsa_skip_indexer_trtllm 1.0"])
+    'dsa_skip_indexer_trtllm 1.0'
+    """
+    words = set(name.replace("_", " ").split())
+
+    def unlike(other: str) -> tuple[int, int]:
+        its = set(other.replace("_", " ").split())
+        return -len(words & its), len(its - words)
+
+    return min(others, key=unlike, default=None)
+
+
+def within(one: Block, family: str, begun: bool = False, held: bool = False) -> Block:
     """A block of a module's kernel. One beside the family that is fitted starts from what was found outside the module
     only, and of products most parameters stay as they are there, or near it; begun: the family's own starts where
-    another module's fit of the same compiled kernel ended."""
+    another module's fit of the same compiled kernel ended; held: it was found in another kernel of the same module."""
+    if held:
+        one = one._replace(spread={name: value * HELD for name, value in one.spread.items()})
     if one.key[0] == family:
         firm = dict.fromkeys(STEADY if begun else (), FIRM)
         return one._replace(spread={name: value * firm.get(name, 1.0) for name, value in one.spread.items()})

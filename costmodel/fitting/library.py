@@ -7,12 +7,12 @@ what they share, so that a few points of its own are enough.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy
 
 from costmodel.calibration import PRIOR, Calibration, Fit, from_fits
-from costmodel.fitting.inside_modules import BEGUN_FROM, within
+from costmodel.fitting.inside_modules import BEGUN_FROM, nearest_name, within
 from costmodel.fitting.least_squares import (
     HOST,
     HOST_OVERLAP,
@@ -91,18 +91,20 @@ def fit_library(
     asked: the series that will be priced (None: all). Kernels and instances beside them are not fitted for themselves.
     weights: what points of different lengths count, of all but passes (None: `weights_of` their family).
     """
-    entries: list[Entry] = []
+    found: dict[int, list[Entry]] = {}
     wanted = {(one.family, one.source, one.module, one.instance) for one in (series if asked is None else asked)}
-    for same in in_order(series):
+    groups = in_order(series)
+    for index in fit_order(groups):
+        same = groups[index]
         first = same[0]
         instances = {key[3] for key in wanted if key[:3] == (first.family, first.source, first.module)}
         if instances or any(one.mechanism for one in series):
-            known = calibration_of(entries)
+            known = calibration_of(in_file_order(found))
             own = None if asked is None else instances
-            entries += fit_kernel(
+            found[index] = fit_kernel(
                 same, hardware, choose, known, start, seed, own, None if first.family == "elementwise" else weights
             )
-    return entries
+    return in_file_order(found)
 
 
 def calibration_of(entries: Iterable[Entry]) -> Calibration:
@@ -122,6 +124,33 @@ def in_order(series: Iterable[Series]) -> list[list[Series]]:
         return stage, family, min(one.rank for one in same), -sum(len(one.used) for one in same)
 
     return sorted(groups.values(), key=rank)
+
+
+def fit_order(groups: Sequence[Sequence[Series]]) -> list[int]:
+    """The order in which the groups of a file are fitted: of one module's kernels those first that run fewer kinds of
+    kernels, and of these the ones of shorter contexts, as what they show is part of the others."""
+    first: dict[str, int] = {}
+    for index, same in enumerate(groups):
+        first.setdefault(same[0].module or str(index), index)
+
+    def rank(index: int) -> tuple[int, int, float, int]:
+        same = groups[index]
+        used = [one for one in same if len(one.used)]
+        if not same[0].module or not used:
+            return first[same[0].module or str(index)], 0, 0.0, index
+        kinds = {kernel.family for one in used for part in one.parts(one.used) for kernel in part.kernels}
+        longest = max(float(numpy.max(one.tokens[one.used])) for one in used)
+        return first[same[0].module], len(kinds), float(numpy.round(numpy.log2(longest))), index
+
+    return sorted(range(len(groups)), key=rank)
+
+
+T = TypeVar("T")
+
+
+def in_file_order(found: Mapping[int, Sequence[T]]) -> list[T]:
+    """What was found of each group, in the order of the groups."""
+    return [one for index in sorted(found) for one in found[index]]
 
 
 def weights_of(family: str) -> LengthWeights:
@@ -155,7 +184,8 @@ def fit_kernel(
     if not pools:
         return []
     source, module = same[0].source, same[0].module
-    known = known._replace(source=source)
+    kin = nearest_name(source, [fit.kernel for fit in known.read_.values() if module and fit.key[2] == module])
+    known = known._replace(source=kin or source)
 
     def lookup(kernel: Kernel) -> Fit:
         return known.fit(kernel._replace(module=module))
@@ -189,12 +219,18 @@ def fit_kernel(
         own = forms.get(same[0].family)
         return relative is PRIOR and own is not None and elsewhere(own) is not None
 
+    def held(form: Form) -> bool:
+        """Whether another kernel of this module showed what the same compiled kernel takes inside it."""
+        return bool(kin) and lookup(Kernel("", form, Work(), Work(), module=module)).key[2] == module
+
     several = [few(points, max(FEWEST_FITTED, most // len(pools)), weights) for points in pools]
     # A relative may run another kernel under this name: the generic priors are tried as well.
     tried = []
     for relative in (start,) if start is PRIOR else (start, PRIOR):
         blocks = [
-            within(block(form, (family, "", module), begin(form, relative)), same[0].family, begun(relative))
+            within(
+                block(form, (family, "", module), begin(form, relative)), same[0].family, begun(relative), held(form)
+            )
             for family, form in sorted(forms.items())
         ]
         tried.append(
@@ -215,7 +251,8 @@ def fit_kernel(
             # What is tuned inside a module was fitted outside it before.
             relative = start if key[0] == same[0].family else known
             moved = _moved(relative, forms[key[0]], key, shared)
-            apart.append(within(block(forms[key[0]], key, moved, SIBLING_FIRMNESS), same[0].family, begun(start)))
+            own_block = block(forms[key[0]], key, moved, SIBLING_FIRMNESS)
+            apart.append(within(own_block, same[0].family, begun(start), held(forms[key[0]])))
         fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, weights=weights)
         if same[0].family in MORE_FITTED and not module:
             # Formats of a product run other kernels under one name: the generic priors are tried as well.

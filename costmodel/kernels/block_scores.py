@@ -140,18 +140,17 @@ def grid(x: Scores) -> Grid:
 
 SORTED = 64
 """Scores that a program sorts at a time with as many threads, keeping the best: of a short row, all at once."""
-SORTS = 4
-"""Sorts of so many scores that take about as long as one pass of the radix selection over 4096 logits."""
 
 
 def best_blocks(name: str, x: Selection, *, decoding: bool) -> Kernel:
-    """The selection kernel, in prefill with a small program for every row, which sorts its scores piece by piece.
+    """The selection kernel, in prefill with a small program for every row, which sorts its scores piece by piece: what
+    one piece takes is about a pass of the radix selection over 4096 logits.
 
     Source: sgl-project/sglang, minimax_sparse_ops/prefill/flash_with_topk_idx.py (_topk_index_kernel).
     """
     if decoding:
         return top_k(name, x)
-    steps = ceil_div(x.logits, x.rows * SORTED) / SORTS
+    steps = ceil_div(x.logits, x.rows * SORTED)
     return top_k(name, x._replace(threads=SORTED))._replace(
         grid=Grid(blocks=x.rows, occupancy=16, chain_steps=steps), implementation="one program per row"
     )
