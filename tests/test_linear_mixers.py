@@ -10,7 +10,7 @@ import pytest
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel, Work, replayed
 from costmodel.kernels.chunk_scan import FORM, Pipeline, inverse_tiles, lower_tiles, substitution
-from costmodel.mixers import gdn, kda, mamba2, rwkv7
+from costmodel.mixers import gdn, gla, jet, kda, lightning, mamba2, retnet, rwkv7
 from costmodel.step import Phase, Precision, Step
 
 BF16 = Precision()
@@ -269,7 +269,28 @@ def test_a_scan_is_the_sum_of_its_launches(d: Any) -> None:
     assert one.ideal.hbm_bytes == sum(part.ideal.hbm_bytes for part in parts) < one.executed.hbm_bytes
 
 
+@pytest.mark.parametrize(("mixer", "d"), [(gdn, QWEN), (kda, KIMI), (jet, jet.EXAMPLES[0])], ids=["gdn", "kda", "jet"])
+def test_norms_of_queries_and_keys_are_part_of_the_scan(mixer: Any, d: Any) -> None:
+    """Measured scans hold them, as those of a decode step do: a launch of their own would count them twice."""
+    names = {kernel.name for kernel in mixer.kernels(d, 4096, prefill(640), BF16)}
+    assert "chunk scan" in names
+    assert "q, k norm" not in names
+
+
 # The serial chain
+
+
+def test_small_tiles_of_a_state_share_a_unit() -> None:
+    """64 × 64 tiles of a state leave room for four walks on a unit; lightning attention's own kernel for one."""
+
+    def resident(kernels: list[Kernel]) -> int:
+        [states] = [kernel for kernel in kernels if kernel.name == "chunk states"]
+        assert states.grid is not None
+        return states.grid.occupancy
+
+    assert resident(gla.scan(gla.Dims(H=4, dk=128, dv=256), prefill(640), BF16)) == 4
+    assert resident(retnet.scan(retnet.Dims(H=4, dk=128, dv=256), prefill(640), BF16)) == 4
+    assert resident(list(lightning.kernels(lightning.Dims(H=4, d=128), 512, prefill(640), BF16))) == 1
 
 
 @every_model

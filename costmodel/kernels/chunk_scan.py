@@ -31,6 +31,13 @@ SUB_TILE = 16
 SLICE = 64
 """Value columns of the state that one thread block of the sequential kernel keeps in registers."""
 
+RESIDENT = 4
+"""Thread blocks that walk chunks side by side on one unit where each has only a 64 × 64 tile of the state.
+
+The tile takes 16 of the 256 KiB of a unit's registers, two tiles of keys and values in two to four stages 32 to 64 KiB
+of its shared memory. Source: fla-org/flash-linear-attention, fla/ops/common/chunk_h.py, chunk_fwd_kernel_h.
+"""
+
 Flops = tuple[Quantity, Quantity]
 """Ideal and executed FLOPs of one product."""
 

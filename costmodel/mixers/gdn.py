@@ -105,6 +105,8 @@ def transition_bytes(d: Dims) -> Quantity:
 def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     """The five launches of fla's chunk_gated_delta_rule as one kernel; Triton compiles and tunes it per head count.
 
+    q and k are normed inside (use_qk_l2norm_in_kernel), as measured: the norms have no launch of their own here.
+
     Bytes at dk = dv = 128, C = 64 in bf16, per token and value head, ρ = Hv/Hk: 3424 + 1280/ρ. A pipeline fused
     into one pass would move q, k, v, g, β and o only: 520 + 512/ρ.
     """
@@ -133,7 +135,7 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
             needed=(keys + gate, 0),
             # The inverse is zero-filled by a launch of its own, then its lower tiles are written.
             moved=(keys + 2 * gate, square + size("B H lower", s) * e),
-            vector=3 * size("B H lower", s),
+            vector=3 * size("B H lower", s) + 8 * size("B S Hk dk", s),  # decays, and the norms of q and k
             special=size("B H lower", s),
             launches=2,
         ),
@@ -198,9 +200,8 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     """One layer: projections, convolution, gates, the recurrence, gated norm, output projection."""
     qkvz, ba, out = projections(d, D)
     e, tokens = precision.hidden_bytes, step.tokens
-    heads, qk = tokens * d.Hv, 2 * tokens * d.Hk * d.dk
-    qk_norm = elementwise("q, k norm", read=qk * e, written=qk * e, vector=4 * qk)
-    core = stepwise(d, step, precision) if step.decoding else [qk_norm, *scan(d, step, precision)]
+    heads = tokens * d.Hv
+    core = stepwise(d, step, precision) if step.decoding else scan(d, step, precision)
     return [
         projection(qkvz, step, precision),
         projection(ba, step, precision),

@@ -20,7 +20,7 @@ from costmodel.dims import choice, dim
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.chunk_scan import SLICE, SUB_TILE, Scan, chunk_kernel, lower_tiles, sizes
+from costmodel.kernels.chunk_scan import RESIDENT, SLICE, SUB_TILE, Scan, chunk_kernel, lower_tiles, sizes
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.layers.norm import gated_norm
@@ -159,6 +159,7 @@ def channel_decay(chunks: Scan, *, state: float, states: float, sums: int, strea
             vector=2 * channel * columns + size("B n H dk dv", s),
             special=channel * columns,
             slices=rows * columns,
+            occupancy=RESIDENT,
             recomputed=True,
         ),
         chunk_kernel(

@@ -120,9 +120,8 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     q, k, v, gate, ba, down, up, out = projections(d, D)
     e, tokens = precision.hidden_bytes, step.tokens
     qk, heads, inner = 2 * tokens * d.H * d.dk, tokens * d.H, tokens * down.d_out
-    qk_norm = elementwise("q, k norm", read=qk * e, written=qk * e, vector=4 * qk)
     same = rule(d)
-    core = gdn.stepwise(same, step, precision) if step.decoding else [qk_norm, *gdn.scan(same, step, precision)]
+    core = gdn.stepwise(same, step, precision) if step.decoding else gdn.scan(same, step, precision)
     return [
         *(projection(p, step, precision) for p in (q, k, v, gate, ba)),
         elementwise("silu of q, k", read=qk * e, written=qk * e, vector=4 * qk, special=qk),

@@ -113,6 +113,8 @@ def transition_bytes(d: Dims) -> Quantity:
 def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     """The launches of fla's chunk_kda as one kernel: 8.6 KB per token and head at dk = dv = 128, C = 64 in bf16.
 
+    q and k are normed inside (use_qk_l2norm_in_kernel), as measured: the norms have no launch of their own here.
+
     q·kᵀ and k·kᵀ are built together in 16-row blocks, because the vector decay must be applied before the
     product: first the diagonal blocks, then the others and the inverse; counted here as one kernel of three
     launches (one zero-fills). Diagonal blocks are taken on the matrix engines, as for bounded gates.
@@ -150,7 +152,8 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
             # again; then the rest of the lower blocks, and the inverse over its zero fill.
             moved=(2 * (2 * keys + gate + beta) + 4 * block, 4 * block + lower + square + lower),
             # Decays inside the diagonal blocks, half a block of pairs per token: an exp, two products, two sums.
-            vector=3 * SUB_TILE * channel,
+            # The norms of q and k, eight operations a channel, are among them.
+            vector=3 * SUB_TILE * channel + 8 * size("B S H dk", s),
             special=(SUB_TILE // 2 + 2) * channel,
             launches=3,
         ),
@@ -219,9 +222,8 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     """One layer: projections, convolutions, β, the recurrence, gated norm, output projection."""
     *inputs, out = projections(d, D)
     e, tokens = precision.hidden_bytes, step.tokens
-    heads, qk = tokens * d.H, 2 * tokens * d.H * d.dk
-    qk_norm = elementwise("q, k norm", read=qk * e, written=qk * e, vector=4 * qk)
-    core = stepwise(d, step, precision) if step.decoding else [qk_norm, *scan(d, step, precision)]
+    heads = tokens * d.H
+    core = stepwise(d, step, precision) if step.decoding else scan(d, step, precision)
     return [
         *(projection(p, step, precision) for p in inputs),
         convolution(d, step, precision),

@@ -96,11 +96,18 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
         after = gated_norm("gated norm", d.H * d.d, step, precision)
     else:
         after = elementwise("norm", read=inner * e, written=inner * e, vector=4 * inner)
-    core = retnet.stepwise if step.decoding else retnet.scan
+    same = retention(d)
+    # Its own Triton holds q, k and the state over the whole width of the keys in fp32, 100 KiB of a unit's 256 KiB of
+    # registers (OpenNLPLab/lightning-attention, lightning_attn2.py): one block on a unit at a time.
+    core = (
+        retnet.stepwise(same, step, precision, NAME)
+        if step.decoding
+        else retnet.scan(same, step, precision, NAME, resident=1)
+    )
     return [
         *(projection(p, step, precision) for p in inputs),
         elementwise("silu", read=3 * inner * e, written=3 * inner * e, vector=12 * inner, special=3 * inner),
-        *core(retention(d), step, precision, NAME),
+        *core,
         after,
         projection(out, step, precision),
     ]

@@ -19,7 +19,7 @@ from costmodel.dims import choice, dim
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.chunk_scan import SLICE, Scan, chunk_kernel, sizes
+from costmodel.kernels.chunk_scan import RESIDENT, SLICE, Scan, chunk_kernel, sizes
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.recurrent_step import Recurrence, recurrent_step
 from costmodel.layers.norm import gated_norm
@@ -86,8 +86,10 @@ def cache(d: Dims, precision: Precision) -> Cache:
     return Cache(fixed=d.H * d.dk * d.dv * element_bytes(d.state_dtype))
 
 
-def scan(d: Dims, step: Step, precision: Precision, pipeline: str = NAME) -> list[Kernel]:
+def scan(d: Dims, step: Step, precision: Precision, pipeline: str = NAME, resident: int = RESIDENT) -> list[Kernel]:
     """The two launches of fla's chunk_retention (chunk_simple_gla with a constant decay).
+
+    resident: thread blocks that walk chunks on one unit side by side.
 
     Bytes at dk = dv = 128, C = 64 in bf16, per token and head: 1024 + 1536; fused they would be 1024. The states are
     split in 64 × 64 blocks, each walked by a thread block of its own; keys and values come again from L2.
@@ -110,6 +112,7 @@ def scan(d: Dims, step: Step, precision: Precision, pipeline: str = NAME) -> lis
             vector=size("B padded H dv", s) * rows + size("B n H dk dv", s),
             special=size("B padded H", s) * rows * columns,
             slices=rows * columns,
+            occupancy=resident,
             recomputed=True,
         ),
         chunk_kernel(
