@@ -242,7 +242,7 @@ def test_commands_lead_from_a_claim_to_its_formulas(name: str) -> None:
 
 
 def test_a_claim_in_full_shows_the_measured_errors_of_its_kernels() -> None:
-    timed = CliRunner().invoke(app, ["claims", "fa3-h100-hd128-causal"]).stdout
+    timed = CliRunner().invoke(app, ["claims", "fa3-h100-hd128-full"]).stdout
     assert "vllm_flash_attn_fa3" in timed.split("on points that they never saw:")[1]
     assert "never saw" not in CliRunner().invoke(app, ["claims", "kimi-cache"]).stdout
 

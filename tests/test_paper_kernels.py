@@ -44,11 +44,26 @@ def test_no_claim_is_judged_by_numbers_that_gave_its_parameters() -> None:
         assert claim.setup.hardware in {other.setup.hardware for other in given}
 
 
-def test_all_numbers_of_published_tables_give_parameters() -> None:
-    [(path, claims)] = published_claims().items()
+def test_tables_give_parameters_to_the_same_compiled_kernel_alone() -> None:
+    """A table without a mask does not tell what a kernel with one takes."""
+    giving = {path.resolve(): claims for path, claims in published_claims().items()}
+    for claim in [one for one in load_claims() if one.setup.calibration]:
+        given = giving[Path(claim.setup.calibration).resolve()]
+        assert series_of(claim, whole=True).instance in {series_of(other, whole=True).instance for other in given}
+
+
+@pytest.mark.parametrize("path", published_claims(), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_all_numbers_of_published_tables_give_parameters(path: Path) -> None:
+    claims = published_claims()[path]
     header = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     assert header["notice"] == f"Fitted to all numbers of {', '.join(claim.id for claim in claims)}."
     assert sum(entry.fit.points for entry in entries(claims, whole=True)) == sum(len(claim.claimed) for claim in claims)
+
+
+def test_the_host_s_part_of_a_call_does_not_go_into_a_kernel_s_parameters() -> None:
+    [claim] = load_claims(["sweep-fa3"])
+    alone = claim._replace(setup=claim.setup._replace(host_s=0.0))
+    assert series_of(alone, whole=True).seconds - series_of(claim, whole=True).seconds == pytest.approx(0.82e-3)
 
 
 def test_a_file_holds_the_fit_of_the_numbers_that_gave_it(split: dict[Path, list[Claim]]) -> None:
