@@ -353,6 +353,16 @@ def test_host_times_are_added_to_each_step_and_each_pass() -> None:
     assert half == pytest.approx(0.5 / rates[0])
 
 
+def test_small_launches_of_a_source_s_code_take_what_a_kernel_of_no_bytes_takes() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", context=1024)
+    plain, more, twice = (QUANTITIES["time"](setup._replace(launches=count)).value for count in (0, 100, 200))
+    assert 1e-6 < (more - plain) / 100 < 5e-6
+    assert twice - plain == pytest.approx(2 * (more - plain))
+    answers = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", batch=2, prompt=64, output=8)
+    first, slower = (QUANTITIES["answered"](answers._replace(launches=count)).value for count in (0, 100))
+    assert slower - first >= 8 * (more - plain) * 0.99
+
+
 def test_an_entry_that_would_change_nothing_is_refused() -> None:
     setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", prompt=64, output=8)
     with pytest.raises(BadInput, match="a generation: layout, engine of the set-up would change nothing"):

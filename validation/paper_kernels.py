@@ -20,7 +20,7 @@ import pandas
 from costmodel.analysis.claims import Claim, load_claims
 from costmodel.analysis.claims.files import UNITS, published_tables
 from costmodel.analysis.claims.setups import SetUp, calibration_of, device_of, sequences
-from costmodel.analysis.claims.steps import kernels_of, new_tokens_of
+from costmodel.analysis.claims.steps import added_seconds, kernels_of, new_tokens_of
 from costmodel.analysis.comparisons import papers_folder
 from costmodel.calibration import Fit
 from costmodel.errors import BadInput
@@ -62,7 +62,7 @@ def measured(claim: Claim, whole: bool = False) -> list[tuple[SetUp, float]]:
     numbers = [value * UNITS[claim.unit] for value in claim.claimed]
     every = 1 if whole else 2
     return [
-        (setup, seconds(claim.quantity, setup, number) - setup.host_s)
+        (setup, seconds(claim.quantity, setup, number) - added_seconds(setup))
         for setup, number in zip(setups[::every], numbers[::every], strict=True)
     ]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from costmodel.analysis.claims.setups import SetUp, device_of, layout_of, model_of, precision_of
-from costmodel.analysis.claims.steps import host_of, time
+from costmodel.analysis.claims.steps import added_seconds, host_of, time
 from costmodel.analysis.claims.values import Value, counted
 from costmodel.errors import BadInput
 from costmodel.generation import generate
@@ -22,9 +22,9 @@ def generation_flops(setup: SetUp) -> Value:
 
 
 def generation_rate(setup: SetUp) -> Value:
-    """Tokens per second of a whole generation, the prompt's time included; host_s is added to every pass."""
+    """Tokens per second of a whole generation, the prompt's time included; every pass takes `added_seconds` more."""
     row = _generated(setup)
-    tokens, host = row["batch"] * (setup.counted or row["new_tokens"]), setup.host_s * row["passes"]
+    tokens, host = row["batch"] * (setup.counted or row["new_tokens"]), added_seconds(setup) * row["passes"]
     times = (row["time_s"] + host, row["time_low_s"] + host, row["time_high_s"] + host)
     return Value(*times, row["basis"]).inverse(tokens)
 

@@ -45,9 +45,11 @@ class SetUp(NamedTuple):
     new_tokens: of the step, None: one in decode, the whole context in prefill. library: whose kernels run (none:
     the engine's). kernels: only these, by name, family or block; without: not these. part: forward, backward or
     both (of training). engine: the serving library whose host times are added to each step; engine_set: what it was
-    told, as for `simulate`; host_s: further seconds. prompt, output: tokens of a request; method, block, steps,
-    accepted, draft_tokens: as for `generate`; counted: of a generation's tokens, those that its rate counts (0:
-    all). contexts: the range in which a slope or a knee is looked for. usd_per_gpu_hour: what a device costs.
+    told, as for `simulate`; host_s: further seconds; launches: small launches of a step that the source's code has
+    beside the formulas' kernels (fills, copies, arithmetic that is not fused). prompt, output: tokens of a request;
+    method, block, steps, accepted, draft_tokens: as for `generate`; counted: of a generation's tokens, those that its
+    rate counts (0: all). contexts: the range in which a slope or a knee is looked for. usd_per_gpu_hour: what a device
+    costs.
     """
 
     architecture: str = ""
@@ -82,6 +84,7 @@ class SetUp(NamedTuple):
     engine: str = ""
     engine_set: tuple[str, ...] = ()
     host_s: float = 0.0
+    launches: int = 0
     prompt: int = 0
     output: int = 0
     method: str = "autoregressive"
@@ -127,6 +130,7 @@ WHOLE = (
     "steps",
     "draft_tokens",
     "counted",
+    "launches",
     "d_model",
     "exchange_units",
 )

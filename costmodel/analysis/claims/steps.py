@@ -20,6 +20,7 @@ from costmodel.dtypes import element_bytes
 from costmodel.errors import BadInput
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.chunk_scan import Pipeline
+from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.gemm import without_quantisation
 from costmodel.parallel.options import Options
 from costmodel.parallel.rows import predict_layout
@@ -104,10 +105,20 @@ def _of_another(setup: SetUp, found: Value) -> Value:
     return found.widened(max(spreads))._replace(basis=weaker(found.basis, "transferred"))
 
 
+def added_seconds(setup: SetUp) -> float:
+    """What the set-up adds to a step: seconds of the host, and small launches, each of them as long as an elementwise
+    kernel of no bytes."""
+    if not setup.launches:
+        return setup.host_s
+    small = time_step([elementwise("", read=0, written=0)], device_of(setup), calibration_of(setup)).time_s
+    return setup.host_s + setup.launches * small
+
+
 def _with_host(setup: SetUp, found: Value) -> Value:
     """The step's time with what the host adds; of an engine, with what its predictions miss of unseen models' steps."""
     if not setup.engine:
-        return Value(found.value + setup.host_s, found.low + setup.host_s, found.high + setup.host_s, found.basis)
+        added_s = added_seconds(setup)
+        return Value(found.value + added_s, found.low + added_s, found.high + added_s, found.basis)
     model, precision = model_of(setup), precision_of(setup)
     added = host_seconds(host_of(setup), model, lambda step: model.kernels(step, precision))
     host = added["host_s"] + added["sequence_s"] * sequences(setup) / layout_of(setup).dp
@@ -118,7 +129,7 @@ def _with_host(setup: SetUp, found: Value) -> Value:
 def host_of(setup: SetUp) -> HostTime:
     """Host times of the set-up's engine, with the seconds that the set-up adds to a step."""
     host = engine_constants(setup.engine, device_of(setup)).host if setup.engine else HostTime()
-    return host._replace(step_s=host.step_s + setup.host_s)
+    return host._replace(step_s=host.step_s + added_seconds(setup))
 
 
 def _placed_time(setup: SetUp) -> Value:

@@ -63,6 +63,8 @@ def _entry_text(name: str, value: Any) -> str:
         return f"parameters by the tables of {parts[-2]}" if ".." in parts else "parameters of its own kernel"
     if name == "host_s":
         return f"host adds {format_seconds(value)}"
+    if name == "launches":
+        return f"{value} small launches more in a step"
     if name in ("kernels", "without"):
         return f"{'only' if name == 'kernels' else 'without'} {', '.join(value)}" if value else "all kernels"
     if name == "usd_per_gpu_hour":
