@@ -353,6 +353,15 @@ def test_host_times_are_added_to_each_step_and_each_pass() -> None:
     assert half == pytest.approx(0.5 / rates[0])
 
 
+def test_prompts_in_one_piece_leave_room_for_fewer_sequences() -> None:
+    """Each brings its results, of up to two kernels in a row; chunks bring those of one chunk, whatever the batch."""
+    setup = SetUp(architecture="llama-3.1-8b", hardware="a100-sxm", context=65536)
+    chunked, whole = (QUANTITIES["batch-that-fits"](setup._replace(whole_prompts=one)).value for one in (False, True))
+    assert 0 < whole < chunked
+    # 16.1 GB of weights; 8.6 GB of cache and 65536·3·14336·2 bytes between the products of an FFN for each sequence.
+    assert whole == (85.9e9 - 16.1e9) // (65536 * 128 * 1024 + 65536 * 3 * 14336 * 2)
+
+
 def test_small_launches_of_a_source_s_code_take_what_a_kernel_of_no_bytes_takes() -> None:
     setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", context=1024)
     plain, more, twice = (QUANTITIES["time"](setup._replace(launches=count)).value for count in (0, 100, 200))

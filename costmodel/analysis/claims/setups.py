@@ -14,11 +14,11 @@ from costmodel.loading import Problems
 from costmodel.mixers import mixer
 from costmodel.model_file import ROLES, load_architecture, read_dims
 from costmodel.parallel.layout import Layout, parse_layout
-from costmodel.parallel.memory import max_concurrency
-from costmodel.parallel.placement import place
+from costmodel.parallel.memory import max_concurrency, step_results
+from costmodel.parallel.placement import cache_bytes, place
 from costmodel.prediction import make_precision
 from costmodel.settings import split_settings
-from costmodel.step import Precision
+from costmodel.step import Precision, Step
 
 FILL = "fill"
 """A batch as large as memory holds."""
@@ -41,7 +41,8 @@ class SetUp(NamedTuple):
     unquantised: roles whose weights `weights` leaves in 16 bit, as in an architecture's file (a checkpoint in nvfp4
     most often keeps `mixer`). drafter: the layers that predict further tokens run over the step's tokens as well, as in
     the prefill of an engine that drafts with them (without the 2D → D matrix before each).
-    quantised: activations arrive in the format of the products, so that no quantisation is timed.
+    quantised: activations arrive in the format of the products, so that no quantisation is timed. whole_prompts: a
+    batch that fills memory runs all prompts at once in one piece, and nothing is kept back (Hugging Face transformers).
     new_tokens: of the step, None: one in decode, the whole context in prefill. library: whose kernels run (none:
     the engine's). kernels: only these, by name, family or block; without: not these. part: forward, backward or
     both (of training). engine: the serving library whose host times are added to each step; engine_set: what it was
@@ -73,6 +74,7 @@ class SetUp(NamedTuple):
     activations: str | None = None
     caches: str = "served"
     quantised: bool = False
+    whole_prompts: bool = False
     phase: str = "decode"
     part: str = "both"
     context: int = 0
@@ -119,7 +121,7 @@ CHOICES = {
     "phase": ("prefill", "decode", "train"),
     "part": ("forward", "backward", "both"),
 }
-FLAGS = ("full_attention", "drafter", "quantised", "substitute")
+FLAGS = ("full_attention", "drafter", "quantised", "substitute", "whole_prompts")
 WHOLE = (
     "context",
     "tokens",
@@ -267,8 +269,25 @@ def layout_of(setup: SetUp) -> Layout:
 
 def capacity(setup: SetUp) -> int:
     """Sequences of the set-up's context that fit in the memory of its devices."""
+    if setup.whole_prompts:
+        return _prompts_at_once(setup)
     placed = place(model_of(setup), layout_of(setup), "decode")
     return max_concurrency(placed, setup.context, precision_of(setup), device_of(setup))
+
+
+def _prompts_at_once(setup: SetUp) -> int:
+    """Sequences whose prompts run side by side in one piece: each brings its cache and the results of two kernels in a
+    row, where they are largest."""
+    placed = place(model_of(setup), layout_of(setup), "prefill")
+    precision, device = precision_of(setup), device_of(setup)
+    step = Step(B=1, S=setup.context, P=0, phase="prefill")
+    return min(
+        int(
+            (device.memory.hbm.capacity - float(stage.part.weight_bytes(precision)))
+            // float(cache_bytes(placed, stage, step, precision) + step_results(placed, stage, step, precision, device))
+        )
+        for stage in placed.stages
+    )
 
 
 def sequences(setup: SetUp) -> int:

@@ -46,6 +46,8 @@ def _entry_text(name: str, value: Any) -> str:
         return "full attention in every layer" if value else "its own mixers"
     if name == "quantised":
         return "activations arrive quantised" if value else "activations are quantised first"
+    if name == "whole_prompts":
+        return "all prompts at once, each in one piece" if value else "prompts in chunks"
     if name == "drafter":
         return "the drafting layer runs as well" if value else "without the drafting layer"
     if name == "unquantised":
