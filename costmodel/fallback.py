@@ -15,7 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from costmodel.calibration import Calibration, Fit, calibration_files, read_calibration, relatives, transferred_from
+from costmodel.calibration import Calibration, read_calibration
+from costmodel.calibration_files import calibration_files, relatives, transferred_from
+from costmodel.fit import Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel
 from costmodel.siblings import measured_kernels, pooled, widened

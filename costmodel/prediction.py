@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from costmodel.architecture import Architecture
-from costmodel.calibration import Calibration, find_calibration
+from costmodel.calibration import Calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.coverage import borrowed, unmeasured
 from costmodel.dtypes import CHOICES, KV_CHOICES, WEIGHT_ONLY, element_bytes
 from costmodel.energy import energy_joules

@@ -10,7 +10,8 @@ between the kernels becomes the interval; what it misses of a kernel that is lef
 import math
 from collections.abc import Mapping, Sequence
 
-from costmodel.calibration import Calibration, Fit, prior_fit
+from costmodel.calibration import Calibration
+from costmodel.fit import Fit, prior_fit
 from costmodel.kernels.base import Form
 
 

@@ -7,7 +7,7 @@ import numpy
 from numpy.typing import NDArray
 
 from costmodel.architecture import Architecture
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware
 from costmodel.prediction import loaded, make_precision, make_step

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity, maximum, root
-from costmodel.calibration import BASES, LEAST_MOVED, Calibration, Fit
+from costmodel.calibration import Calibration
+from costmodel.calibration_entry import LEAST_MOVED
+from costmodel.fit import BASES, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import BOUNDS, Kernel, Terms
 from costmodel.overlap import NOTHING, is_meant_to_hide, shown_share, split

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from costmodel.calibration import read_entry
+from costmodel.calibration_entry import read_entry
 from costmodel.errors import BadInput
 from costmodel.ffns import moe
 from costmodel.hardware import load_hardware

@@ -326,7 +326,7 @@ def test_a_kernel_without_a_shape_is_placed_by_its_columns(tmp_path: Path) -> No
 
 
 def test_a_shipped_calibration_is_read_whole_and_shown() -> None:
-    from costmodel.calibration import calibration_path, libraries
+    from costmodel.calibration_files import calibration_path, libraries
 
     for device in ("h100-sxm", "a100-sxm", "b200-sxm", "l40s"):
         assert libraries(device) == ["sglang", "trtllm", "vllm"]

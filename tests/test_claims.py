@@ -20,7 +20,7 @@ from costmodel.analysis.claims.setups import SetUp, calibration_of, device_of, m
 from costmodel.analysis.claims.steps import _counted_kernels, kernels_of, time
 from costmodel.analysis.claims.values import Value, counted, cut, less, more
 from costmodel.analysis.claims.wording import commands
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.cli import app
 from costmodel.errors import BadInput
 from costmodel.hardware import load_hardware

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.calibration import from_fits, prior_fit, read_calibration
+from costmodel.calibration import from_fits, read_calibration
 from costmodel.coverage import SHIPPED, doubt, kinds_of, measured_phases, unmeasured, unmeasured_in
+from costmodel.fit import prior_fit
 from costmodel.mixers import names
 from costmodel.model_file import load_architecture
 from costmodel.prediction import predict

@@ -14,7 +14,7 @@ from costmodel.analysis.crossover import (
     step_at,
     time_crossover,
 )
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput
 from costmodel.hardware import load_hardware
 from costmodel.model_file import load_architecture

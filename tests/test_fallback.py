@@ -7,17 +7,11 @@ import numpy
 import pytest
 
 from costmodel import fallback, transfers
-from costmodel.calibration import (
-    Calibration,
-    Fit,
-    find_calibration,
-    from_fits,
-    per_clock,
-    prior_fit,
-    share_of_peak,
-    transferred_from,
-)
+from costmodel.calibration import Calibration, from_fits
+from costmodel.calibration_entry import share_of_peak
+from costmodel.calibration_files import find_calibration, per_clock, transferred_from
 from costmodel.errors import BadInput
+from costmodel.fit import Fit, prior_fit
 from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import Attention, attention
 from costmodel.kernels.base import Kernel

@@ -10,8 +10,9 @@ import pandas
 import pytest
 import yaml
 
-from costmodel.calibration import PRIOR, SEPARATOR, check_calibration, from_fits, prior_fit, read_calibration
+from costmodel.calibration import PRIOR, SEPARATOR, check_calibration, from_fits, read_calibration
 from costmodel.errors import BadInput
+from costmodel.fit import prior_fit
 from costmodel.fitting.calibrate import Source, calibrate, save
 from costmodel.fitting.calibration_file import Header
 from costmodel.fitting.inside_modules import within

@@ -66,7 +66,7 @@ FLOORS = (
     ("mixers", "ffns", "extensions"),
     ("architecture", "hardware", "huggingface", "host"),
     ("model_file",),
-    ("transfers", "calibration", "siblings", "fallback", "overlap"),
+    ("transfers", "fit", "calibration_entry", "calibration", "calibration_files", "siblings", "fallback", "overlap"),
     ("coverage", "timing", "memory", "energy", "money"),
     ("fitting",),
     ("parallel", "prediction", "sweep"),

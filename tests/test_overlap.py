@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput, Impossible
 from costmodel.parallel.layout import parse_layout
 from costmodel.parallel.options import Options, Training

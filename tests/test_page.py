@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from costmodel.analysis.claims import load_claims
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import Impossible
 from costmodel.hardware import load_hardware
 from costmodel.model_file import load_architecture

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from costmodel import predict
-from costmodel.calibration import SEPARATOR, check_calibration, find_calibration, prior_fit, read_calibration
+from costmodel.calibration import SEPARATOR, check_calibration, read_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput, Impossible
+from costmodel.fit import prior_fit
 from costmodel.hardware import load_hardware
 from costmodel.kernels import forms
 from costmodel.kernels.base import BOUNDS, waves

@@ -2,7 +2,8 @@
 
 import pytest
 
-from costmodel.calibration import from_fits, prior_fit
+from costmodel.calibration import from_fits
+from costmodel.fit import prior_fit
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels import forms
 from costmodel.kernels.attention import Attention

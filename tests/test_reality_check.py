@@ -25,10 +25,11 @@ from costmodel.analysis.orders import (
 from costmodel.analysis.reality import growing, reality
 from costmodel.analysis.subjects import Subject, mechanism_subject, subjects
 from costmodel.analysis.verdict import Finding, verdict
-from costmodel.calibration import PRIOR, prior_fit
+from costmodel.calibration import PRIOR
 from costmodel.cli import app
 from costmodel.errors import BadInput
 from costmodel.extensions import load_mechanism
+from costmodel.fit import prior_fit
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Terms
 from costmodel.kernels.chunk_scan import FORM as CHUNK_SCAN

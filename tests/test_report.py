@@ -109,7 +109,7 @@ def test_an_ending_that_means_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_errors_of_fits_are_those_of_the_calibration_file() -> None:
-    from costmodel.calibration import find_calibration
+    from costmodel.calibration_files import find_calibration
     from costmodel.model_file import load_architecture
     from costmodel.prediction import make_precision, make_step
 

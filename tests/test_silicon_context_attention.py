@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import pandas
 import pytest
 
-from costmodel.calibration import TRANSFER_SPREAD, read_entry
+from costmodel.calibration_entry import read_entry
 from costmodel.errors import BadInput
+from costmodel.fit import TRANSFER_SPREAD
 from costmodel.fitting.silicon import Table
 from costmodel.fitting.silicon.context_attention import read_context, read_encoder
 from costmodel.hardware import Hardware, load_hardware

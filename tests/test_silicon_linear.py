@@ -9,7 +9,8 @@ pandas = pytest.importorskip("pandas")
 numpy = pytest.importorskip("numpy")
 pytest.importorskip("pyarrow")
 
-from costmodel.calibration import Fit, from_fits, prior_fit  # noqa: E402
+from costmodel.calibration import from_fits  # noqa: E402
+from costmodel.fit import Fit, prior_fit  # noqa: E402
 from costmodel.fitting.series import Series  # noqa: E402
 from costmodel.fitting.silicon import FLAG, Table, linear  # noqa: E402
 from costmodel.hardware import load_hardware  # noqa: E402

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from costmodel.calibration import Calibration, find_calibration
+from costmodel.calibration import Calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.planning.kernel_kinds import kinds

@@ -17,7 +17,7 @@ from costmodel.analysis.kernel_programs import (
     traced_step,
 )
 from costmodel.analysis.tracing import Graph
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.dtypes import ENGINES
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import BOUNDS, Kernel

@@ -6,7 +6,8 @@ import pytest
 
 from costmodel import predict
 from costmodel.architecture import Architecture
-from costmodel.calibration import PRIOR, find_calibration
+from costmodel.calibration import PRIOR
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput, Impossible
 from costmodel.hardware import load_hardware
 from costmodel.model_file import architecture_from_mapping, load_architecture

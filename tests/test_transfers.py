@@ -7,17 +7,12 @@ import numpy
 import pandas
 import pytest
 
-from costmodel import calibration, transfers
-from costmodel.calibration import (
-    EXTRAPOLATION_SPREADS,
-    PRIOR,
-    TRANSFER_SPREAD,
-    from_fits,
-    prior_fit,
-    read_entry,
-    relatives_calibration,
-)
+from costmodel import transfers
+from costmodel.calibration import PRIOR, from_fits
+from costmodel.calibration_entry import read_entry
+from costmodel.calibration_files import own_calibration, relatives_calibration
 from costmodel.errors import BadInput
+from costmodel.fit import EXTRAPOLATION_SPREADS, TRANSFER_SPREAD, prior_fit
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.series import Part, Series, whole
 from costmodel.hardware import load_hardware
@@ -61,7 +56,7 @@ def test_intervals_of_another_generation_hold_what_transfers_were_found_to_miss(
     kernel = attention("a", Attention(B=1, S=4096, P=0, H=32, Hkv=8, dk=128, dv=128))
     within = load_hardware("h200-sxm")
     beyond = within._replace(generation="another")
-    own = calibration.own_calibration(load_hardware("h100-sxm"), "vllm")
+    own = own_calibration(load_hardware("h100-sxm"), "vllm")
     assert own is not None
     spread = own.fit(kernel).model_spread
     same, moved = (relatives_calibration(one, "vllm").fit(kernel) for one in (within, beyond))

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from costmodel.calibration import relatives
+from costmodel.calibration_files import relatives
 from costmodel.errors import BadInput
 from costmodel.fitting.goals import UNSEEN_GPU, UNSEEN_SHAPE, Pair, aim, goal
 from costmodel.fitting.scoring import FAMILIES

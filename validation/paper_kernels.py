@@ -22,8 +22,8 @@ from costmodel.analysis.claims.files import UNITS, published_tables
 from costmodel.analysis.claims.setups import SetUp, calibration_of, device_of, sequences
 from costmodel.analysis.claims.steps import added_seconds, kernels_of, new_tokens_of
 from costmodel.analysis.comparisons import papers_folder
-from costmodel.calibration import Fit
 from costmodel.errors import BadInput
+from costmodel.fit import Fit
 from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
 from costmodel.fitting.least_squares import Points, block, fit
 from costmodel.fitting.library import Entry, described

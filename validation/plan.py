@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from costmodel.calibration import Calibration, find_calibration
+from costmodel.calibration import Calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.timing import expected

@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from costmodel.calibration import Calibration, find_calibration, read_calibration
+from costmodel.calibration import Calibration, read_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput
 from costmodel.fitting.scoring import MODEL, scores, statistics, worst
 from costmodel.hardware import Hardware, load_hardware

@@ -20,17 +20,11 @@ import numpy
 import yaml
 
 from costmodel.calibration import PRIOR as GENERIC
-from costmodel.calibration import (
-    Calibration,
-    Fit,
-    calibration_files,
-    from_fits,
-    read_calibration,
-    relatives,
-    transferred_from,
-)
+from costmodel.calibration import Calibration, from_fits, read_calibration
+from costmodel.calibration_files import calibration_files, relatives, transferred_from
 from costmodel.errors import BadInput
 from costmodel.fallback import Elsewhere
+from costmodel.fit import Fit
 from costmodel.fitting.calibration_file import rounded
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.length_weights import thinned

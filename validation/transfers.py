@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy
 import yaml
 
-from costmodel.calibration import Calibration, calibration_files, chosen_file, relatives, transferred_from
+from costmodel.calibration import Calibration
+from costmodel.calibration_files import calibration_files, chosen_file, relatives, transferred_from
 from costmodel.errors import BadInput
 from costmodel.fitting.calibration_file import rounded
 from costmodel.fitting.least_squares import Points

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.analysis.crossover import LARGEST, fewer_flops, flops_crossover, quadratic_context, time_crossover
 from costmodel.architecture import Architecture
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware
 from costmodel.prediction import loaded, make_precision, make_step, phases_of, predict_step, several

@@ -10,7 +10,8 @@ from typing import Any
 
 from costmodel.algebra import Quantity
 from costmodel.architecture import Architecture
-from costmodel.calibration import Calibration, find_calibration
+from costmodel.calibration import Calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.hardware import Hardware
 from costmodel.prediction import make_precision
 from costmodel.step import Phase, Precision, Step

@@ -15,7 +15,7 @@ from costmodel.analysis.leading import growth, leading_of
 from costmodel.analysis.lone_blocks import blocks_of, find_module, lone_block, typical_block
 from costmodel.analysis.symbolic import Size, evaluate, factored, symbolic_dims, symbolic_step
 from costmodel.architecture import Architecture, Block
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Kernel

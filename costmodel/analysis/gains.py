@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from costmodel.analysis.crossover import step_at
 from costmodel.architecture import Architecture
-from costmodel.calibration import BASES, Calibration, Fit
+from costmodel.calibration import Calibration
+from costmodel.fit import BASES, Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.prediction import MAX_BATCH, make_step

@@ -42,7 +42,7 @@ from costmodel.analysis.subjects import PHASES, Subject, subjects
 from costmodel.analysis.symbolic import Size
 from costmodel.analysis.verdict import Finding, verdict
 from costmodel.architecture import Architecture
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.coverage import unmeasured
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware

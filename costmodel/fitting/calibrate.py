@@ -20,8 +20,10 @@ import numpy
 import yaml
 
 from costmodel import kernels
-from costmodel.calibration import PRIOR, Calibration, Fit, from_fits, read_entry
+from costmodel.calibration import PRIOR, Calibration, from_fits
+from costmodel.calibration_entry import read_entry
 from costmodel.errors import BadInput
+from costmodel.fit import Fit
 from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import Choose, fit_kernel, fit_order, in_file_order, in_order, most_fitted, priced

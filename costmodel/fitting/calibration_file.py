@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from costmodel.calibration import SEPARATOR, Fit
+from costmodel.calibration import SEPARATOR
+from costmodel.fit import Fit
 from costmodel.fitting.library import Entry
 from costmodel.fitting.series import Floats
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from costmodel.calibration import Fit, prior_fit
+from costmodel.fit import Fit, prior_fit
 from costmodel.fitting.length_weights import ALIKE, LengthWeights, counted
 from costmodel.fitting.series import Floats, Indices, Series, spread_out
 from costmodel.hardware import Hardware

@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy
 
-from costmodel.calibration import PRIOR, Calibration, Fit, from_fits
+from costmodel.calibration import PRIOR, Calibration, from_fits
+from costmodel.fit import Fit
 from costmodel.fitting.inside_modules import BEGUN_FROM, nearest_name, within
 from costmodel.fitting.least_squares import (
     HOST,

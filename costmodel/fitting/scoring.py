@@ -9,7 +9,8 @@ import numpy
 import pandas
 from numpy.typing import NDArray
 
-from costmodel.calibration import PRIOR, Calibration, from_fits, own_calibration, relatives_calibration
+from costmodel.calibration import PRIOR, Calibration, from_fits
+from costmodel.calibration_files import own_calibration, relatives_calibration
 from costmodel.errors import unknown
 from costmodel.fitting.baselines import BASELINES
 from costmodel.fitting.goals import GOALS, Pair, aim

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from costmodel.algebra import Quantity
 from costmodel.architecture import Architecture
-from costmodel.calibration import BASES, Calibration
+from costmodel.calibration import Calibration
 from costmodel.energy import energy_joules
+from costmodel.fit import BASES
 from costmodel.generation import Repeated
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import DIFFUSION

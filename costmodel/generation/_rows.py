@@ -6,7 +6,8 @@ from typing import Any
 
 from costmodel.algebra import ceil, ceil_div
 from costmodel.architecture import Architecture
-from costmodel.calibration import Calibration, find_calibration
+from costmodel.calibration import Calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.coverage import unmeasured_in
 from costmodel.dims import fields_by_name
 from costmodel.errors import BadInput

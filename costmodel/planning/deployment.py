@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from costmodel.algebra import Quantity
 from costmodel.architecture import Architecture
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.ffns import moe
 from costmodel.generation._rows import one_layer

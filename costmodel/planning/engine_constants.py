@@ -26,7 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.loading import Problems, data_folder, read_mapping, user_folder
 from costmodel.planning.step_times import HostTime

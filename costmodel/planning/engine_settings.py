@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware
 from costmodel.loading import Problems, data_folder, read_mapping

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from costmodel.calibration import BASES
 from costmodel.energy import energy_joules
+from costmodel.fit import BASES
 from costmodel.planning.assess import Assessment, Role, interval, spread
 from costmodel.planning.question import Loaded
 from costmodel.timing import Z80

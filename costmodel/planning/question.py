@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from costmodel.architecture import Architecture
-from costmodel.calibration import Calibration, find_calibration
+from costmodel.calibration import Calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.dtypes import element_bytes
 from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.generation.speculative import tokens_per_verification

@@ -10,7 +10,8 @@ from typing import Any
 import numpy
 
 from costmodel.architecture import Architecture
-from costmodel.calibration import Calibration, find_calibration
+from costmodel.calibration import Calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput, Impossible
 from costmodel.fitting.engine_fit import Bounds, Floats, Response
 from costmodel.hardware import Hardware, load_hardware

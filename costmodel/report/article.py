@@ -19,7 +19,7 @@ from costmodel.analysis.comparisons import load_comparison
 from costmodel.analysis.explain import explanation
 from costmodel.analysis.reality import reality
 from costmodel.analysis.tradeoff import recall_bound, tradeoff
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.errors import BadInput, unknown
 from costmodel.generation import generate
 from costmodel.hardware import Hardware, load_hardware

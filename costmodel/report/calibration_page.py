@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
-from costmodel.calibration import SEPARATOR, Calibration, Fit, calibration_path, check_calibration, parse_calibration
+from costmodel.calibration import SEPARATOR, Calibration, check_calibration, parse_calibration
+from costmodel.calibration_files import calibration_path
+from costmodel.fit import Fit
 from costmodel.kernels import forms
 from costmodel.kernels.base import Parameter
 from costmodel.loading import parse_mapping, read_text

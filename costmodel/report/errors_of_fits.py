@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from costmodel.calibration import Calibration, Fit
+from costmodel.calibration import Calibration
+from costmodel.fit import Fit
 from costmodel.kernels.base import Kernel
 from costmodel.loading import parse_mapping
 from costmodel.report.columns import Column, Row, shows

@@ -101,7 +101,7 @@ def _architectures(notes: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _hardware(notes: list[str]) -> Iterator[dict[str, Any]]:
-    from costmodel.calibration import libraries
+    from costmodel.calibration_files import libraries
     from costmodel.hardware import load_hardware
 
     for name, path in available("hardware_profiles").items():

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from costmodel.calibration import libraries, relatives_calibration
+from costmodel.calibration_files import libraries, relatives_calibration
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware
 from costmodel.loading import available, read_mapping

@@ -14,7 +14,7 @@ from costmodel.analysis.reality import reality
 from costmodel.analysis.subjects import model_subject
 from costmodel.analysis.symbolic import definitions, labels
 from costmodel.architecture import Architecture
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.coverage import told, unmeasured_in
 from costmodel.errors import BadInput
 from costmodel.hardware import Hardware

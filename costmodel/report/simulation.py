@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.architecture import Architecture
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.coverage import told, unmeasured_in
 from costmodel.errors import BadInput, Impossible
 from costmodel.hardware import Hardware

@@ -13,8 +13,8 @@ from costmodel.analysis.claims.quantities import QUANTITIES
 from costmodel.analysis.claims.setups import SetUp
 from costmodel.analysis.claims.values import COMPARISONS, COUNTED, Value, weaker
 from costmodel.analysis.claims.wording import command, commands, point_text, setup_text, span
-from costmodel.calibration import BASES
 from costmodel.errors import BadInput, Impossible
+from costmodel.fit import BASES
 
 REPRODUCED, CONDITIONAL, CONTRADICTED, UNSTATED = "reproduced", "reproduced-if", "contradicted", "setup-unstated"
 VERDICTS = (REPRODUCED, CONDITIONAL, CONTRADICTED, UNSTATED)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from costmodel.analysis.full_attention import one_layer, with_full_attention
 from costmodel.architecture import Architecture, Block
-from costmodel.calibration import Calibration, calibration_path, find_calibration, read_calibration, transferred_from
+from costmodel.calibration import Calibration, read_calibration
+from costmodel.calibration_files import calibration_path, find_calibration, transferred_from
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.loading import Problems

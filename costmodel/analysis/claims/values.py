@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from costmodel.calibration import BASES
+from costmodel.fit import BASES
 from costmodel.timing import Z80
 
 COUNTED = "counted"

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import costmodel
 from costmodel.analysis.kernel_programs import OUTPUTS
 from costmodel.architecture import Architecture
-from costmodel.calibration import BASES, EXTRAPOLATION_SPREADS, ROUNDED, SHORT_STEP, TRANSFER_SPREAD, Calibration
+from costmodel.calibration import Calibration
+from costmodel.fit import BASES, EXTRAPOLATION_SPREADS, ROUNDED, SHORT_STEP, TRANSFER_SPREAD
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import BOUNDS
 from costmodel.memory import TRAINING_BYTES_PER_PARAMETER

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.analysis.kernel_programs import hardware_numbers
-from costmodel.calibration import TRANSFER_SPREAD, Calibration, Fit, prior_fit, read_calibration
+from costmodel.calibration import Calibration, read_calibration
 from costmodel.energy import IDLE_SHARE
+from costmodel.fit import TRANSFER_SPREAD, Fit, prior_fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel
 from costmodel.report.errors_of_fits import held_out

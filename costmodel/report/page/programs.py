@@ -18,8 +18,9 @@ from costmodel.analysis.kernel_programs import (
     quantities,
 )
 from costmodel.analysis.tracing import Graph, Traced
-from costmodel.calibration import Calibration, Fit
+from costmodel.calibration import Calibration
 from costmodel.dtypes import ENGINES
+from costmodel.fit import Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from costmodel.analysis.claims import load_claims
 from costmodel.architecture import Architecture
-from costmodel.calibration import find_calibration
+from costmodel.calibration_files import find_calibration
 from costmodel.loading import available, write_atomically
 from costmodel.prediction import loaded
 from costmodel.report.output import note
