@@ -18,8 +18,8 @@ from costmodel.planning.curves import Curves, Whole, engine_curves, stage_shares
 from costmodel.planning.deployment import Settings, stage_cache
 from costmodel.planning.engine_model import Array, EngineModel, Places, formats_of
 from costmodel.planning.grid import decode_step
-from costmodel.planning.kernel_kinds import KernelSource, kinds
-from costmodel.planning.part_times import PartTimes, joined, part_times
+from costmodel.planning.kernel_kinds import KernelSource, Kinds, kinds
+from costmodel.planning.part_times import PartTimes, joined, part_times, priced
 from costmodel.planning.question import Loaded
 from costmodel.planning.room import Held, Room, chunk_step, largest_results, mean_bytes, room, written_bytes
 from costmodel.planning.side_by_side import Indices
@@ -163,19 +163,28 @@ class Engines:
     def _times(self, part: Part) -> PartTimes:
         """The times of all rows of a part."""
 
-        def compute(beside: Places, places: Indices) -> PartTimes:
+        def built(beside: Places, places: Indices) -> tuple[KernelSource, Kinds]:
             # Built once for all devices alike.
             alike = part.what, part.groups, self._reach(part), places.tobytes()
             build: KernelSource = self._once(
                 ("built", *alike, *self._formats(part)),
                 lambda: Built(partial(part.kernels, self.model(beside), only=part.groups)),
             )
-            kind = self._once(("kinds", *alike, self.precision.activations), partial(kinds, build))
-            return part_times(build, kind, at, prices, len(places))
+            return build, self._once(("kinds", *alike, self.precision.activations), partial(kinds, build))
+
+        def to_price(beside: Places, places: Indices) -> list[Kernel]:
+            return priced(*built(beside, places), at)
+
+        def compute(beside: Places, places: Indices) -> PartTimes:
+            return part_times(*built(beside, places), at, prices, len(places))
+
+        def of_all() -> PartTimes:
+            prices.learn(kernel for _, run in part.beside.each(to_price) for kernel in run)
+            return joined(list(part.beside.each(compute)))
 
         at, prices = self.loaded.grid(self.hw, self.draft_tokens), self.loaded.prices(self.hw)
         key = ("times", part.what, part.groups, *self._formats(part), self.hw, self.draft_tokens)
-        return self._once(key, lambda: joined(list(part.beside.each(compute))))
+        return self._once(key, of_all)
 
     def _reach(self, part: Part) -> Hashable:
         """What of the device a part's kernels depend on: how far its fast links reach, and how many processors it has

@@ -10,94 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from costmodel.algebra import Quantity
-from costmodel.calibration import Calibration
-from costmodel.fit import Fit
-from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.gemm import Gemm
-from costmodel.kernels.grouped_gemm import GroupedGemm
-from costmodel.overlap import InParts, in_parts, split
+from costmodel.overlap import InParts, split
 from costmodel.planning.deployment import quantised_products
 from costmodel.planning.engine_model import Array
 from costmodel.planning.grid import Grid, Steps
 from costmodel.planning.kernel_kinds import KernelSource, Kinds, named
-from costmodel.planning.side_by_side import Indices, different_rows, some_rows
-from costmodel.timing import roofline
-
-
-class Price(NamedTuple):
-    """Seconds of one launch: expected, and at the datasheet's peaks."""
-
-    expected: Quantity
-    peak: Quantity
-
-
-class Prices:
-    """Seconds of kernels on one device. Kernels of the same work cost the same, so each is priced once. hides: whether
-    some of them are meant to pass behind others."""
-
-    def __init__(self, hardware: Hardware, calibration: Calibration, hides: bool) -> None:
-        self.hardware, self.calibration, self.hides = hardware, calibration, hides
-        self.known: dict[tuple[Any, ...], Price] = {}
-        self.fits: dict[tuple[str, str, str], Fit] = {}
-
-    def of(self, kernel: Kernel) -> Price:
-        """Of one launch, element by element where the kernel is of arrays."""
-        key = (
-            kernel.family,
-            kernel.instance,
-            kernel.module,
-            kernel.launches,
-            type(kernel.shape),
-            _content(kernel.shape),
-            _content(kernel.grid),
-            _content(kernel.executed),
-            None if kernel.ideal is kernel.executed else _content(kernel.ideal),
-        )
-        found = self.known.get(key)
-        if found is None:
-            found = self.known[key] = self._price(kernel)
-        return found
-
-    def _price(self, kernel: Kernel) -> Price:
-        if isinstance(kernel.shape, Gemm | GroupedGemm):
-            # The shape of a product says all of it, and many layouts have the same.
-            different = different_rows(kernel.shape)
-            if different is not None:
-                row, first = different
-                few = self._price(some_rows(kernel, first, len(row)))
-                return Price(*(some_rows(values, row, len(first)) for values in few))
-        fit = self._fit(kernel)
-        terms = kernel.form.terms(kernel.sharing(fit.occupancy), self.hardware, fit.values)
-        return Price(terms.total(), roofline(kernel, self.hardware))
-
-    def seconds(self, run: Sequence[Kernel]) -> Quantity:
-        """Expected seconds of kernels, one after another, but for what hides."""
-        return in_parts(run, lambda some: sum(self.of(kernel).expected * kernel.exposed for kernel in some)).total()
-
-    def _fit(self, kernel: Kernel) -> Fit:
-        key = (kernel.family, kernel.instance, kernel.module)
-        if key not in self.fits:
-            self.fits[key] = self.calibration.fit(kernel)
-        return self.fits[key]
-
-
-NUMBERS = (int, float, str, bool, type(None))
-
-
-def _content(value: Any) -> Any:
-    """Something that is equal for equal values; of arrays a 64-bit hash, of which a kernel has several that all would
-    have to be equal by chance."""
-    if type(value) in NUMBERS:
-        return value
-    if isinstance(value, numpy.ndarray):
-        return value.shape, hash(value.tobytes())
-    if isinstance(value, tuple):
-        return tuple([_content(entry) for entry in value])
-    if isinstance(value, Mapping):
-        return tuple([(key, _content(entry)) for key, entry in value.items()])
-    return value
+from costmodel.planning.kernel_prices import Prices
+from costmodel.planning.side_by_side import Indices
+from costmodel.step import Step
 
 
 class PartTimes(NamedTuple):
@@ -181,8 +102,7 @@ def part_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices, lay
     own, prompts = nothing(layouts, N, hides=prices.hides), nothing(layouts, N * C, hides=prices.hides)
     # One sequence decodes at first; one prompt alone is the first row of those beside others.
     first, later = peak[:, 0], peak[:, 2 * N : 2 * N + C]
-    run = kernels((at.tokens if "token" in kind.values() else at.decoding).different)
-    if not all(key in kind for key in named(run)):
+    if _has_others(kernels, kind, at):
         decoding, of_decoding = _of_kind(kernels, kind, "", at.decoding, prices, layouts, samples)
         prompts, of_prompts = _of_kind(kernels, kind, "", at.prompts, prices, layouts, {})
         own, first, later = (
@@ -190,8 +110,32 @@ def part_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices, lay
             first + of_decoding[:, 0],
             later + of_prompts[:, :C],
         )
-    products = numpy.full(layouts, quantised_products(run))
+    products = numpy.full(layouts, quantised_products(kernels(_any_step(kind, at))))
     return PartTimes(each(shared, lambda part: part[:, :-1]), own, prompts, first, later, samples, products)
+
+
+def priced(kernels: KernelSource, kind: Kinds, at: Grid) -> list[Kernel]:
+    """The kernels whose prices `part_times` asks for."""
+    steps = [("token", at.tokens), ("row", at.rows)]
+    if _has_others(kernels, kind, at):
+        steps += [("", at.decoding), ("", at.prompts)]
+    return [
+        kernel
+        for wanted, of_kind in steps
+        if not wanted or wanted in kind.values()
+        for key, kernel in named(kernels(of_kind.different)).items()
+        if kind.get(key, "") == wanted
+    ]
+
+
+def _any_step(kind: Kinds, at: Grid) -> Step:
+    """A step at which the kernels are needed anyway."""
+    return (at.tokens if "token" in kind.values() else at.decoding).different
+
+
+def _has_others(kernels: KernelSource, kind: Kinds, at: Grid) -> bool:
+    """Whether some kernels are neither token-wise nor row-wise."""
+    return not all(key in kind for key in named(kernels(_any_step(kind, at))))
 
 
 def _of_kind(

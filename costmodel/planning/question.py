@@ -18,8 +18,8 @@ from costmodel.planning.deployment import LONGEST, Served, Settings
 from costmodel.planning.engine_constants import EngineConstants
 from costmodel.planning.engine_model import EngineModel, Places, places
 from costmodel.planning.grid import Grid, grid
+from costmodel.planning.kernel_prices import Prices
 from costmodel.planning.measures import ServiceLevel
-from costmodel.planning.part_times import Prices
 from costmodel.planning.spread import Spread, spread
 from costmodel.planning.workload import Workload
 from costmodel.prediction import loaded, make_precision
@@ -34,9 +34,10 @@ class Question(NamedTuple):
 
     arch: name or path; changes: as for `--set`; work: the load; level: what must be held on average; gpus: sizes that
     a replica may have, the largest being the most that the whole may have. budgets: tokens of an iteration. prices: USD
-    per GPU and hour by device. host: what engines add, engines: how they
-    batch and what memory they take, both by device. modes: aggregated, disaggregated. headroom: of what
-    engines could answer at most, the part that an open load must leave. The rest as the options of `simulate`.
+    per GPU and hour by device. host: what engines add, engines: how they batch and what memory they take, both by
+    device. modes: aggregated, disaggregated. headroom: of what engines could answer at most, the part that an open load
+    must leave. every_point: whether the points of each layout are kept, not those alone that no other layout beats. The
+    rest as the options of `simulate`.
     """
 
     arch: str
@@ -66,6 +67,7 @@ class Question(NamedTuple):
     context_parallel: bool = False
     mechanisms: tuple[str, ...] = ()
     exchange_units: int | None = None
+    every_point: bool = True
 
     @property
     def options(self) -> Options:

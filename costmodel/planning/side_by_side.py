@@ -67,11 +67,10 @@ class Rows(numpy.ndarray):
 def side_by_side(members: Sequence[Any]) -> Any:
     """Values of one form as one, whose numbers are `Rows` where they differ. All else must be the same."""
     first = members[0]
-    if all(other is first for other in members):
+    if len(set(map(id, members))) == 1:
         return first
     if isinstance(first, int | float) and not isinstance(first, bool):
-        same = all(other == first for other in members)
-        return first if same else numpy.array(members, dtype=numpy.float64)[:, None].view(Rows)
+        return first if len(set(members)) == 1 else numpy.array(members, dtype=numpy.float64)[:, None].view(Rows)
     if isinstance(first, tuple) and hasattr(first, "_fields"):
         return type(first)(*map(side_by_side, zip(*members, strict=True)))
     if is_dataclass(first):
@@ -111,7 +110,7 @@ def different_rows(values: Sequence[Any]) -> tuple[Indices, Indices] | None:
     return (row, first) if 2 * len(first) < len(row) else None
 
 
-def some_rows(value: Any, rows: Indices, among: int) -> Any:
+def some_rows(value: Any, rows: Indices | slice, among: int) -> Any:
     """Some rows of values with so many."""
     if isinstance(value, numpy.ndarray):
         return value[rows] if value.ndim == 2 and len(value) == among else value
