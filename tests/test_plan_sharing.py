@@ -13,10 +13,13 @@ from costmodel.planning.candidates import evaluate
 from costmodel.planning.engine_model import EngineModel
 from costmodel.planning.engines import Engines
 from costmodel.planning.kernel_kinds import Kinds, kinds, named
+from costmodel.planning.kernel_prices import Prices
 from costmodel.planning.load import Load
 from costmodel.planning.points import Candidate, exceeded, first_of, rank
+from costmodel.planning.pools import Pools
 from costmodel.planning.question import Loaded, Question, load
 from costmodel.planning.room import chunk_step, largest_results, written_bytes
+from costmodel.planning.search import search
 from costmodel.planning.side_by_side import Groups
 from costmodel.planning.space import Task, layouts
 from costmodel.planning.stacks import lookup
@@ -185,3 +188,61 @@ def test_points_as_columns_miss_their_limits_by_as_much_as_each_alone(load_of: d
     assert len(points) > 20
     assert outcome.cloud.exceeded(question).tolist() == [exceeded(question, point)[0] for point in points]
     assert {point.limited_by for point in points} == {"TPOT", "speed per user"} | ({"TTFT"} if not load_of else set())
+
+
+@pytest.mark.parametrize(("arch", "context_parallel", "changes"), SPACES)
+def test_kernels_priced_on_top_of_one_another_cost_what_each_costs_alone(
+    arch: str, context_parallel: bool, changes: dict[str, Any]
+) -> None:
+    known = load(asked(arch=[arch], gpus=(1, 2, 4, 8), **changes))
+    engines = side_by_side(known, None, context_parallel)
+    at, alone = known.grid("h100-sxm", 0), known.prices("h100-sxm")
+    together = Prices(alone.hardware, alone.calibration, alone.hides)
+    for part in engines.spread.parts(engines.hardware):
+        run = [
+            kernel
+            for step in (at.tokens.different, at.prompts.different)
+            for _, built in part.beside.each(lambda beside, places: part.kernels(engines.model(beside), step, None))  # noqa: B023
+            for kernel in built
+        ]
+        together.learn(run)
+        for kernel in run:
+            for found, expected in zip(together.of(kernel), alone.of(kernel), strict=True):
+                numpy.testing.assert_allclose(*numpy.broadcast_arrays(found, expected), rtol=1e-12)
+
+
+@pytest.mark.parametrize("optimize", ["cost", "gpus", "latency", "throughput"])
+@pytest.mark.parametrize("load_of", [{"rate": "40/s"}, {"rate": None, "concurrency": 256}])
+def test_what_is_left_out_beside_better_ones_changes_no_answer(
+    optimize: str, load_of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = asked(gpus=(1, 2, 4, 8, 16), optimize=optimize, tpot_s="30ms", **load_of)
+    monkeypatch.setattr("costmodel.planning.candidates.BATCH", 3)
+    monkeypatch.setattr("costmodel.planning.replicas.FEW", 5)
+    some = search(question._replace(every_point=False))
+    for name, value in (("candidates.BATCH", 256), ("replicas.FEW", 1 << 30)):
+        monkeypatch.setattr(f"costmodel.planning.{name}", value)
+    every = search(question)
+    assert len(every.best) == 1
+    assert some.best == every.best
+    assert len(every.frontier) > 5
+    assert some.frontier == every.frontier
+    assert some.counts == every.counts
+
+
+@pytest.mark.parametrize("sizes", [3, 1000])
+def test_of_many_pools_those_are_kept_that_none_beats(sizes: int) -> None:
+    random = numpy.random.default_rng(11)
+    count = 600
+    gpus = random.integers(1, sizes + 1, count).astype(float)
+    slow, rate = random.lognormal(size=count).round(1) + 0.1, (gpus * random.lognormal(size=count)).round(1) + 0.1
+    place, zero = numpy.arange(count), numpy.zeros(count)
+    found = Pools((), place, place, zero, gpus, zero, slow, zero, rate, zero).undominated().layout.tolist()
+    each = rate / gpus
+    order = numpy.lexsort((place, gpus, -each, slow)).tolist()
+    kept = []
+    for one in order:
+        if not any(gpus[other] <= gpus[one] and each[other] >= each[one] for other in kept):
+            kept.append(one)
+    assert 2 < len(kept) < count / 4
+    assert found == kept

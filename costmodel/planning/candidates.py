@@ -6,6 +6,7 @@ tasks are evaluated together, on arrays.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
@@ -20,13 +21,15 @@ from costmodel.planning.points import LIMITS, Points, fastest_first, plan_load, 
 from costmodel.planning.pools import decode_pools, prefill_pools
 from costmodel.planning.prefill_only import only_prefill
 from costmodel.planning.question import Loaded, Question
-from costmodel.planning.replicas import Fleet, holds
+from costmodel.planning.replicas import Fleet, holds, wants_smallest
 from costmodel.planning.side_by_side import Indices
 from costmodel.planning.space import Task
 from costmodel.planning.stacks import Stack
 
 BATCH = 256
 """Engines whose points are evaluated together, so that their arrays stay in the processor's caches."""
+WITHIN = 1.0 + 1e-9
+"""Of a limit, what rounding may miss it by."""
 DIVIDES = "the model does not divide"
 FITS = "memory: weights, buffers and one sequence do not fit"
 
@@ -37,24 +40,47 @@ def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True) -> list
     asked = loaded.question
     stack, excluded = _stack(loaded, tasks, bounds)
     outcomes = []
+    before = Before(numpy.zeros(0), numpy.zeros(0), numpy.inf)
     first = 0
     for start in range(0, len(tasks), BATCH):
         some = Outcome(tuple(tasks[start : start + BATCH]), tuple(excluded[start : start + BATCH]))
         count = sum(not why for why in some.excluded)
         if stack is not None and count:
-            some = _evaluated(asked, stack.of(slice(first, first + count)), some)
+            some = _evaluated(asked, stack.of(slice(first, first + count)), some, before)
+            before = before.and_after(some)
             first += count
         outcomes.append(some)
     return outcomes
 
 
-def _evaluated(asked: Question, stack: Stack, outcome: Outcome) -> Outcome:
+class Before(NamedTuple):
+    """What engines that were evaluated before left: the points that no other of theirs beats in tokens/s of a user and
+    tokens/s per GPU, the fastest first, and the GPUs of their smallest plan, infinite without one."""
+
+    tpot_s: Array
+    per_gpu: Array
+    gpus: float
+
+    def and_after(self, outcome: Outcome) -> "Before":
+        """What these and others left."""
+        more = numpy.array([(point.tpot_s, point.tokens_per_s_gpu) for point in outcome.frontier]).reshape(-1, 2).T
+        both = numpy.concatenate([self[:2], more], axis=1)
+        tpot, per_gpu = both[:, fastest_first(*both)]
+        return Before(tpot, per_gpu, min([self.gpus, *(float(plan.gpus) for plan in outcome.plans)]))
+
+    def passed_by(self, tpot_s: Array, per_gpu: Array) -> Truths:
+        """Which points none of them beats."""
+        most = numpy.concatenate([[0.0], self.per_gpu])
+        return per_gpu > most[numpy.searchsorted(self.tpot_s, tpot_s, side="right")]
+
+
+def _evaluated(asked: Question, stack: Stack, outcome: Outcome, before: Before) -> Outcome:
     """The outcome of engines side by side."""
     if asked.work.prefill_only:
         return only_prefill(asked, stack, outcome)
     if "aggregated" in asked.modes:
         at = operating(stack.model, asked.work, stack.curves, stack.places, stack.engines)
-        outcome = _aggregated(asked, stack, at, outcome)
+        outcome = _aggregated(asked, stack, at, outcome, before)
     if "disaggregated" in asked.modes:
         (front, looked), back = prefill_pools(asked, stack), decode_pools(asked, stack)
         points = outcome.points + looked + len(back.layout)
@@ -110,33 +136,38 @@ def _bounds(asked: Question, times: Times) -> NDArray[numpy.object_]:
     return found
 
 
-def _aggregated(asked: Question, stack: Stack, at: Operating, outcome: Outcome) -> Outcome:
+def _aggregated(asked: Question, stack: Stack, at: Operating, outcome: Outcome, before: Before) -> Outcome:
     """Engines that prefill and decode."""
     work, level = asked.work, asked.level
     distinct = stack.curves.distinct[:, :, None]
     good = numpy.isfinite(at.rate) & (at.rate > 0) & (at.n[:, :, None] <= stack.places[:, None, :]) & distinct
     held = good & holds(at.ttft_s, level.ttft_s) & holds(at.tpot_s, level.tpot_s)
     per_gpu = at.rate * stack.engines[:, None, None] / stack.gpus[:, None, None] * work.output
-    cloud = _cloud(asked, stack, at, per_gpu, good)
-    within = numpy.flatnonzero(cloud.exceeded(asked) <= 1.0 + 1e-9)
-    edge = within[fastest_first(cloud.tpot_s[within], cloud.tokens_per_s_gpu[within])]
+    some = numpy.arange(len(stack.tasks))
+    if not asked.every_point:
+        # Engines of which no point is beyond those before add nothing to the frontier.
+        near = numpy.nonzero(good & holds(at.ttft_s, level.ttft_s, WITHIN) & holds(at.tpot_s, level.tpot_s, WITHIN))
+        some = numpy.unique(near[0][before.passed_by(at.tpot_s[near], per_gpu[near])])
+    cloud = _cloud(asked, stack, at, per_gpu, good, some)
+    within = numpy.flatnonzero(cloud.exceeded(asked) <= WITHIN)
+    first = within[fastest_first(cloud.tpot_s[within], cloud.tokens_per_s_gpu[within])]
     fleet = Fleet(asked, stack, at, per_gpu, held)
-    plans = fleet.plans()
+    plans = fleet.plans(before.gpus if wants_smallest(asked) else numpy.inf)
     return outcome._replace(
         points=int(distinct.sum()) * len(asked.budgets),
         fitting=int(good.sum()),
         within=int(held.sum()),
         plans=plans,
-        frontier=tuple(cloud.candidates(edge)),
-        cloud=cloud,
-        closest=None if plans else fleet.closest(),
+        frontier=tuple(cloud.candidates(first)),
+        cloud=cloud if asked.every_point else None,
+        closest=None if plans or before.gpus < numpy.inf else fleet.closest(),
     )
 
 
-def _cloud(asked: Question, stack: Stack, at: Operating, per_gpu: Array, good: Truths) -> Points:
-    """Of each engine, the points that no other of it beats in tokens/s of a user and tokens/s per GPU."""
+def _cloud(asked: Question, stack: Stack, at: Operating, per_gpu: Array, good: Truths, some: Indices) -> Points:
+    """Of each of some engines, the points that no other of it beats in tokens/s of a user and tokens/s per GPU."""
     tpot, speed = (
-        numpy.where(good, values, none).swapaxes(1, 2).reshape(len(stack.tasks), -1)
+        numpy.where(good[some], values[some], none).swapaxes(1, 2).reshape(len(some), good[0].size)
         for values, none in ((at.tpot_s, numpy.inf), (per_gpu, -1.0))
     )
     # Of each budget in turn, latencies rise already; of equal ones the last that rises above is the best per GPU.
@@ -145,7 +176,7 @@ def _cloud(asked: Question, stack: Stack, at: Operating, per_gpu: Array, good: T
     place = order[task, place]
     again = (task[1:] == task[:-1]) & (tpot[task[1:], place[1:]] == tpot[task[:-1], place[:-1]])
     kept = numpy.concatenate([~again, numpy.ones(min(len(task), 1), dtype=bool)])
-    task = task[kept]
+    task = some[task[kept]]
     budget, row = numpy.divmod(place[kept], at.n.shape[1])
     here = (task, row, budget)
     ttft, tpot, rate = at.ttft_s[here], at.tpot_s[here], at.rate[here]

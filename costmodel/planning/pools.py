@@ -8,7 +8,7 @@ import numpy
 from costmodel.parallel.layout import Layout
 from costmodel.planning.curves import Truths
 from costmodel.planning.engine_model import Array
-from costmodel.planning.operating import decoding, prefilling
+from costmodel.planning.operating import FULL, decoding, prefilling
 from costmodel.planning.points import rises
 from costmodel.planning.question import Question
 from costmodel.planning.side_by_side import Indices
@@ -18,6 +18,9 @@ SHARES = numpy.linspace(0.1, 0.95, 18)
 """Of the time of engines that only prefill: how busy they may be."""
 CLOSED_SHARE = 0.9
 """At most where clients wait: their number keeps a queue short, but not empty."""
+
+CLASSES = 256
+"""Of latencies and of sizes at most, where pools are compared."""
 
 
 class Pools(NamedTuple):
@@ -51,34 +54,34 @@ class Pools(NamedTuple):
 
     def _best(self, order: Indices) -> Indices:
         """Of some pools, those that no other of them beats, the fastest first."""
-        each, gpus = self.rate[order] / self.gpus[order], self.gpus[order]
-        by = numpy.lexsort((gpus, -each, self.ttft_s[order] + self.tpot_s[order]))
+        each, gpus, slow = self.rate[order] / self.gpus[order], self.gpus[order], (self.ttft_s + self.tpot_s)[order]
+        left = ~_beaten(each, gpus, slow)
+        order, each, gpus, slow = order[left], each[left], gpus[left], slow[left]
+        by = numpy.lexsort((gpus, -each, slow))
         order, each, gpus = order[by], each[by], gpus[by]
-        # All that came before are at least as fast. Most are beaten by the smallest of these, or by the best per GPU.
-        for better in (_smallest, _best_each):
-            best = _last_of(better(each, gpus))
-            left = (gpus[best] > gpus) | (each[best] < each) | (best == numpy.arange(len(order)))
-            order, each, gpus = order[left], each[left], gpus[left]
+        # All that came before are at least as fast.
         kept = numpy.zeros(len(order), dtype=bool)
         for size in numpy.unique(gpus):
             kept |= (gpus == size) & rises(numpy.where(gpus <= size, each, 0.0))
         return order[kept]
 
 
-def _smallest(each: Array, gpus: Array) -> Truths:
-    """Which are smaller than all before."""
-    return gpus < numpy.concatenate([[numpy.inf], numpy.minimum.accumulate(gpus)[:-1]])
-
-
-def _best_each(each: Array, gpus: Array) -> Truths:
-    """Which have more per GPU than all before."""
-    return each > numpy.concatenate([[0.0], numpy.maximum.accumulate(each)[:-1]])
-
-
-def _last_of(chosen: Truths) -> Indices:
-    """For each place the last chosen one before it; for the first, itself."""
-    latest = numpy.maximum.accumulate(numpy.where(chosen, numpy.arange(len(chosen)), 0))
-    return numpy.concatenate([latest[:1], latest[:-1]])
+def _beaten(each: Array, gpus: Array, slow: Array) -> Truths:
+    """Which are certainly beaten: most of them, found without sorting. Latencies fall into sixteenths of octaves, of
+    which a lower one is faster, and sizes into classes: a pool beats those that are at least as large as the end of its
+    own, and is beaten by those that are no larger than the beginning."""
+    if not len(slow):
+        return numpy.zeros(0, dtype=bool)
+    share, octave = numpy.frexp(slow)
+    among = octave * 16 + (share * 32.0).astype(numpy.intp)
+    among = numpy.minimum(among - among.min(), CLASSES)
+    size = gpus.astype(numpy.intp)
+    size = (numpy.cumsum(numpy.bincount(size) > 0) - 1)[size]
+    step = size.max() // CLASSES + 1
+    most = numpy.zeros((size.max() // step + 2, among.max() + 2))
+    numpy.maximum.at(most, (-(-size // step), among + 1), each)
+    most = numpy.maximum.accumulate(numpy.maximum.accumulate(most, axis=0), axis=1)
+    return most[size // step, among] >= each
 
 
 NONE: Any = numpy.zeros(0, dtype=numpy.intp)
@@ -100,29 +103,27 @@ def joined(parts: Sequence[Pools]) -> Pools:
 def prefill_pools(asked: Question, stack: Stack) -> tuple[Pools, int]:
     """One replica at every share of its time; at a known rate also 1, 2, … replicas. The fastest budget of each, and
     how many were looked at."""
-    work, model, own = asked.work, stack.model, stack.curves.added[:, 0]
+    work, model = asked.work, stack.model
+    # Alone on an engine, a prompt waits for others as long as these take: what takes it least waits least.
+    budget = stack.curves.added[:, 0].argmin(axis=1)
+    own = stack.curves.added[numpy.arange(len(budget)), 0, budget]
     shares = SHARES[SHARES <= (CLOSED_SHARE if work.rate is None else asked.usable + 1e-9)]
-    at = prefilling(
-        model, work, own[:, None], shares[:, None], stack.send_s[:, None, None], stack.engines[:, None, None]
-    )
-    engine, row = (places.ravel() for places in numpy.indices(at.ttft_s.shape[:2]))
-    budget = numpy.argmin(at.ttft_s, axis=2).ravel()
-    ttft, rate = (values[engine, row, budget] for values in at)
-    pools = _of(asked, stack, engine, budget, numpy.zeros(len(engine)), ttft, rate)
+    at = prefilling(model, work, own[:, None], shares, stack.send_s[:, None], stack.engines[:, None])
+    engine = numpy.repeat(numpy.arange(len(own)), len(shares))
+    zero = numpy.zeros(len(engine))
+    pools = _of(asked, stack, engine, budget[engine], zero, at.ttft_s.ravel(), at.rate.ravel())
     if work.rate is None:
         return pools, len(pools.layout)
     engine, count = stack.replicated(asked.most)
     many = count * stack.engines[engine]
-    able = (work.rate / many)[:, None] * own[engine] <= asked.usable
-    some = numpy.flatnonzero(able.any(axis=1))
-    engine, count, many, able = engine[some], count[some], many[some, None], able[some]
-    load = work.rate / many * own[engine]
-    at = prefilling(model, work, own[engine], load, stack.send_s[engine][:, None], many)
-    ttft_s = numpy.where(able, at.ttft_s, numpy.inf)
-    budget = ttft_s.argmin(axis=1)
-    here = numpy.arange(len(engine)), budget
-    exact = _of(asked, stack, engine, budget, count, ttft_s[here], at.rate[here])
-    return joined([pools, exact]), len(pools.layout) + int(numpy.isfinite(ttft_s).sum())
+    load = (work.rate / many)[:, None] * stack.curves.added[engine, 0]
+    # Every budget at which a prompt does not wait for ever is one that is looked at.
+    looked = int(numpy.count_nonzero((load <= asked.usable) & (load < FULL)))
+    some = numpy.flatnonzero(work.rate / many * own[engine] <= asked.usable)
+    engine, count, many = engine[some], count[some], many[some]
+    at = prefilling(model, work, own[engine], work.rate / many * own[engine], stack.send_s[engine], many)
+    exact = _of(asked, stack, engine, budget[engine], count, at.ttft_s, at.rate)
+    return joined([pools, exact]), len(pools.layout) + looked
 
 
 def _of(

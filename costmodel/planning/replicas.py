@@ -9,10 +9,13 @@ from costmodel.planning.engine_model import Array
 from costmodel.planning.operating import Operating, waits
 from costmodel.planning.points import Candidate, exceeded, first_of, plan_load
 from costmodel.planning.question import Question
+from costmodel.planning.side_by_side import Indices
 from costmodel.planning.stacks import Stack, lookup
 
 KEPT = 3
 """Plans of a batch that are kept, the best."""
+FEW = 1024
+"""So many plans are looked at first, where it is known which are cheap."""
 
 
 class Fleet:
@@ -29,25 +32,40 @@ class Fleet:
         self.rates = numpy.maximum.accumulate(numpy.where(self.used, at.rate, -numpy.inf), axis=1)
         self.full = numpy.where(held, per_gpu, 0.0).max(axis=1)
 
-    def plans(self) -> tuple[Candidate, ...]:
-        """The best plans that hold the service level."""
-        asked, stack, at = self.asked, self.stack, self.at
-        work, level = asked.work, asked.level
+    def plans(self, most: float) -> tuple[Candidate, ...]:
+        """The best plans that hold the service level. most: GPUs beyond which no plan is looked at."""
+        asked, stack, work = self.asked, self.stack, self.asked.work
         engine, count = stack.replicated(asked.most)
-        if not len(engine):
+        gpus = count * stack.gpus[engine]
+        near = numpy.flatnonzero((gpus >= min(asked.gpus)) & (gpus <= most))
+        if not len(near):
             return ()
+        engine, count, gpus = engine[near], count[near], gpus[near]
         many = count * stack.engines[engine]
         # What no engine could sustain is not looked at.
-        able = self.usable[engine] & (count * stack.gpus[engine] >= min(asked.gpus))[:, None]
+        able = self.usable[engine]
         if work.rate is not None:
             able &= (work.rate / many)[:, None] < asked.usable * self.rates[:, -1][engine]
         else:
             assert work.clients is not None
             able &= (work.clients / many)[:, None] <= numpy.where(self.used, self.n, 0.0).max(axis=1)[engine]
         row, column = numpy.nonzero(able)
-        if not len(row):
-            return ()
-        engine, count, many = engine[row], count[row], many[row]
+        engine, count = engine[row], count[row]
+        if wants_smallest(asked):
+            gpus, few = gpus[row], FEW
+            while few < len(gpus):
+                small = numpy.flatnonzero(gpus <= numpy.partition(gpus, few)[few])
+                plans = self._best(engine[small], count[small], column[small])
+                if len(plans) == KEPT:
+                    return plans
+                few *= 8
+        return self._best(engine, count, column)
+
+    def _best(self, engine: Indices, count: Array, column: Indices) -> tuple[Candidate, ...]:
+        """The best that hold the service level of some engines, each with so many replicas and at one budget."""
+        asked, stack, at = self.asked, self.stack, self.at
+        work, level = asked.work, asked.level
+        many = count * stack.engines[engine]
         if work.rate is not None:
             each = work.rate / many
             least, first = self.rates[engine, 0, column], at.n[engine, 0]
@@ -121,9 +139,14 @@ class Fleet:
         )  # fmt: skip
 
 
-def holds(values: Array, most: float | None) -> Truths:
-    """Which values keep a limit."""
-    return numpy.ones_like(values, dtype=bool) if most is None else values <= most
+def wants_smallest(asked: Question) -> bool:
+    """Whether the smallest plan that holds the service level is the best: all answer the same load."""
+    return asked.work.rate is not None and asked.optimize in ("cost", "gpus")
+
+
+def holds(values: Array, most: float | None, within: float = 1.0) -> Truths:
+    """Which values keep a limit, or miss it by no more than a factor."""
+    return numpy.ones_like(values, dtype=bool) if most is None else values <= most * within
 
 
 def _over(values: Array, most: float | None) -> Array:

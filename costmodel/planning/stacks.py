@@ -37,9 +37,9 @@ class Stack(NamedTuple):
 
     def replicated(self, most: int) -> "Replicas":
         """Every engine with every number of replicas that so many GPUs allow."""
-        counts = [int(most // gpus) for gpus in self.gpus]
-        each = [numpy.arange(1.0, count + 1.0) for count in counts]
-        return Replicas(numpy.repeat(numpy.arange(len(counts)), counts), numpy.concatenate([numpy.zeros(0), *each]))
+        counts = (most // self.gpus).astype(numpy.intp)
+        engine = numpy.repeat(numpy.arange(len(counts)), counts)
+        return Replicas(engine, numpy.arange(1.0, len(engine) + 1.0) - (numpy.cumsum(counts) - counts)[engine])
 
 
 class Replicas(NamedTuple):

@@ -113,7 +113,7 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
 def _answer(inputs: Inputs, evaluator: Evaluator, plotted: bool) -> Answer:
     """The search at one rate of prefix hits, and what is told of it. plotted: whether its points are to be drawn."""
     load_of = Load({**inputs, "requests": inputs["requests"] or REPLAYED})
-    question = question_of(inputs, load_of)
+    question = question_of(inputs, load_of)._replace(every_point=plotted)
     if plotted and question.work.prefill_only:
         raise BadInput("--plot: the figure is of tokens/s of a user, which answers of one token do not have")
     progress = Progress()
