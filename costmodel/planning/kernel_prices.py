@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy
 
 from costmodel.algebra import Quantity
-from costmodel.calibration import Calibration, Fit
+from costmodel.calibration import Calibration
+from costmodel.fit import Fit
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.gemm import Gemm
