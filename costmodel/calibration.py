@@ -114,7 +114,7 @@ class Calibration(NamedTuple):
                     found = [each for each in found if self.mechanism_of(each) == _mechanism(kernel.instance)]
                 if found:
                     preferred = next((each for each in found if each.kernel == self.source), found[0])
-                    fit = self.read(preferred, kernel.form)
+                    fit = self.read(preferred, kernel.form).for_form(kernel.form)
                     return fit.for_another() if self.hardware == PROCESSOR and kernel.instance and not instance else fit
             if not instance:
                 break

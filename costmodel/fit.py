@@ -84,6 +84,16 @@ class Fit(NamedTuple):
         growth = EXTRAPOLATION_SPREADS.get(module or family, EXTRAPOLATION_SPREADS[""])
         return self.model_spread * (1.0 + growth * self.octaves_outside(kernel))
 
+    def for_form(self, form: Form) -> "Fit":
+        """With priors for what this form declares and the one that was fitted, another of its family, does not."""
+        missing = [parameter for parameter in form.parameters if parameter.name not in self.values]
+        if not missing:
+            return self
+        return self._replace(
+            values={**self.values, **{parameter.name: parameter.prior for parameter in missing}},
+            bounds={**self.bounds, **{parameter.name: (parameter.low, parameter.high) for parameter in missing}},
+        )
+
     def for_another(self) -> "Fit":
         """What these parameters are worth for a kernel that was not measured: a processor's are measured in fp32 and
         one head width, and stand in for all others; a family's for one that is like it."""

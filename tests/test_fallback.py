@@ -15,14 +15,17 @@ from costmodel.fit import Fit, prior_fit
 from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import Attention, attention
 from costmodel.kernels.base import Kernel
+from costmodel.kernels.block_scores import Scores, block_scores
 from costmodel.kernels.chunk_scan import FORM as SCAN
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.gemm import Gemm, gemm
+from costmodel.kernels.indexer import FORM as INDEXER
 from costmodel.kernels.recurrent_step import FORM as STEP
 from costmodel.mixers import gdn, mamba2, rwkv7
 from costmodel.prediction import predict
 from costmodel.siblings import measured_kernels, pooled
 from costmodel.step import Precision, Step
+from costmodel.timing import expected
 from costmodel.transfers import LIBRARIES, SIBLINGS, between_siblings, worse_than_prior
 from validation.siblings import PRIOR, Judged, spreads_of, worse_families
 from validation.transfers import Gaps
@@ -98,6 +101,19 @@ def step_fit(instance: str, kernel: str) -> Fit:
     return prior_fit(STEP)._replace(
         key=("recurrent-step", instance, ""), kernel=kernel, flops=(0.0, 1e30), hbm_bytes=(0.0, 1e30)
     )
+
+
+def test_a_fit_of_another_form_of_the_family_takes_priors_for_what_only_this_form_has() -> None:
+    fitted = prior_fit(INDEXER)
+    fitted = fitted._replace(values={**fitted.values, "step_s": 3e-6}, flops=(0.0, 1e30), hbm_bytes=(0.0, 1e30))
+    kernel = block_scores(
+        "s", Scores(1, 1, 4, 1, 128, pairs=1000, computed=1024, entries=1000, entry_bytes=256, results=32)
+    )
+    assert "walks" not in fitted.values
+    found = from_fits([fitted]).fit(kernel)
+    assert found.values["step_s"] == 3e-6
+    assert found.values["walks"] == kernel.form.priors()["walks"]
+    assert expected([kernel], H100, from_fits([fitted]))[0].time_s > 0
 
 
 def test_what_a_mechanisms_kernels_share_is_for_no_other_mechanism() -> None:
