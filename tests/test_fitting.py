@@ -20,6 +20,7 @@ from costmodel.fitting.least_squares import Points, block, fit
 from costmodel.fitting.library import (
     _moved,
     calibration_of,
+    columns_of,
     fit_kernel,
     fit_library,
     fit_order,
@@ -518,3 +519,11 @@ def test_what_a_tile_takes_stays_where_the_same_kernels_module_showed_it() -> No
     begun = within(alone, "hca-prefill", begun=True).spread
     assert begun["tensor_efficiency"] < 0.2 * alone.spread["tensor_efficiency"]
     assert begun["launch_s"] == alone.spread["launch_s"]
+
+
+def test_what_cannot_vary_stands_in_no_step() -> None:
+    covariance = numpy.diag([0.04, 0.0, 0.01])
+    covariance[0, 2] = covariance[2, 0] = 0.01
+    steps = columns_of(covariance, ["a", "rule", "b"])
+    assert all(set(step) == {"a", "b"} for step in steps)
+    assert sum(step["a"] * step["b"] for step in steps) == pytest.approx(0.01)

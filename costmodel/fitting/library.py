@@ -433,11 +433,15 @@ def priced(points: Points, hardware: Hardware, calibration: Calibration, interva
 
 
 def columns_of(covariance: Floats, names: Sequence[str]) -> tuple[dict[str, float], ...]:
-    """Independent steps of one standard deviation: the columns of the covariance's factor."""
+    """Independent steps of one standard deviation: the columns of the covariance's factor.
+
+    What cannot vary, such as the number of a rule, stands in none: even a rounding error would make it another.
+    """
     values, vectors = numpy.linalg.eigh(covariance)
     steps = vectors * numpy.sqrt(numpy.maximum(values, 0.0))
+    varied = [row for row in range(len(names)) if covariance[row, row] > 0.0]
     return tuple(
-        {name: float(steps[row, column]) for row, name in enumerate(names)}
+        {names[row]: float(steps[row, column]) for row in varied}
         for column in range(len(names))
         if values[column] > 0.0
     )

@@ -156,7 +156,7 @@ def walk(a: "Attention", generation: str, theta: Mapping[str, float]) -> Walk:
         chunk = minimum(a.S, a.c)
         cached = minimum(a.P - a.c * floor_div(a.P, a.c), a.c - chunk)
         a = a._replace(B=a.B * maximum(a.S / a.c, 1.0), S=chunk, P=cached, c=None)
-    tiling = nominal(theta.get("tiles", GENERATION), GENERATION)
+    tiling = round(nominal(theta.get("tiles", GENERATION), GENERATION))
     large, small = device_tiles(a, generation)
     tall, packing = theta["large_tiles"], theta["packing"]
     if tiling != GENERATION:
