@@ -218,7 +218,7 @@ def read_again(x: Indexer, hardware: Hardware, theta: Mapping[str, float]) -> Qu
     keys = x.keys * x.k_heads * key_bytes(x.d, x.dtype)
     if not hardware.memory.l2.capacity:
         return x.B * (x.S - 1) * keys
-    at_work = minimum(x.B, hardware.compute.units) * keys
+    at_work = maximum(minimum(x.B, hardware.compute.units) * keys, 1.0)
     missed = 1.0 - minimum(theta["l2_share"] * hardware.memory.l2.capacity / at_work, 1.0)
     return x.B * (x.S - 1) * keys * missed
 
