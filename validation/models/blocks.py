@@ -104,8 +104,6 @@ def gdn(layer: Layer, x: Any) -> tuple[Any, dict[str, Any]]:
     beta = torch.sigmoid(b)[..., None]
     layer.mark("decay, β")
     q, k = (torch.nn.functional.normalize(part.unflatten(-1, (-1, int(d.dk))), dim=-1) for part in (q, k))
-    if not decoding:
-        layer.mark("q, k norm")
     tensors = {"q": q, "k": k, "v": v.unflatten(-1, (-1, int(d.dv))), "g": g[..., None], "beta": beta}
     out, state = layer.run(
         f"gdn-{'decode' if decoding else 'prefill'}", {**tensors, "M": given["state"]}, heads=d.Hv, d_k=d.dk, d_v=d.dv
