@@ -139,7 +139,7 @@ def fit_order(groups: Sequence[Sequence[Series]]) -> list[int]:
         used = [one for one in same if len(one.used)]
         if not same[0].module or not used:
             return first[same[0].module or str(index)], 0, 0.0, index
-        kinds = {kernel.family for one in used for part in one.parts(one.used) for kernel in part.kernels}
+        kinds = {family for one in used for family in one.families}
         longest = max(float(numpy.max(one.tokens[one.used])) for one in used)
         return first[same[0].module], len(kinds), float(numpy.round(numpy.log2(longest))), index
 

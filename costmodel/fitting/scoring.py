@@ -325,9 +325,7 @@ def needed(series: Sequence[Series], families: Sequence[str], column: str | None
     ]
     begun = {BEGUN_FROM[one.module] for one in asked if one.module in BEGUN_FROM}
     asked += [one for one in series if one.module in begun and families and one.family not in families]
-    inside = {
-        kernel.family for one in asked if one.mechanism for part in one.parts(one.used) for kernel in part.kernels
-    }
+    inside = {family for one in asked if one.mechanism for family in one.families}
     chosen = {id(one.seconds) for one in asked}
     return [one for one in series if id(one.seconds) in chosen or (not one.mechanism and one.family in inside)]
 

@@ -81,6 +81,11 @@ class Series(NamedTuple):
         return numpy.flatnonzero(self.flags == "")
 
     @property
+    def families(self) -> set[str]:
+        """Of the kernels that the used points run."""
+        return {kernel.family for part in self.parts(self.used) for kernel in part.kernels}
+
+    @property
     def left_out(self) -> Counter[str]:
         """How many points each reason leaves out."""
         return Counter(str(reason) for reason in self.flags if reason)

@@ -365,26 +365,17 @@ COMPILED_EFFICIENCY, COMPILED_SPREAD = 0.2, 1.0
 
 def compiled(form: Form, library: str, tiles: int) -> Form:
     """The form for fits of a library's kernels that Triton compiles, with tiles of their own (values of `tiles`)."""
-    return form._replace(
-        parameters=tuple(
-            one._replace(prior=COMPILED_EFFICIENCY, spread=COMPILED_SPREAD)
-            if one.name == "tensor_efficiency"
-            else one._replace(prior=float(tiles))
-            if one.name == "tiles"
-            else one
-            for one in form.parameters
-        ),
-        built={library: {"tiles": float(tiles)}},
-    )
+    priors = {
+        "tensor_efficiency": {"prior": COMPILED_EFFICIENCY, "spread": COMPILED_SPREAD},
+        "tiles": {"prior": float(tiles)},
+    }
+    return form.adjusted(priors)._replace(built={library: {"tiles": float(tiles)}})
 
 
 def unrotated(form: Form) -> Form:
     """The form for fits of kernels before which nothing rotates Q: they expose one pass of it at most."""
-    return form._replace(
-        parameters=tuple(
-            one._replace(high=1.0, most=one.high) if one.name == "exposed" else one for one in form.parameters
-        )
-    )
+    (exposed,) = (one for one in form.parameters if one.name == "exposed")
+    return form.adjusted({"exposed": {"high": 1.0, "most": exposed.high}})
 
 
 DIFFUSION = PREFILL._replace(

@@ -143,6 +143,13 @@ class Form(NamedTuple):
         """The expected values of the parameters."""
         return {parameter.name: parameter.prior for parameter in self.parameters}
 
+    def adjusted(self, changes: Mapping[str, Mapping[str, float]]) -> "Form":
+        """The form with other priors, spreads or bounds of some of its parameters: name → fields and their values."""
+        assert changes.keys() <= self.priors().keys()
+        return self._replace(
+            parameters=tuple(one._replace(**changes.get(one.name, {})) for one in self.parameters)  # type: ignore[arg-type]
+        )
+
 
 class Kernel(NamedTuple):
     """One kernel of a step: ideal work, executed work, grid, and how often the step launches it.

@@ -232,8 +232,7 @@ TRITON_RULES = {"sglang": SGLANG_TRITON, "vllm": VLLM_TRITON}
 
 def by_rule(rule: int, *others: Mapping[str, float]) -> Form:
     """The form for fits of a kernel whose source says how it splits; a fit tries `others`, too."""
-    known = tuple(one._replace(prior=float(rule)) if one.name == "splits_by" else one for one in PARAMETERS)
-    return DECODE._replace(parameters=known, starts=others)
+    return DECODE.adjusted({"splits_by": {"prior": float(rule)}})._replace(starts=others)
 
 
 TENSORRT_DECODE = by_rule(

@@ -164,8 +164,8 @@ def vllm_triton(by_length: bool) -> Form:
     than it runs.
     """
     known = {**TRITON, "splits_by": float(VLLM_MLA if by_length else VLLM_MLA_FOUR)}
-    parameters = tuple(one._replace(prior=known.get(one.name, one.prior)) for one in PARAMETERS)
-    return MLA_DECODE._replace(parameters=parameters, starts=({"splits_by": float(FILLING)},) if by_length else ())
+    form = MLA_DECODE.adjusted({name: {"prior": value} for name, value in known.items()})
+    return form._replace(starts=({"splits_by": float(FILLING)},) if by_length else ())
 
 
 def mla_decode(name: str, a: Attention) -> Kernel:
