@@ -15,7 +15,7 @@ from costmodel.errors import BadInput
 from costmodel.fit import prior_fit
 from costmodel.fitting.calibrate import Source, calibrate, save
 from costmodel.fitting.calibration_file import Header
-from costmodel.fitting.inside_modules import within
+from costmodel.fitting.inside_modules import same_code, within
 from costmodel.fitting.least_squares import Points, block, fit
 from costmodel.fitting.library import (
     _moved,
@@ -202,8 +202,9 @@ def test_a_kernel_whose_code_makes_another_choice_inherits_nothing_of_its_family
     entries = fit_library([one, other], HARDWARE, lambda series: series.used[: 100 if series.kernel == "one" else 5])
     designs_found = {entry.fit.kernel.split()[0]: entry.fit.values["design"] for entry in entries}
     assert designs_found == {"one": 1.0, "other": 2.0}
-    assert other_design(second, {"design": 1.0})
-    assert not other_design(second._replace(starts=({"design": 1.0},)), {"design": 1.0})
+    assert other_design(second, {"design": 1.0}, {})
+    assert not other_design(second._replace(starts=({"design": 1.0},)), {"design": 1.0}, {})
+    assert not other_design(second, {"design": 1.0}, built={"design": 1.0})
 
 
 def test_an_instance_with_few_points_leans_on_its_siblings() -> None:
@@ -466,6 +467,7 @@ def test_of_a_modules_kernels_shorter_contexts_are_fitted_first_and_the_file_kee
     assert fit_order(groups) == [0, 2, 1]
     fitted = fit_library([long, short], HARDWARE, lambda one: one.used)
     assert fitted[0].fit.kernel == "indexer_a 1"
+    assert fit_order(in_order([long, short._replace(kernel="indexer_b")])) == [0, 1]
 
 
 def test_a_kernel_begins_where_the_most_like_one_of_its_module_ended_and_stays_near_it() -> None:
@@ -483,6 +485,15 @@ def test_a_kernel_begins_where_the_most_like_one_of_its_module_ended_and_stays_n
     alone = block(HCA, key)
     held = within(alone, "hca-prefill", held=True).spread
     assert all(held[name] < value for name, value in alone.spread.items())
+
+
+def test_only_a_kernel_of_the_same_code_holds_another_one_of_its_module() -> None:
+    assert same_code("mla-prefill", "mla-prefill", "FLASH_ATTN 0.24.0", "FLASH_ATTN 0.24.0")
+    assert not same_code("mla-prefill", "mla-prefill", "FLASH_ATTN 0.24.0", "TRTLLM_RAGGED 0.24.0")
+    assert same_code("gemm", "mla-prefill", "FLASH_ATTN 0.24.0", "TRTLLM_RAGGED 0.24.0")
+    assert same_code("top-k", "dsa-prefill", "FLASHMLA_SPARSE 0.24.0", "FLASHINFER_MLA_SPARSE 0.24.0")
+    assert not same_code("top-k", "msa-decode", "topk_split 1", "topk_radix 1")
+    assert same_code("sparse-attention", "dsa-decode", "dsa_skip_indexer_fa3 1", "dsa_indexer_fa3 below top-k 1")
 
 
 def test_what_a_module_begins_from_is_fitted_with_it_whichever_family_is_asked() -> None:

@@ -13,7 +13,7 @@ from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.attention import Attention
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.mla_decode import mla_decode
-from costmodel.kernels.mla_prefill import mla_prefill, tile
+from costmodel.kernels.mla_prefill import WIDENED, mla_prefill, tile
 
 H100, A100, B200 = (load_hardware(name) for name in ("h100-sxm", "a100-sxm", "b200-sxm"))
 ROW = {
@@ -173,6 +173,14 @@ def test_converting_operands_costs_only_8_bit_kernels() -> None:
     ):
         assert seconds(kernel, conversion=3.0) == seconds(kernel, conversion=0.01)
         assert seconds(narrow, conversion=3.0) > seconds(narrow, conversion=0.01)
+
+
+def test_a_kernel_that_widens_8_bit_operands_multiplies_as_slowly_as_on_16() -> None:
+    wide = mla_prefill("a", EXPANDED._replace(S=16384))
+    narrow = mla_prefill("a", EXPANDED._replace(S=16384, dtype="fp8"))
+    assert seconds(narrow, widening=1.0) < 0.8 * seconds(wide)
+    assert seconds(narrow, widening=WIDENED) == pytest.approx(seconds(wide), rel=0.05)
+    assert seconds(wide, widening=WIDENED) == seconds(wide)
 
 
 def test_a_long_cache_of_one_sequence_is_split_over_the_device() -> None:

@@ -37,6 +37,27 @@ begins where another's fit ended: it is the compiled kernel's. A module's own li
 and took for the price of every tile what their first ones cost more."""
 
 
+BESIDE_ATTENTION = ("gemm", "elementwise")
+INDEXING = ("indexer", "top-k")
+"""Families whose kernels a library runs inside a module whichever attention kernel it takes there: products and
+elementwise kernels everywhere, in DSA also the indexer and its selection, which are a kernel's own in MSA."""
+
+
+def compiled_name(source: str) -> str:
+    """The name of a module's attention kernel without what says of which layers and lengths it was measured.
+
+    >>> compiled_name("sglang_dsa_skip_indexer_trtllm below top-k 0.5.14")
+    'sglang_dsa_indexer_trtllm'
+    """
+    return source.split()[0].replace("_skip_", "_")
+
+
+def same_code(family: str, module: str, source: str, other: str) -> bool:
+    """Whether two attention kernels of a module run the same compiled kernel of a family."""
+    beside = BESIDE_ATTENTION + (INDEXING if module.startswith("dsa-") else ())
+    return family in beside or compiled_name(source) == compiled_name(other)
+
+
 def nearest_name(name: str, others: Iterable[str]) -> str | None:
     """The kernel whose name shares the most words with a name and has the fewest others.
 
@@ -55,7 +76,8 @@ def nearest_name(name: str, others: Iterable[str]) -> str | None:
 def within(one: Block, family: str, begun: bool = False, held: bool = False) -> Block:
     """A block of a module's kernel. One beside the family that is fitted starts from what was found outside the module
     only, and of products most parameters stay as they are there, or near it; begun: the family's own starts where
-    another module's fit of the same compiled kernel ended; held: it was found in another kernel of the same module."""
+    another module's fit of the same compiled kernel ended; held: the same
+    compiled kernel was found in another run of the module."""
     if held:
         one = one._replace(spread={name: value * HELD for name, value in one.spread.items()})
     if one.key[0] == family:

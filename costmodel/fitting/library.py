@@ -13,7 +13,7 @@ import numpy
 
 from costmodel.calibration import PRIOR, Calibration, from_fits
 from costmodel.fit import Fit
-from costmodel.fitting.inside_modules import BEGUN_FROM, nearest_name, within
+from costmodel.fitting.inside_modules import BEGUN_FROM, compiled_name, nearest_name, same_code, within
 from costmodel.fitting.least_squares import (
     HOST,
     HOST_OVERLAP,
@@ -128,20 +128,24 @@ def in_order(series: Iterable[Series]) -> list[list[Series]]:
 
 
 def fit_order(groups: Sequence[Sequence[Series]]) -> list[int]:
-    """The order in which the groups of a file are fitted: of one module's kernels those first that run fewer kinds of
-    kernels, and of these the ones of shorter contexts, as what they show is part of the others."""
-    first: dict[str, int] = {}
-    for index, same in enumerate(groups):
-        first.setdefault(same[0].module or str(index), index)
+    """The order in which the groups of a file are fitted: of a compiled kernel in a module those first that run fewer
+    kinds of kernels, and of these the ones of shorter contexts, as what they show is part of the others."""
+    first: dict[tuple[str, str], int] = {}
+
+    def code(index: int) -> tuple[str, str]:
+        one = groups[index][0]
+        return one.module, compiled_name(one.source) if one.module else str(index)
+
+    for index in range(len(groups)):
+        first.setdefault(code(index), index)
 
     def rank(index: int) -> tuple[int, int, float, int]:
-        same = groups[index]
-        used = [one for one in same if len(one.used)]
-        if not same[0].module or not used:
-            return first[same[0].module or str(index)], 0, 0.0, index
+        used = [one for one in groups[index] if len(one.used)]
+        if not groups[index][0].module or not used:
+            return first[code(index)], 0, 0.0, index
         kinds = {family for one in used for family in one.families}
         longest = max(float(numpy.max(one.tokens[one.used])) for one in used)
-        return first[same[0].module], len(kinds), float(numpy.round(numpy.log2(longest))), index
+        return first[code(index)], len(kinds), float(numpy.round(numpy.log2(longest))), index
 
     return sorted(range(len(groups)), key=rank)
 
@@ -212,9 +216,10 @@ def fit_kernel(
             return ended.values
         inherited = lookup(kernel)
         found = (relative.fit(kernel) if inherited.flops is None else inherited).values
-        if other_design(form, found):
+        built = form.built.get(same[0].library, {})
+        if other_design(form, found, built):
             found = form.priors()
-        return {**found, **form.built.get(same[0].library, {})}
+        return {**found, **built}
 
     def begun(relative: Calibration) -> bool:
         own = forms.get(same[0].family)
@@ -222,7 +227,8 @@ def fit_kernel(
 
     def held(form: Form) -> bool:
         """Whether another kernel of this module showed what the same compiled kernel takes inside it."""
-        return bool(kin) and lookup(Kernel("", form, Work(), Work(), module=module)).key[2] == module
+        found = lookup(Kernel("", form, Work(), Work(), module=module))
+        return kin is not None and found.key[2] == module and same_code(form.family, module, source, kin)
 
     several = [few(points, max(FEWEST_FITTED, most // len(pools)), weights) for points in pools]
     # A relative may run another kernel under this name: the generic priors are tried as well.
@@ -268,11 +274,12 @@ def fit_kernel(
     return [*entries, *(entry._replace(measured=only) for entry in common)]
 
 
-def other_design(form: Form, values: Mapping[str, float]) -> bool:
-    """Whether parameters make a choice that no fit of this form tries: then they are those of a kernel of other code,
-    which says nothing about this one."""
+def other_design(form: Form, values: Mapping[str, float], built: Mapping[str, float]) -> bool:
+    """Whether parameters make a choice that no fit of this form tries and that the library was not built with: then
+    they are those of a kernel of other code, which says nothing about this one."""
     return any(
-        values.get(one.name, one.prior) not in {one.prior, *(other.get(one.name) for other in form.starts)}
+        values.get(one.name, one.prior)
+        not in {one.prior, built.get(one.name), *(other.get(one.name) for other in form.starts)}
         for one in form.parameters
         if not one.spread
     )

@@ -51,13 +51,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
     Units: rounds · block_s + the mean load of a unit + tail_weight · the longest tile, as tiles of unequal length are
     handed out in a fixed order; a single round takes as long as its longest tile. A tile's step is products and
-    exponentials in part overlapped. Where the operands are 8 bit, a kernel of its own narrows q, k and v.
+    exponentials in part overlapped. Where the operands are 8 bit, a kernel of its own narrows q, k and v, or, before
+    kernels that multiply 8 bits, widens a cache of 8 bits (SGLang's FlashAttention, TensorRT-LLM's before Hopper).
     """
     a: Attention = kernel.shape
     units = hardware.compute.units
     tokens, heads, keys = tile(a, hardware.generation)
     tiles = a.B * ceil_div(a.H, heads) * ceil_div(a.S, tokens)
-    peak = hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"] / units
+    widened = a.dtype == "fp8" and round(nominal(theta["widening"], 1)) == WIDENED
+    peak = hardware.tensor_peak("bf16" if widened else a.dtype) * theta["tensor_efficiency"] / units
     rows = tokens * heads
     products = 2 * rows * keys * (a.dk + a.dv) * a.passes / peak
     special = hardware.special_peak
@@ -85,6 +87,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
 
 SOFTMAX_OVERLAP = 2.0
+WIDENED = 2.0
+"""The value of `widening` of kernels that multiply 8-bit operands as 16-bit ones."""
 
 PARAMETERS = (
     Parameter("launch_s", 9.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
@@ -101,6 +105,7 @@ PARAMETERS = (
     Parameter(
         "conversion", 0.5, 0.7, 0.01, 3.0, "1", "traffic of narrowing q, k, v to 8 bit, over one pass at full bandwidth"
     ),
+    Parameter("widening", 1.0, 0.0, 1.0, 2.0, "1", "bits that are multiplied over those of 8-bit operands"),
     Parameter("overlap", 2.0, 0.25, 1.0, 8.0, "1", "exponent of the p-norm of work and traffic"),
 )
 
@@ -112,6 +117,7 @@ MLA_PREFILL = Form(
     backward=backward,
     sources=("arXiv:2407.08608", "Dao-AILab/flash-attention, hopper/pack_gqa.h"),
     model_spread=0.3,
+    starts=({"widening": WIDENED},),
 )
 FORMS = (MLA_PREFILL,)
 
