@@ -2,7 +2,8 @@
 
 Simple kriging predicts the mean, zero, far from every point: a residual interpolated so fades into the analytic trunk
 outside the measured hull by itself. Ordinary kriging keeps the mean of the nearest points: a utilisation table read so
-holds its boundary value outside.
+holds its boundary value outside. What a residual at the boundary says of places an octave beyond it is learnt from the
+points: those of the upper end of each coordinate, predicted from the others.
 
 Source: Rasmussen, Williams, "Gaussian Processes for Machine Learning", 2006, sections 2.2 and 4.2.1 (exponential
 covariance); local neighbourhoods: Cressie, "Statistics for Spatial Data", 1993, section 3.2.
@@ -23,12 +24,17 @@ AT_ONCE = 2000
 """Queries whose neighbourhoods are solved together; more would only fill the memory."""
 TRIED = 80
 """Points on which they are tried."""
+UPPER_END = 1.0
+"""Octaves below a coordinate's largest value that are predicted from the rest to learn what carries over its end."""
+CARRIED = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Shares of a boundary's residual that are tried beyond it."""
 
 
 class Field(NamedTuple):
     """Values known at places (rows of coordinates, scaled to octaves), and how they vary.
 
     reach: octaves over which values are alike; nugget: share of the variance that is noise; variance: of the values.
+    carried: of every coordinate, the share of an interpolated value that is left an octave beyond its largest one.
     """
 
     places: Floats
@@ -38,6 +44,7 @@ class Field(NamedTuple):
     nugget: float
     variance: float
     ordinary: bool
+    carried: Floats | None = None
 
     def at(self, queries: Floats) -> tuple[Floats, Floats]:
         """Interpolated values, and the standard deviation that remains, at the rows of `queries`."""
@@ -52,7 +59,11 @@ class Field(NamedTuple):
             for first in range(0, len(queries), AT_ONCE)
         ]
         values, left = zip(*parts, strict=True)
-        return numpy.concatenate(values), numpy.concatenate(left)
+        found = numpy.concatenate(values)
+        if self.carried is not None:
+            beyond = numpy.clip(queries - self.places.max(axis=0), 0.0, 1.0)
+            found = found * numpy.prod(1.0 - beyond * (1.0 - self.carried), axis=1)
+        return found, numpy.concatenate(left)
 
     def _kriged(self, scaled: Floats, near: NDArray[numpy.intp]) -> tuple[Floats, Floats]:
         around = (self.places * self.scale)[near]
@@ -107,4 +118,20 @@ def interpolated(places: Floats, values: Floats, ordinary: bool = False) -> Fiel
             found, _ = field._kriged(scaled[tried], others)
             scores[reach, nugget] = float(numpy.mean(numpy.abs(found - values[tried])))
     reach, nugget = min(scores, key=lambda pair: scores[pair])
-    return best._replace(reach=reach, nugget=nugget)
+    best = best._replace(reach=reach, nugget=nugget)
+    return best if ordinary else best._replace(carried=_carried(best))
+
+
+def _carried(field: Field) -> Floats:
+    """What is left of the values an octave beyond each coordinate's end, by the points of its last octave."""
+    shares = numpy.ones(field.places.shape[1])
+    for column, end in enumerate(field.places.max(axis=0)):
+        upper = field.places[:, column] > end - UPPER_END
+        if 0 < upper.sum() < len(upper):
+            below = field._replace(places=field.places[~upper], values=field.values[~upper])
+            tried = numpy.flatnonzero(upper)
+            tried = tried[numpy.linspace(0, len(tried) - 1, min(TRIED, len(tried))).round().astype(int)]
+            found, _ = below.at(field.places[tried])
+            gaps = [float(numpy.mean(numpy.abs(share * found - field.values[tried]))) for share in CARRIED]
+            shares[column] = CARRIED[int(numpy.argmin(gaps))]
+    return shares
