@@ -15,20 +15,13 @@ from costmodel.errors import BadInput
 from costmodel.fit import prior_fit
 from costmodel.fitting.calibrate import Source, calibrate, save
 from costmodel.fitting.calibration_file import Header
+from costmodel.fitting.entries import columns_of
+from costmodel.fitting.fit_order import fit_order, in_order
 from costmodel.fitting.inside_modules import same_code, within
 from costmodel.fitting.least_squares import Points, block, fit
-from costmodel.fitting.library import (
-    _moved,
-    calibration_of,
-    columns_of,
-    fit_kernel,
-    fit_library,
-    fit_order,
-    in_order,
-    other_design,
-    priced,
-)
+from costmodel.fitting.library import _moved, calibration_of, fit_kernel, fit_library, other_design
 from costmodel.fitting.planner import plan
+from costmodel.fitting.pricing import priced
 from costmodel.fitting.scoring import needed
 from costmodel.fitting.series import Part, Series, arrays, whole
 from costmodel.fitting.splits import BEYOND, extrapolate_split, held_out, shapes_split

@@ -8,7 +8,7 @@ import numpy
 from costmodel.calibration import Calibration
 from costmodel.fitting.baselines import rooflines
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import Predicted, priced
+from costmodel.fitting.pricing import Predicted, priced
 from costmodel.fitting.scoring import MODEL, Outcome
 from costmodel.fitting.series import Floats, Indices, Series
 from costmodel.hardware import Hardware

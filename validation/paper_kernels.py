@@ -25,8 +25,8 @@ from costmodel.analysis.comparisons import papers_folder
 from costmodel.errors import BadInput
 from costmodel.fit import Fit
 from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
+from costmodel.fitting.entries import Entry, described
 from costmodel.fitting.least_squares import Points, block, fit
-from costmodel.fitting.library import Entry, described
 from costmodel.fitting.series import Indices, Part, Series
 from costmodel.kernels.base import Kernel
 from costmodel.loading import write_atomically

@@ -26,9 +26,10 @@ from costmodel.errors import BadInput
 from costmodel.fallback import Elsewhere
 from costmodel.fit import Fit
 from costmodel.fitting.calibration_file import rounded
+from costmodel.fitting.entries import own_kernels
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.length_weights import thinned
-from costmodel.fitting.library import own_kernels, priced
+from costmodel.fitting.pricing import priced
 from costmodel.fitting.series import Floats, Indices, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
 from costmodel.fitting.splits import shapes_split

@@ -21,9 +21,10 @@ from costmodel.calibration import Calibration
 from costmodel.calibration_files import calibration_files, chosen_file, relatives, transferred_from
 from costmodel.errors import BadInput
 from costmodel.fitting.calibration_file import rounded
+from costmodel.fitting.entries import LARGEST_SPREAD, own_kernels
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.length_weights import thinned
-from costmodel.fitting.library import LARGEST_SPREAD, own_kernels, priced
+from costmodel.fitting.pricing import priced
 from costmodel.fitting.series import Floats, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
 from costmodel.hardware import Hardware, load_hardware

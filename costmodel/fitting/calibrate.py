@@ -25,9 +25,12 @@ from costmodel.calibration_entry import read_entry
 from costmodel.errors import BadInput
 from costmodel.fit import Fit
 from costmodel.fitting.calibration_file import Header, calibration_text, entry_mapping
+from costmodel.fitting.fit_order import fit_order, in_file_order, in_order
+from costmodel.fitting.fitted_points import Choose, most_fitted
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import Choose, fit_kernel, fit_order, in_file_order, in_order, most_fitted, priced
+from costmodel.fitting.library import fit_kernel
 from costmodel.fitting.planner import Planned, plan_library, planned_choice
+from costmodel.fitting.pricing import priced
 from costmodel.fitting.scoring import statistics
 from costmodel.fitting.series import Indices, Series
 from costmodel.fitting.silicon import NCCL, TableFile, hardware_of, read_table, readers, tables_of

@@ -8,7 +8,7 @@ import yaml
 
 from costmodel.calibration import SEPARATOR
 from costmodel.fit import Fit
-from costmodel.fitting.library import Entry
+from costmodel.fitting.entries import Entry
 from costmodel.fitting.series import Floats
 
 DIGITS = 5

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy
 
 from costmodel.calibration import Calibration
+from costmodel.fitting.fit_order import in_order
 from costmodel.fitting.interpolation import Field, interpolated
 from costmodel.fitting.least_squares import Points
-from costmodel.fitting.library import in_order, priced
 from costmodel.fitting.planner import octave, octaves
+from costmodel.fitting.pricing import priced
 from costmodel.fitting.series import Floats, Series, spread_out
 from costmodel.fitting.silicon import hardware_of, read_table, readers, tables
 from costmodel.hardware import Hardware

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy
 
 from costmodel.calibration import PRIOR, Calibration
+from costmodel.fitting.entries import own_kernels
+from costmodel.fitting.fitted_points import Choose
 from costmodel.fitting.least_squares import STEP, Block, Points, Timer, block, own_key
 from costmodel.fitting.length_weights import thinned
-from costmodel.fitting.library import Choose, own_kernels
 from costmodel.fitting.series import Floats, Series
 from costmodel.hardware import Hardware
 from costmodel.timing import expected

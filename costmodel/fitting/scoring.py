@@ -13,13 +13,15 @@ from costmodel.calibration import PRIOR, Calibration, from_fits
 from costmodel.calibration_files import own_calibration, relatives_calibration
 from costmodel.errors import unknown
 from costmodel.fitting.baselines import BASELINES
+from costmodel.fitting.fitted_points import LONG
 from costmodel.fitting.goals import GOALS, Pair, aim
 from costmodel.fitting.inside_modules import BEGUN_FROM
 from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.length_weights import thinned
-from costmodel.fitting.library import LONG, fit_library, priced
+from costmodel.fitting.library import fit_library
 from costmodel.fitting.measured_table import places
+from costmodel.fitting.pricing import priced
 from costmodel.fitting.series import Floats, Part, Series
 from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
 from costmodel.fitting.splits import LEFT_OUT, Fold, Split, folds
