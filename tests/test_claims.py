@@ -362,6 +362,18 @@ def test_prompts_in_one_piece_leave_room_for_fewer_sequences() -> None:
     assert whole == (85.9e9 - 16.1e9) // (65536 * 128 * 1024 + 65536 * 3 * 14336 * 2)
 
 
+def test_concatenated_keys_and_values_are_read_and_written_once_more_and_states_are_not() -> None:
+    """So is a sliding window's cache, up to the window; a recurrence's state is not."""
+    setup = SetUp(architecture="jet-nemotron-2b", hardware="h100-sxm", context=65536, batch=8)
+    written, copied = (kernels_of(setup._replace(concatenated=one)) for one in (False, True))
+    [added] = [kernel for kernel in copied if kernel not in written]
+    # Two full layers of 65536 tokens, two windows of 1152; two heads of 128, keys and values of 2 bytes.
+    cache = 8 * 2 * (65536 + 1152) * 2 * 2 * 128 * 2
+    assert added.count * added.executed.read == added.count * added.executed.written == cache
+    with pytest.raises(BadInput, match="one device"):
+        time(setup._replace(concatenated=True, layout="tp2"))
+
+
 def test_small_launches_of_a_source_s_code_take_what_a_kernel_of_no_bytes_takes() -> None:
     setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", context=1024)
     plain, more, twice = (QUANTITIES["time"](setup._replace(launches=count)).value for count in (0, 100, 200))

@@ -43,6 +43,7 @@ OF_ONE_STEP = (
     "without",
     "caches",
     "quantised",
+    "concatenated",
     "part",
     "tokens",
     "new_tokens",

@@ -44,6 +44,7 @@ class SetUp(NamedTuple):
     the prefill of an engine that drafts with them (without the 2D → D matrix before each).
     quantised: activations arrive in the format of the products, so that no quantisation is timed. whole_prompts: a
     batch that fills memory runs all prompts at once in one piece, and nothing is kept back (Hugging Face transformers).
+    concatenated: decode copies all keys and values to where the new ones follow (transformers' DynamicCache).
     new_tokens: of the step, None: one in decode, the whole context in prefill. library: whose kernels run (none:
     the engine's). kernels: only these, by name, family or block; without: not these. part: forward, backward or
     both (of training). engine: the serving library whose host times are added to each step; engine_set: what it was
@@ -76,6 +77,7 @@ class SetUp(NamedTuple):
     caches: str = "served"
     quantised: bool = False
     whole_prompts: bool = False
+    concatenated: bool = False
     phase: str = "decode"
     part: str = "both"
     context: int = 0
@@ -122,7 +124,7 @@ CHOICES = {
     "phase": ("prefill", "decode", "train"),
     "part": ("forward", "backward", "both"),
 }
-FLAGS = ("full_attention", "drafter", "quantised", "substitute", "whole_prompts")
+FLAGS = ("full_attention", "drafter", "quantised", "substitute", "whole_prompts", "concatenated")
 WHOLE = (
     "context",
     "tokens",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from costmodel.algebra import Quantity
 from costmodel.analysis.claims.setups import (
     SetUp,
     calibration_of,
@@ -28,6 +29,7 @@ from costmodel.planning.deployment import host_seconds
 from costmodel.planning.engine_constants import engine_constants
 from costmodel.planning.step_times import HostTime
 from costmodel.prediction import make_step, served
+from costmodel.step import Step
 from costmodel.timing import time_step
 from costmodel.transfers import ANY_FAMILY, between_libraries
 
@@ -76,8 +78,29 @@ def kernels_of(setup: SetUp) -> list[Kernel]:
         raise BadInput("the set-up names no context")
     model = model_of(setup)
     step = make_step(model, setup.phase, setup.context, sequences(setup), setup.new_tokens)
-    found = served(chosen(setup, model.kernels(step, precision_of(setup))), setup.caches)
+    kernels = list(model.kernels(step, precision_of(setup)))
+    if setup.concatenated and step.decoding:
+        kernels.append(concatenation(setup, step))
+    found = served(chosen(setup, kernels), setup.caches)
     return [without_quantisation(kernel) for kernel in found] if setup.quantised else found
+
+
+def concatenation(setup: SetUp, step: Step) -> Kernel:
+    """The copies of all keys and values to where the new ones follow them, `torch.cat` in every layer; states that do
+    not grow are not copied.
+
+    Source: huggingface/transformers, src/transformers/cache_utils.py, DynamicLayer.update.
+    """
+    model, precision = model_of(setup), precision_of(setup)
+    kept: Quantity = 0
+    layers = 0
+    for name, count in model.counts()[0].items():
+        block = model.mixers[name]
+        cache = block.module.cache(block.dims, precision)
+        kept = kept + count * (cache.bytes(step.L) - cache.fixed)
+        layers += count if cache.per_token else 0
+    copied = step.B * kept / (2 * layers)  # keys and values are a launch each
+    return elementwise("concatenation", read=copied, written=copied)._replace(count=2 * layers)
 
 
 def new_tokens_of(setup: SetUp) -> int:
@@ -147,6 +170,8 @@ def _placed_time(setup: SetUp) -> Value:
         None,
         options,
     )
+    if setup.concatenated:
+        raise BadInput("concatenated: copies of a cache are priced on one device alone")
     if setup.part != "both":
         raise BadInput(f"part {setup.part}: a layout of several devices is timed as a whole")
     factor = 1.0

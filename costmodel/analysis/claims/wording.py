@@ -48,6 +48,8 @@ def _entry_text(name: str, value: Any) -> str:
         return "activations arrive quantised" if value else "activations are quantised first"
     if name == "whole_prompts":
         return "all prompts at once, each in one piece" if value else "prompts in chunks"
+    if name == "concatenated":
+        return "keys and values concatenated anew in each step" if value else "keys and values written in place"
     if name == "drafter":
         return "the drafting layer runs as well" if value else "without the drafting layer"
     if name == "unquantised":
