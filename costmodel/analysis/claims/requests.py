@@ -9,8 +9,8 @@ from costmodel.analysis.claims.values import Value, counted
 from costmodel.errors import BadInput
 from costmodel.generation import generate
 from costmodel.parallel.options import Options
-from costmodel.planning.deployment import Served, Settings, deployment
-from costmodel.planning.engine_settings import changed, parse_setting
+from costmodel.planning.deployment import DEFAULTS, Served, deployment
+from costmodel.planning.engine_settings import changed, library_settings, parse_setting
 from costmodel.planning.replay import Deployment, replay
 from costmodel.planning.serving import steady_state
 from costmodel.planning.traffic import Request
@@ -76,12 +76,13 @@ def _deployment(setup: SetUp) -> Deployment:
         model_of(setup),
         device_of(setup),
         precision_of(setup),
-        setup.library,
+        setup.library or setup.engine or None,
         host_of(setup),
         Options(overlap=setup.overlap, imbalance=setup.imbalance, exchange_units=setup.exchange_units),
     )
     longest = setup.prompt + setup.output
-    more = Settings(longest=longest, draft_tokens=setup.draft_tokens, acceptance=setup.accepted or 0.7)
+    usual = library_settings(setup.engine) if setup.engine else DEFAULTS
+    more = usual._replace(longest=longest, draft_tokens=setup.draft_tokens, acceptance=setup.accepted or 0.7)
     told = changed(more, dict(parse_setting(text) for text in setup.engine_set))
     return deployment(served_model, layout_of(setup), told)
 
