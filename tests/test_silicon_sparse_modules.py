@@ -99,6 +99,19 @@ def test_a_rank_of_eight_heads_keeps_one_key_head_and_one_index_head() -> None:
     assert not series.eager
 
 
+def copied(library: str, heads: int, B: int = 2, P: int = 1000) -> float:
+    given = row({**M3, "num_heads": heads, "kv_cache_dtype": "bfloat16"}, B=B, P=P)
+    (series,) = read(msa, "msa_generation_module", given, library=library)
+    return sum(float(numpy.sum(one.executed.written)) for one in kernels(series) if one.instance == "pool")
+
+
+def test_tensorrt_llm_copies_the_pool_of_index_keys_where_a_rank_has_one_key_head() -> None:
+    page = 128 * 128 * 2
+    assert copied("trtllm", heads=16) == 2 * 2 * (8 + 2) * page  # 2 sequences of 8 blocks, and as much again
+    assert copied("trtllm", heads=16, P=126) == 2 * 2 * (1 + 2) * page
+    assert copied("trtllm", heads=32) == copied("sglang", heads=16) == 0
+
+
 def test_fallbacks_and_plateaus_of_sparse_blocks_are_marked() -> None:
     (slow,) = read(msa, "msa_context_module", row({**M3, "kernel_source": "default"}, S=64), library="trtllm")
     (planned,) = read(msa, "msa_context_module", row({**M3, "kernel_source": "msa_fmha_sm100"}, S=64), library="trtllm")

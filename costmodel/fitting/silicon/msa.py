@@ -10,10 +10,13 @@ from typing import Any
 
 import pandas
 
+from costmodel.algebra import ceil_div
 from costmodel.architecture import Architecture
 from costmodel.fitting.series import Floats, Part, Series, by_columns
 from costmodel.fitting.silicon import Read, Table, by_phase, dtype_names, flag, require, series
 from costmodel.kernels.base import Kernel, replayed
+from costmodel.kernels.elementwise import elementwise
+from costmodel.mixers import msa
 from costmodel.model_file import load_architecture
 from costmodel.step import Phase, Precision, Step
 
@@ -46,12 +49,30 @@ def kernels(
     return tuple(block.module.kernels(local, architecture.D, step, formats))
 
 
-def _build(phase: Phase, formats: Precision) -> Any:
+def pool_copy(step: Step, d: msa.Dims, formats: Precision) -> Kernel:
+    """What TensorRT-LLM's decode of one key head does beside its kernels: it copies the whole pool of index keys.
+
+    The kernel takes them contiguous (`cache_view_to_msa_paged`). Pages of index keys are as large as those of a single
+    key head, so that they lie between pages of keys and values; with more heads they have a pool of their own, and
+    nothing is copied. The pool is as large as the benchmark makes it: twice what a step needs and two blocks more.
+
+    Source: NVIDIA/TensorRT-LLM 1.3.0rc23, _torch/attention_backend/sparse/minimax_m3/msa_utils.py, and
+    ai-dynamo/aiconfigurator, collector/trtllm/collect_msa_module.py (create_kv_cache_and_metadata).
+    """
+    pages = 2 * step.B * (ceil_div(step.L + 1, d.b) + 2)
+    moved = pages * d.b * d.dI * formats.kv_bytes
+    return elementwise("copy of the index keys", read=moved, written=moved, vector=0)._replace(instance="pool")
+
+
+def _build(library: str, phase: Phase, formats: Precision) -> Any:
     architecture = load_architecture(MODEL)
 
     def run(fixed: Mapping[str, Any], s: Mapping[str, Floats]) -> tuple[Kernel, ...]:
         step = Step(B=s["batch_size"], S=s["isl"], P=s["step"], phase=phase)
-        return replayed(kernels(architecture, s["num_heads"], bool(fixed["single"]), step, formats))
+        found = kernels(architecture, s["num_heads"], bool(fixed["single"]), step, formats)
+        if library == "trtllm" and step.decoding and fixed["single"]:
+            found = (*found, pool_copy(step, architecture.mixers["msa"].dims, formats))
+        return replayed(found)
 
     def build(shapes: pandas.DataFrame) -> list[Part]:
         dims = architecture.mixers["msa"].dims
@@ -83,7 +104,7 @@ def _reader(phase: Phase) -> Read:
                     table,
                     some,
                     SHAPE,
-                    _build(run, formats),
+                    _build(table.library, run, formats),
                     family=f"msa-{run}",
                     kernel=str(source),
                     instance="hd128",
