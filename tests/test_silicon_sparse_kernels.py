@@ -70,6 +70,15 @@ def test_equal_scores_are_a_kernel_of_their_own() -> None:
     assert winners.kernel != ties.kernel
 
 
+def test_the_kernel_for_one_row_per_sequence_ranks_equal_scores() -> None:
+    flash = {**BARE, "model": "DeepSeek-V4-Flash", "score_mode": "flat"}
+    for source, ranked in (("topk_transform_v1", False), ("topk_transform_v2", True)):
+        (found,) = read("dsv4_csa_topk_calib", row({**flash, "kernel_source": source}, P=20_000))
+        (kernel,) = kernels(found)
+        assert (kernel.shape.ranked, kernel.shape.ties) == (ranked, not ranked)
+        assert kernel.instance == found.instance == "k512-ties"
+
+
 def test_only_rows_with_more_than_k_candidates_choose() -> None:
     (series,) = read("glm5_topk_module", row(BARE, B=2, S=100, P=1998, score_mode="flat"))
     shape = kernels(series)[0].shape
@@ -209,6 +218,17 @@ def test_equal_scores_are_refined_as_many_as_shared_memory_keeps() -> None:
     )
     assert kept == pytest.approx(2 * few, rel=0.05)
     assert more == pytest.approx(kept, rel=0.05)
+
+
+def test_equal_scores_are_ranked_in_one_thread_block_unless_a_row_is_spread() -> None:
+    def ranking(rows: int, length: int) -> float:
+        x = Selection(rows=rows, logits=rows * length, k=512, ranked=True)
+        return seconds(top_k.top_k("t", x), rank_s=1e-3) - seconds(top_k.top_k("t", x), rank_s=1e-9)
+
+    assert ranking(1, 512) == ranking(1, 32_768) == 0
+    assert ranking(1, 768) == pytest.approx(0.5e-3, rel=0.05)
+    assert ranking(1, 9999) == pytest.approx(ranking(132, 9999), rel=0.05)
+    assert ranking(264, 9999) == pytest.approx(2e-3, rel=0.05)
 
 
 def test_rows_that_a_unit_holds_together_hide_each_others_latency() -> None:

@@ -6,14 +6,14 @@ barriers; where the threshold's bin holds more than the k, as with equal scores,
 another round of that over what shared memory keeps. It has no gradient: the selection is piecewise constant.
 
 Source: sgl-project/sglang, sgl-kernel/csrc/elementwise/topk.cu (32 KB of candidates, 1024 threads) and
-jit_kernel/csrc/deepseek_v4/topk_v1.cuh (64 KB, k threads); Alabi et al., "Fast k-selection algorithms for
-graphics processing units", ACM JEA 17, 2012 (radix selection).
+jit_kernel/csrc/deepseek_v4/topk_v1.cuh (64 KB, k threads) and topk_v2.cuh (equal scores ranked); Alabi et al., "Fast
+k-selection algorithms for graphics processing units", ACM JEA 17, 2012 (radix selection).
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, maximum, minimum, nominal, power
+from costmodel.algebra import Quantity, maximum, minimum, nominal, power, where
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import (
     L2_SHARPNESS,
@@ -50,13 +50,18 @@ KEPT, MANY_KEPT = 4096, 8192
 SHARED = 28_000
 """Candidates for which a compute unit has shared memory: 8 bytes each of 228 KB, less what blocks take beside them."""
 
+RANKED, SPREAD = 512, 32_768
+"""Candidates above k that SGLang's kernel for one row per sequence ranks among all that it keeps, where scores are
+equal, and the length from which it spreads a row over several thread blocks, whose parts need no ranking."""
+
 
 class Selection(NamedTuple):
     """`rows` queries choose k each from `logits` candidates in all; bytes per logit.
 
     open_rows, open_logits: the rows with more than k candidates, and their candidates; the others take all that they
     have without looking at them (None: every row is open). ties: the scores are equal, as constant inputs make them.
-    threads: those of a row (None: k, between 512 and 1024).
+    threads: those of a row (None: k, between 512 and 1024). ranked: equal scores are ranked, each against all that are
+    kept, in place of further rounds.
     """
 
     rows: Quantity
@@ -67,6 +72,7 @@ class Selection(NamedTuple):
     open_logits: Quantity | None = None
     ties: bool = False
     threads: Quantity | None = None
+    ranked: bool = False
 
     @property
     def share(self) -> Quantity:
@@ -84,6 +90,16 @@ class Selection(NamedTuple):
         """Candidates of a query, on average."""
         return self.logits / maximum(self.rows, 1)
 
+    @property
+    def ranks(self) -> Quantity:
+        """Share of the ranked places that equal scores fill.
+
+        >>> [Selection(rows=1, logits=n, k=512, ranked=True).ranks for n in (512, 768, 9999, 40_000)]
+        [0.0, 0.5, 1.0, 0]
+        """
+        more = minimum(maximum(self.length - self.k, 0), RANKED) / RANKED
+        return where(self.length < SPREAD, more, 0) if self.ranked else 0
+
 
 def work(x: Selection) -> tuple[Work, Work]:
     """Ideal and executed work: each logit read once (executed: once per pass), k 4-byte indices per query written."""
@@ -100,7 +116,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     A row alone is bound by its latency (block_s for each round, step_s for its logits), as many at a time as a unit
     holds (`resident`); the rows that share a unit also by what it issues, which its threads (scan_s) and its logits
     (stream_s) take. Every row is begun and written out, and one that is not open does nothing else: idle_s. Equal
-    scores are refined in four more rounds, as many as shared memory keeps: tie_s.
+    scores are refined in four more rounds, as many as shared memory keeps (tie_s), or ranked by one block (rank_s).
     """
     grid, x = kernel.grid, kernel.shape
     assert grid is not None
@@ -114,6 +130,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         rounds = 1 + REFINED
     written = x.rows / units * theta["idle_s"] * x.share
     issued = rounds * theta["scan_s"] * x.share + grid.chain_steps * theta["stream_s"] + refined / resident
+    issued = issued + x.ranks * theta["rank_s"]
     latency = rounds * theta["block_s"] + grid.chain_steps * theta["step_s"] / x.share + refined
     traffic = passes(x, rows, logits, hardware, theta) * logits * x.logit_bytes + kernel.executed.written
     return Terms(
@@ -152,6 +169,7 @@ FORM = Form(
         Parameter("idle_s", 0.6e-6, 0.5, 0.02e-6, 2e-5, "s", "beginning 1024 threads and writing out what they chose"),
         Parameter("resident", 1.5, 0.3, 1.0, 2.0, "1", "rows of 1024 threads that a unit holds at a time"),
         Parameter("tie_s", 3.0e-6, 0.7, 0.02e-6, 5e-5, "s", "4096 equal scores at the threshold, in one thread block"),
+        Parameter("rank_s", 6.5e-5, 0.3, 1e-6, 1e-3, "s", "comparing 512 equal scores with the 4096 that are kept"),
         Parameter(
             "flight_share", 0.5, 0.4, 0.1, 2.0, "1", "share of L2 in which a second pass finds the rows in flight"
         ),
@@ -184,7 +202,7 @@ def top_k(name: str, x: Selection) -> Kernel:
         ideal=ideal,
         executed=executed,
         grid=grid,
-        instance=f"k{x.k}{'-ties' if x.ties else ''}",
+        instance=f"k{x.k}{'-ties' if x.ties or x.ranked else ''}",
         shape=x,
         implementation="radix selection (SGLang, vLLM)",
     )

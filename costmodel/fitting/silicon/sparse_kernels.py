@@ -28,6 +28,9 @@ GLM_HEADS, GLM_TOP_K, LATENT, LATENT_VALUE = 32, 2048, 576, 512
 V4_HEADS, V4_WIDTH, V4_ROW_BYTES, V4_WINDOW = 64, 512, 584, 128
 """Index heads of DeepSeek-V4; width and fp8 bytes of its rows, and its window."""
 
+RANKING = "topk_transform_v2"
+"""SGLang's kernel for one row per sequence, which ranks equal scores."""
+
 
 def framed(table: Table) -> pandas.DataFrame:
     """The rows with the context after the step, by which extrapolation splits."""
@@ -73,8 +76,11 @@ def read_paged_logits(table: Table) -> Iterator[Series]:
     return by_source(table, "indexer", f"h{V4_HEADS}-d128-fp8", build)
 
 
-def selection(shapes: pandas.DataFrame, k: int, ratio: int, ties: bool) -> Kernel:
-    """Query j of a sequence has ⌊j/ratio⌋ candidates, and chooses where these are more than k."""
+def selection(shapes: pandas.DataFrame, k: int, ratio: int, ties: bool, ranked: bool = False) -> Kernel:
+    """Query j of a sequence has ⌊j/ratio⌋ candidates, and chooses where these are more than k.
+
+    ranked: the kernel ranks equal scores, where it meets them.
+    """
     s = arrays(shapes)
     B, S, P = s["batch_size"], s["isl"], s["step"]
     candidates = compressed(P, S, ratio)
@@ -85,7 +91,8 @@ def selection(shapes: pandas.DataFrame, k: int, ratio: int, ties: bool) -> Kerne
         k=k,
         open_rows=B * rows,
         open_logits=B * (candidates - capped_compressed(P, S, ratio, k) + rows * k),
-        ties=ties,
+        ties=ties and not ranked,
+        ranked=ties and ranked,
     )
     return top_k("top-k", x)
 
@@ -102,8 +109,10 @@ def read_top_k(table: Table) -> Iterator[Series]:
     frame["ties"] = frame["score_mode"].str.endswith("flat")
     for (ties, source, k), rows in frame.groupby(["ties", "kernel_source", "k"]):
 
-        def build(shapes: pandas.DataFrame, k: int = int(str(k)), ties: bool = bool(ties)) -> list[Part]:
-            return whole(shapes, replayed([selection(shapes, k, ratio, ties)]))
+        def build(
+            shapes: pandas.DataFrame, k: int = int(str(k)), ties: bool = bool(ties), ranked: bool = source == RANKING
+        ) -> list[Part]:
+            return whole(shapes, replayed([selection(shapes, k, ratio, ties, ranked)]))
 
         yield from series(
             table,
