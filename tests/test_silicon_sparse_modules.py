@@ -13,7 +13,7 @@ pytest.importorskip("pyarrow")
 
 from costmodel.fitting.series import Series  # noqa: E402
 from costmodel.fitting.silicon import FLAG, Table, dsv4, mhc, msa  # noqa: E402
-from costmodel.hardware import load_hardware  # noqa: E402
+from costmodel.hardware import Hardware, load_hardware  # noqa: E402
 from costmodel.kernels.base import Kernel  # noqa: E402
 from costmodel.kernels.block_scores import Scores, block_scores  # noqa: E402
 from costmodel.kernels.block_sparse import MSA_PREFILL, BlockSparse, block_sparse  # noqa: E402
@@ -21,11 +21,12 @@ from costmodel.kernels.compressed_attention import (  # noqa: E402
     HCA_PREFILL,
     CompressedAttention,
     compressed_attention,
+    head_tiles,
 )
 from costmodel.model_file import load_architecture  # noqa: E402
 from costmodel.step import Step  # noqa: E402
 
-H100 = load_hardware("h100-sxm")
+H100, B200 = load_hardware("h100-sxm"), load_hardware("b200-sxm")
 FLASH = {
     "model": "DeepSeek-V4-Flash-FP8",
     "gemm_type": "fp8_block",
@@ -133,9 +134,27 @@ def test_hyper_connections_are_the_kernels_before_or_after_both_blocks_of_a_laye
 # Forms
 
 
-def seconds(kernel: Kernel, **theta: float) -> float:
+def seconds(kernel: Kernel, hardware: Hardware = H100, **theta: float) -> float:
     values = {**kernel.form.priors(), **theta}
-    return float(kernel.form.terms(kernel, H100, values).total())
+    return float(kernel.form.terms(kernel, hardware, values).total())
+
+
+def of_heads(H: int, B: int = 16, P: int = 8192) -> CompressedAttention:
+    return CompressedAttention(B, 1024, P, H, 512, w=128, r=128, k=None, row_bytes=584, quantised=True)
+
+
+def test_heads_decide_the_tile_of_tensorrt_llms_kernels_on_blackwell_alone() -> None:
+    few, many = (compressed_attention("a", of_heads(H)) for H in (8, 64))
+    assert seconds(few, B200, tiles=2.0) < 0.7 * seconds(many, B200, tiles=2.0)
+    assert seconds(few, B200, tiles=1.0) == seconds(many, B200, tiles=1.0)
+    assert seconds(few, H100, tiles=2.0) == seconds(few, H100, tiles=1.0)
+    assert HCA_PREFILL.built["trtllm"]["tiles"] == 2.0
+
+
+def test_tiles_of_16_and_32_heads_are_halved_for_few_requests() -> None:
+    assert [head_tiles(of_heads(H, B=4), 148)[0] for H in (8, 16, 32, 64, 128)] == [1, 2, 2, 1, 2]
+    assert [head_tiles(of_heads(32, B=B), 148)[0] for B in (9, 10)] == [2, 1]  # 2 steps of rows each, up to 18
+    assert [head_tiles(of_heads(32, B=B, P=32_768), 148)[0] for B in (4, 9)] == [2, 1]
 
 
 def compressed(P: int, S: int = 4, B: int = 1, decoding: bool = False) -> Kernel:

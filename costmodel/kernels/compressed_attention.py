@@ -12,7 +12,7 @@ one entry at least).
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, named, where
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, named, root, where
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import attention
@@ -131,6 +131,33 @@ MANY = 11673
 """Query tokens of a prefill above which SGLang runs another kernel (`_LARGE_INDEXER_QUERY_THRESHOLD`)."""
 
 
+BY_HEADS = 2.0
+"""Value of `tiles` where the heads of a rank decide the tile, as in the kernels that TensorRT-LLM runs on Blackwell."""
+LEAST_HEADS, HALVED, MOST_HALVED, KEYS = 8, 16, 32, 128
+"""Heads of the smallest tile, of the smallest and the largest that are halved; rows that a step of these takes."""
+
+
+def head_tiles(x: CompressedAttention, units: int) -> tuple[Quantity, Quantity]:
+    """Thread blocks of a query, and what a step of one takes over that of 64 heads, where heads decide the tile.
+
+    Up to 64 heads are one tile. Those of 16 and 32 are halved while the requests' steps fill no more than an eighth of
+    the units, and both halves gather all rows. 128 heads run on pairs of units that share the rows. A step costs the
+    fourth root of its heads (the source's own model has 1, 1.2, 1.48 and 1.68 for 8, 16, 32 and 64).
+
+    Source: flashinfer-ai/flashinfer, include/flashinfer/trtllm/fmha/fmhaKernels.cuh (selectSparseMlaGenerationKernel,
+    kernelMainloopCost), as NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/kernels/trtllmGenKernels/fmha.
+
+    >>> x = CompressedAttention(4, 1024, 0, 16, 512, w=128, r=128, k=None, row_bytes=584)
+    >>> head_tiles(x, 148)[0], head_tiles(x._replace(B=16), 148)[0], head_tiles(x._replace(H=64), 148)
+    (2, 1, (1, 1.0))
+    """
+    entries = floor_div(x.length, x.r) if x.k is None else minimum(floor_div(x.length, x.r), x.k)
+    few = x.B * ceil_div(minimum(x.length, x.w + entries), KEYS) <= units // 8
+    halves = where(few, where(x.H <= MOST_HALVED, where(x.H >= HALVED, 2, 1), 1), 1)
+    step = root(maximum(x.H, LEAST_HEADS) / (HEADS * halves), 4) / ceil_div(x.H, HEADS)
+    return halves * ceil_div(x.H, HEADS), step
+
+
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + requests + prologues + splits + pnorm(FLOPs, bytes, and each tile's latency, over waves of blocks).
 
@@ -140,12 +167,23 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     few requests at a time and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill
     runs the decode kernel over the cache for few queries; for many it widens all rows that they see to bf16 once
     (`gather`), and its prefill kernel takes `many` of the time for a tile. It also asks for one entry at least:
-    a query before the first finished one then walks a tile of nothing (`empty`), as it does not in vLLM.
+    a query before the first finished one then walks a tile of nothing (`empty`), as it does not in vLLM. TensorRT-LLM
+    on Blackwell has tiles for fewer heads, which multiply 8-bit rows as they are (`tiles`).
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
     more = 1.0 + theta["empty"] * ROWS * without_entries(x) / gathered_rows(x)
     units, blocks, tiles = hardware.compute.units, kernel.grid.blocks, kernel.grid.chain_steps * more
+    vector, traffic, computed, step_s = kernel.executed.vector, kernel.executed.hbm_bytes, 1.0, theta["step_s"]
+    by_heads = theta["tiles"] >= BY_HEADS if hardware.generation == "blackwell" else False
+    if hardware.generation == "blackwell":
+        padded = HEADS * ceil_div(x.H, HEADS)
+        of_query, step = head_tiles(x, units)
+        blocks, step_s = where(by_heads, x.B * x.S * of_query, blocks), where(by_heads, step, 1.0) * step_s
+        faster = hardware.tensor_peak("fp8") / hardware.tensor_peak(x.dtype) if x.quantised else 1.0
+        computed = where(by_heads, maximum(x.H, LEAST_HEADS) / (padded * faster), 1.0)
+        vector = where(by_heads, 4 * x.B * x.H * gathered_rows(x), vector)
+        traffic = traffic - where(by_heads, 4 * x.B * x.S * (padded - x.H) * x.d, 0)
     splits = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
     rounds = waves(blocks * splits, units, theta["wave_weight"])
     idle = rounds * units / (blocks * splits)
@@ -157,16 +195,16 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     launch = launch + (splits - 1.0) * theta["split_s"]
     slower: Quantity = 1.0
     if not x.decoding:
-        many = x.B * x.S > MANY
+        many = where(by_heads, 0, x.B * x.S) > MANY
         slower = where(many, theta["many"], 1.0)
         rows = x.B * (minimum(x.length, x.w + x.S - 1) + floor_div(x.length, x.r)) * (x.row_bytes + 2 * x.d)
         launch = launch + theta["request_s"] * (x.B - 1)
         launch = launch + where(many, theta["gather"], 0.0) * rows / hardware.memory.hbm.bandwidth
     return Terms(
-        tensor=tensor * idle * slower * more,
-        vector=kernel.executed.vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle * slower * more,
-        memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes),
-        chain=rounds * tiles / splits * theta["step_s"] * slower,
+        tensor=tensor * computed * idle * slower * more,
+        vector=vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle * slower * more,
+        memory=memory_seconds(kernel, hardware, theta, traffic),
+        chain=rounds * tiles / splits * step_s * slower,
         launch=launch,
         overlap=theta["overlap"],
     )
@@ -178,6 +216,7 @@ PARAMETERS = (
     Parameter("many", 1.0, 0.3, 0.2, 2.0, "1", "time of a tile in a prefill of many queries over that of few"),
     Parameter("gather", 1.0, 1.0, 0.01, 20.0, "1", "traffic of widening the rows of many queries, over one pass"),
     Parameter("empty", 0.3, 1.0, 0.01, 1.0, "1", "tile that a query walks where no entry is finished: 1 whole, 0 none"),
+    Parameter("tiles", 1.0, 0.0, 1.0, 2.0, "1", "heads of a tile: 1 whole 64, 2 those that a rank has"),
     Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
     Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),
     Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
@@ -200,6 +239,7 @@ CSA_PREFILL = Form(
     # The five products of dense attention, each over the gathered rows.
     backward=attention.backward,
     model_spread=0.3,
+    built={"trtllm": {"tiles": BY_HEADS}},
     sources=("DeepSeek-V4 technical report, section 2.3.1", "deepseek-ai/FlashMLA, README"),
 )
 HCA_PREFILL = CSA_PREFILL._replace(
