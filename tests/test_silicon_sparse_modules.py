@@ -139,6 +139,21 @@ def seconds(kernel: Kernel, hardware: Hardware = H100, **theta: float) -> float:
     return float(kernel.form.terms(kernel, hardware, values).total())
 
 
+def attended(H: int) -> Kernel:
+    visits = 16 * 2048
+    x = BlockSparse(4, 2048, H, 1, 128, 128, 128 * visits, 128 * visits, visits, 128, 1, 8192, 512)
+    return block_sparse("a", x, form=MSA_PREFILL)
+
+
+def test_msas_own_kernel_does_not_pad_the_heads_of_a_query() -> None:
+    one, all_ = (seconds(attended(H), B200, gathers=2.0) for H in (1, 16))
+    assert one < 0.5 * all_
+    assert seconds(attended(1), B200, gathers=1.0) > 0.8 * seconds(attended(16), B200, gathers=1.0)
+    assert seconds(attended(1), H100, gathers=2.0) == seconds(attended(1), H100, gathers=1.0)
+    assert MSA_PREFILL.built["vllm"]["gathers"] == 2.0
+    assert "sglang" not in MSA_PREFILL.built
+
+
 def of_heads(H: int, B: int = 16, P: int = 8192) -> CompressedAttention:
     return CompressedAttention(B, 1024, P, H, 512, w=128, r=128, k=None, row_bytes=584, quantised=True)
 

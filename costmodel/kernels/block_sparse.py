@@ -16,7 +16,7 @@ from costmodel.algebra import Quantity, ceil_div, half, maximum, minimum, named,
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import attention
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, unit_terms
+from costmodel.kernels.base import OVERLAPPING, Form, Grid, Kernel, Parameter, Terms, Work, unit_terms
 
 ROWS = 16
 """Rows of one matrix instruction; the heads of one query are padded to a multiple."""
@@ -161,9 +161,10 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """The common form, with what only some engines do.
 
     One that gathers the queries of a block (as MSA's own kernel) writes and reads a partial output per visit: the
-    share of them that leaves the chip is partial_share, 0 for a program per query. Where a program searches its
-    sequence among those of the batch, it walks past each in walk_s. In decode a query's blocks are split over the
-    device, or one program walks them all (`walks`).
+    share of them that leaves the chip is partial_share, 0 for a program per query. Its tiles hold the heads of many
+    queries, so that few heads are not padded to a matrix instruction (`gathers`). Where a program searches its sequence
+    among those of the batch, it walks past each in walk_s. In decode a query's blocks are split over the device, or one
+    program walks them all (`walks`).
     """
     x: BlockSparse = kernel.shape
     assert kernel.grid is not None
@@ -175,6 +176,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
             kernel._replace(grid=kernel.grid._replace(blocks=blocks, chain_steps=chain_steps)), hardware, theta
         )
     common = unit_terms(kernel, hardware, theta)
+    if hardware.generation == "blackwell":
+        outside = x._replace(blocks_outside=True)
+        # Partial outputs, and what of them leaves the chip, are counted below.
+        gathered = work(outside)[1]._replace(read=kernel.executed.read, written=kernel.executed.written)
+        other = unit_terms(kernel._replace(executed=gathered, grid=grid(outside)), hardware, theta)
+        by_block = theta["gathers"] >= GATHERED
+        common = common._replace(
+            **{name: where(by_block, getattr(other, name), getattr(common, name)) for name in OVERLAPPING}
+        )
     partial = 2 * PARTIAL_BYTES * (x.dv + 2) * x.B * x.H * x.visits
     bandwidth = hardware.memory.hbm.bandwidth * theta["memory_efficiency"]
     rounds = maximum(kernel.grid.blocks / (hardware.compute.units * kernel.grid.occupancy), 1.0)
@@ -200,10 +210,20 @@ UNSPLIT = {"trtllm": {"walks": WHOLE}}
 Source: NVIDIA/TensorRT-LLM, _torch/attention_backend/sparse/minimax_m3 (_build_step_plans).
 """
 
+GATHERED = 2.0
+"""Value of `gathers` where a program takes a block of keys and the queries that selected it."""
+GATHERS = Parameter("gathers", 1.0, 0.0, 1.0, 2.0, "1", "a prefill's programs on Blackwell: 1 per query, 2 per block")
+BY_BLOCK = {"vllm": {"gathers": GATHERED}, "trtllm": {"gathers": GATHERED}}
+"""vLLM and TensorRT-LLM run MSA's own kernel on Blackwell, which sorts queries by the blocks that they selected.
+
+Source: MiniMax-AI/MSA, inference/msa_v1/attention/prefill (prepare_k2q_csr.py, atten_fwd_sm100.py).
+"""
+
 MSA_PREFILL = BLOCK_SPARSE._replace(
     family="msa-prefill",
-    parameters=(*(BY_PAGE.get(parameter.name, parameter) for parameter in PARAMETERS), SHARE, WALK),
+    parameters=(*(BY_PAGE.get(parameter.name, parameter) for parameter in PARAMETERS), SHARE, WALK, GATHERS),
     terms=terms,
+    built=BY_BLOCK,
     summary="block-sparse attention of MSA, a program per query",
     sources=("arXiv:2606.13392", "vllm-project/vllm, models/minimax_m3/common/ops/sparse_attn.py"),
 )
