@@ -92,6 +92,17 @@ def heuristic(tiles: int, slots: int, steps: int) -> int:
     return min(splits for splits, filled in fills.items() if filled >= 0.85 * max(fills.values()))
 
 
+def test_splits_that_no_cluster_holds_are_combined_through_memory() -> None:
+    sixteen = ALONE._replace(P=4095)
+    more, wide, rows = sixteen._replace(P=8191), sixteen._replace(dk=512, dv=512), sixteen._replace(H=64)
+    gathered = [tensorrt_gen(a, 148, 148).gathered for a in (sixteen, more, wide, rows, wide._replace(P=255))]
+    assert gathered == [0, 1, 1, 1, 0]
+    costly, free = (float(seconds(more, TENSORRT_GEN, B200, gather_s=time)) for time in (9e-6, 1e-7))
+    assert costly - free == pytest.approx(8.9e-6)
+    same = {float(seconds(sixteen, TENSORRT_GEN, B200, gather_s=time)) for time in (9e-6, 1e-7)}
+    assert len(same) == 1
+
+
 def test_splits_of_flash_attention_two_are_those_of_its_loop_over_all_numbers() -> None:
     cases = [
         (tiles, slots, steps)

@@ -161,3 +161,13 @@ def test_a_kernel_splits_by_the_rule_of_its_librarys_source(library: str, system
     for series in read({"kernel_source": source}, library=library, system=system):
         (kernel,) = series.parts(numpy.array([0]))[0].kernels
         assert kernel.form.priors()["splits_by"] == rule
+
+
+def test_tensorrt_runs_another_kernel_beyond_32_heads_of_a_key_head_on_blackwell() -> None:
+    def names(system: str, heads: int) -> set[str]:
+        rows = {"num_heads": heads, "num_key_value_heads": 1, "kernel_source": "torch_flow"}
+        return {series.kernel for series in read(rows, library="trtllm", system=system)}
+
+    assert names("b200_sxm", 32) == {"torch_flow"}
+    assert names("b200_sxm", 64) == {"torch_flow beyond 32 heads of a key head"}
+    assert names("h100_sxm", 64) == {"torch_flow"}

@@ -70,15 +70,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """launch + pnorm(cache bytes, padded FLOPs, chain of the longest split) + combining the splits.
 
     A split costs block_s and the time in which a thread block streams its keys, in as many rounds as the device's slots
-    (units times the thread blocks that one holds) need; more than one adds the combine kernel. How many there are,
-    `splits_by` says. Kernels that share a tile between few query heads need more tiles, and may read the cache again
+    (units times the thread blocks that one holds) need; more than one adds the combine kernel, and gather_s where a
+    cluster that could combine them is too small. How many there are, `splits_by` says. Kernels that share a tile between few query heads need more tiles, and may read the cache again
     for each.
     """
     a: Attention = kernel.shape
     work = kernel.executed
     rows = a.H * a.S / a.Hkv
     _, _, cut = window_blocks(a)
-    count, splits, streamed, several, slots, repeats = division(a, hardware, theta)
+    count, splits, streamed, several, slots, repeats, gathered = division(a, hardware, theta)
     rounds = waves(count * splits, slots, theta["wave_weight"])
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * (splits - 1.0)
     tensor: Quantity = 0.0
@@ -106,6 +106,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         launch=theta["launch_s"]
         + several * theta["combine_s"]
         + (splits - 1.0) * theta["split_s"]
+        + gathered * theta["gather_s"]
         + grouped * theta["regroup_s"]
         + exposed,
         overlap=theta["overlap"],
@@ -176,6 +177,7 @@ COPY_S = 3e-6
 PARAMETERS = (
     Parameter("launch_s", 6.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
     Parameter("combine_s", 3.0e-6, 0.5, 0.1e-6, 2e-5, "s", "the kernel that combines the splits"),
+    Parameter("gather_s", 3.0e-6, 0.5, 0.1e-6, 2e-5, "s", "more where splits meet in memory than in a cluster"),
     Parameter("split_s", 0.04e-6, 0.7, 0.001e-6, 1e-6, "s", "one more split to combine"),
     Parameter("regroup_s", 0.1e-6, 2.5, 1e-9, 2e-5, "s", "copies that put the heads of a group together"),
     Parameter("block_s", 1.9e-6, 0.6, 0.1e-6, 3e-5, "s", "prologue and epilogue of one split, at a head width of 128"),

@@ -7,7 +7,8 @@ Sources: sgl-project/sglang, python/sglang/srt/layers/attention/triton_backend.p
 vllm-project/vllm, vllm/v1/attention/backends/triton_attn.py and mla/triton_mla.py; NVIDIA/TensorRT-LLM,
 cpp/tensorrt_llm/kernels, decoderXQAImplCommon.h (computeMultiBlockCount), decoderXQARunner.cpp (mayHavePerfGain),
 decoderMaskedMultiheadAttention/decoderMaskedMultiheadAttentionLaunch.h (multi_block_grid_setup) and
-trtllmGenKernels/fmha/fmhaKernels.h (numCtasPerSeqKv).
+trtllmGenKernels/fmha/fmhaKernels.h (numCtasPerSeqKv); flashinfer-ai/flashinfer,
+include/flashinfer/trtllm/fmha/fmhaKernels.cuh (CgaSmemReduction).
 """
 
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ class Division(NamedTuple):
     combined: Quantity
     slots: Quantity
     repeats: Quantity
+    gathered: Quantity = 0
 
 
 GROUPED_ROWS = 16
@@ -77,20 +79,29 @@ def vllm_triton(a: Attention, units: int, slots: Quantity) -> Division:
 
 GEN_ROWS, GEN_STEP, GEN_LEAST = 64, 128, 256
 """Query rows of a tile, keys of a step, and keys of a split at least, of TensorRT-LLM's kernels for Blackwell."""
+CLUSTER, CLUSTER_ROWS, CLUSTER_WIDTH = 16, 32, 256
+"""Splits of a cluster at most, and query rows of a tile and head width up to which kernels with clusters are compiled."""
 
 
 def tensorrt_gen(a: Attention, units: int, slots: Quantity) -> Division:
     """TensorRT-LLM's generated kernels: whole splits of every sequence that fit on the device's units at once.
 
+    Up to 16 of them are a cluster, which combines what they found in its shared memory; more meet in global memory, as
+    any do of tiles of 64 query rows and of heads wider than 256.
+
     >>> a = Attention(B=4, S=1, P=8191, H=32, Hkv=8, dk=128, dv=128)
     >>> tensorrt_gen(a, 148, 148).splits, tensorrt_gen(a._replace(P=512), 148, 148).splits
     (4.0, 3)
+    >>> tensorrt_gen(a, 148, 148).gathered, tensorrt_gen(a._replace(B=1), 148, 148).gathered  # 4 and 18 splits
+    (0, 1)
     """
     tiles = a.B * a.Hkv * ceil_div(a.H * a.S / a.Hkv, GEN_ROWS)
     keys = visible_keys(a)
     splits = minimum(ceil_div(keys, GEN_LEAST), maximum(floor_div(units, tiles), 1))
     streamed = GEN_STEP * ceil_div(ceil_div(keys, GEN_STEP), splits)
-    return Division(tiles, splits, streamed, minimum(splits - 1, 1), slots, tiles / (a.B * a.Hkv))
+    several = minimum(splits - 1, 1)
+    clustered = (a.H * a.S / a.Hkv <= CLUSTER_ROWS) & (nominal(a.dv, 128) <= CLUSTER_WIDTH) & (splits <= CLUSTER)
+    return Division(tiles, splits, streamed, several, slots, tiles / (a.B * a.Hkv), where(clustered, 0, several))
 
 
 WITHOUT_XQA = ("blackwell", "blackwell-ultra")

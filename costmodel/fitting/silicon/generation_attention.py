@@ -20,7 +20,15 @@ from costmodel.kernels.decode_attention import (
     decode_attention,
     instance,
 )
-from costmodel.kernels.key_splits import FLASH_THREE, FLASH_TWO, FLASHINFER, TENSORRT_GEN, WITHOUT_XQA, shares_heads
+from costmodel.kernels.key_splits import (
+    FLASH_THREE,
+    FLASH_TWO,
+    FLASHINFER,
+    SHARING_ROWS,
+    TENSORRT_GEN,
+    WITHOUT_XQA,
+    shares_heads,
+)
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
 COLUMNS = (
@@ -74,7 +82,10 @@ def read_generation(table: Table) -> Iterator[Series]:
             rows["window_size"] = 0
         compiled = instance(int(width), dtype, LARGEST[int(tile)], bool(window))
         values = VALUE_WIDTHS.get((table.library, int(width)), int(width))
-        form = form_of(table, str(source))
+        name = str(source)
+        if name == "torch_flow" and not older_tensorrt(table) and LARGEST[int(tile)] > SHARING_ROWS:
+            name += OTHER_KERNEL
+        form = form_of(table, name)
 
         def build(
             shapes: pandas.DataFrame,
@@ -106,7 +117,7 @@ def read_generation(table: Table) -> Iterator[Series]:
             SHAPE,
             build,
             family="decode-attention",
-            kernel=str(source),
+            kernel=name,
             instance=compiled,
             phase="decode",
             tokens="context",
@@ -131,8 +142,11 @@ def older_tensorrt(table: Table) -> bool:
     return table.library == "trtllm" and table.hardware.generation not in WITHOUT_XQA
 
 
-FILLS_WHOLLY = ("vllm_flashinfer_trtllmdecode", "trtllm_mha")
-"""vLLM's and SGLang's names of TensorRT-LLM's generated kernels, which TensorRT-LLM runs on Blackwell."""
+FILLS_WHOLLY = ("vllm_flashinfer_trtllmdecode", "trtllm_mha", "torch_flow")
+"""vLLM's and SGLang's names of TensorRT-LLM's generated kernels, and that of TensorRT-LLM on Blackwell."""
+OTHER_KERNEL = f" beyond {SHARING_ROWS} heads of a key head"
+"""Added to the name of TensorRT-LLM's kernel where it does not run a generated one: its times grow with the context as
+those of a kernel that splits little."""
 
 
 def form_of(table: Table, source: str) -> Form:
@@ -147,7 +161,7 @@ def form_of(table: Table, source: str) -> Form:
         return by_rule(FLASHINFER)
     if older_tensorrt(table):
         return TENSORRT_DECODE
-    return by_rule(TENSORRT_GEN) if source in FILLS_WHOLLY or source == "torch_flow" else DECODE
+    return by_rule(TENSORRT_GEN) if source in FILLS_WHOLLY else DECODE
 
 
 def flag_aliased(rows: pandas.DataFrame, width: int, kv: str, hardware: Hardware) -> None:
