@@ -2,7 +2,8 @@
 
 Memory bound: every element is read and written once; the last width − 1 tokens of each channel are kept as
 state between calls. Of short sequences it is the threads that count: the CUDA kernel gives every channel of every
-sequence a thread block, the Triton one walks up to eight tokens one after another.
+sequence a thread block, the Triton one walks up to eight tokens one after another; further blocks of a sequence begin
+with the tokens before theirs, which the first takes from the state.
 
 Source: Dao-AILab/causal-conv1d, csrc/causal_conv1d_fwd.cu and causal_conv1d_update.cu; vllm-project/vllm,
 model_executor/layers/mamba/ops/causal_conv1d.py.
@@ -75,6 +76,7 @@ def backward(kernel: Kernel) -> tuple[Kernel, ...]:
 PARAMETERS = (
     Parameter("launch_s", 2.2e-6, 0.4, 0.5e-6, 3e-5, "s", "time from the end of the last kernel to useful work"),
     Parameter("step_s", 0.2e-6, 0.6, 1e-9, 2e-6, "s", "one of the first tokens that a thread block walks"),
+    Parameter("later_s", 0.35e-6, 0.6, 1e-9, 2e-6, "s", "more where a sequence is longer than one block walks"),
     Parameter("channel_s", 6e-10, 2.0, 1e-11, 1e-6, "s", "one channel of one sequence on one unit"),
     Parameter("chunk_again", 0.8, 0.5, 0.01, 2.0, "1", "time of a channel's further 512 tokens over its first"),
     Parameter("memory_efficiency", 0.70, 0.2, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
@@ -90,11 +92,11 @@ PARAMETERS = (
 def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
     """Memory and arithmetic as everywhere; the chain is a thread block's tokens and the channels of short sequences.
 
-    t = launches · (launch_s + min(S, 8)·step_s)
+    t = launches · (launch_s + min(S, 8)·step_s + [S > 8]·later_s)
         + pnorm(vector, special, memory, B · channels · channel_s · (1 + chunk_again · (⌈S/512⌉ − 1)) / units).
     """
     c: ShortConv = kernel.shape
-    walk = minimum(c.S, TOKENS) * theta["step_s"]
+    walk = minimum(c.S, TOKENS) * theta["step_s"] + minimum(ceil_div(c.S, TOKENS) - 1, 1) * theta["later_s"]
     chunks = 1.0 + theta["chunk_again"] * (ceil_div(c.S, CHUNK) - 1)
     return unit_terms(kernel, hardware, theta)._replace(
         launch=kernel.launches * (theta["launch_s"] + walk),
