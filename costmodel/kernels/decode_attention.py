@@ -71,8 +71,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
     A split costs block_s and the time in which a thread block streams its keys, in as many rounds as the device's slots
     (units times the thread blocks that one holds) need; more than one adds the combine kernel, and gather_s where a
-    cluster that could combine them is too small. How many there are, `splits_by` says. Kernels that share a tile between few query heads need more tiles, and may read the cache again
-    for each.
+    cluster that could combine them is too small. How many there are, `splits_by` says. Kernels that share a tile
+    between few query heads need more tiles, and may read the cache again for each.
     """
     a: Attention = kernel.shape
     work = kernel.executed

@@ -80,7 +80,7 @@ def vllm_triton(a: Attention, units: int, slots: Quantity) -> Division:
 GEN_ROWS, GEN_STEP, GEN_LEAST = 64, 128, 256
 """Query rows of a tile, keys of a step, and keys of a split at least, of TensorRT-LLM's kernels for Blackwell."""
 CLUSTER, CLUSTER_ROWS, CLUSTER_WIDTH = 16, 32, 256
-"""Splits of a cluster at most, and query rows of a tile and head width up to which kernels with clusters are compiled."""
+"""Splits of a cluster at most, and query rows of a tile and head width up to which kernels have clusters."""
 
 
 def tensorrt_gen(a: Attention, units: int, slots: Quantity) -> Division:
