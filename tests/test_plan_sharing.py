@@ -12,13 +12,15 @@ from costmodel.planning.asked import question_of, read_inputs
 from costmodel.planning.candidates import evaluate
 from costmodel.planning.engine_model import EngineModel
 from costmodel.planning.engines import Engines
+from costmodel.planning.grid import chunk_step
 from costmodel.planning.kernel_kinds import Kinds, kinds, named
 from costmodel.planning.kernel_prices import Prices
+from costmodel.planning.kernel_works import Works
 from costmodel.planning.load import Load
 from costmodel.planning.points import Candidate, exceeded, first_of, rank
 from costmodel.planning.pools import Pools
 from costmodel.planning.question import Loaded, Question, load
-from costmodel.planning.room import chunk_step, largest_results, written_bytes
+from costmodel.planning.room import largest_results, written_bytes
 from costmodel.planning.search import search
 from costmodel.planning.side_by_side import Groups
 from costmodel.planning.space import Task, layouts
@@ -96,7 +98,8 @@ def test_times_of_layouts_side_by_side_are_those_of_each_alone(
             samples = rows_of(tokens, slice(-1, None)).exposed + rows_of(own, slice(-1, None)).exposed
             assert sum(values[place] for values in found.samples.values()) == pytest.approx(samples[0], rel=1e-9)
             chunk = engine.kernels(chunk_step(known.question.budgets, known.question.work.longest))
-            written = written_bytes(chunk, 1, len(known.question.budgets), by_group=False)
+            chunk = [kernel._replace(group="") for kernel in chunk]
+            written = written_bytes(chunk, 1, numpy.arange(len(known.question.budgets)))
             assert results[place] == pytest.approx(largest_results(written[""])[0], rel=1e-12)
 
 
@@ -197,7 +200,7 @@ def test_kernels_priced_on_top_of_one_another_cost_what_each_costs_alone(
     known = load(asked(arch=[arch], gpus=(1, 2, 4, 8), **changes))
     engines = side_by_side(known, None, context_parallel)
     at, alone = known.grid("h100-sxm", 0), known.prices("h100-sxm")
-    together = Prices(alone.hardware, alone.calibration, alone.hides)
+    together = Prices(alone.hardware, alone.calibration, alone.hides, Works())
     for part in engines.spread.parts(engines.hardware):
         run = [
             kernel

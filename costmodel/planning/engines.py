@@ -14,14 +14,15 @@ from costmodel.algebra import Quantity
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.exchanges import domain
 from costmodel.parallel.placement import Placed, Stage, in_stages
+from costmodel.planning.built import Built, ByKind
 from costmodel.planning.curves import Curves, Whole, engine_curves, stage_shares, stretch, whole
 from costmodel.planning.deployment import Settings, stage_cache
 from costmodel.planning.engine_model import Array, EngineModel, Places, formats_of
-from costmodel.planning.grid import decode_step
-from costmodel.planning.kernel_kinds import KernelSource, Kinds, kinds
-from costmodel.planning.part_times import PartTimes, joined, part_times, priced
+from costmodel.planning.grid import chunk_step, decode_step
+from costmodel.planning.kernel_kinds import KernelSource
+from costmodel.planning.part_times import PartTimes, joined, part_times
 from costmodel.planning.question import Loaded
-from costmodel.planning.room import Held, Room, chunk_step, largest_results, mean_bytes, room, written_bytes
+from costmodel.planning.room import Held, Room, largest_results, mean_bytes, room, written_bytes
 from costmodel.planning.side_by_side import Indices
 from costmodel.planning.space import Task
 from costmodel.planning.spread import Part
@@ -50,6 +51,7 @@ class Engines:
         self.hardware = loaded.devices[self.hw]
         self.precision = loaded.precision(*self.key[:3])
         self.formats = formats_of(self.precision)
+        self.grid = loaded.grid(self.hw, self.draft_tokens)
 
     def model(self, places: Places) -> EngineModel:
         """The engine of a layout, or of several side by side."""
@@ -120,38 +122,41 @@ class Engines:
         return self._once(("results", domain(self.hardware), *self.formats), self._results)
 
     def _results(self) -> Array:
-        asked = self.question
-        step, budgets = chunk_step(asked.budgets, asked.work.longest), len(asked.budgets)
-        parts = self.spread.parts(self.hardware)
+        parts, order = self.spread.parts(self.hardware), list[Array]()
         found: dict[str, Array] = {}
-
-        def written(part: Part, only: Sequence[str] | None, by_group: bool) -> dict[str, Array]:
-            of_groups = [
-                (places, bytes_of)
-                for places, bytes_of in part.beside.each(
-                    lambda beside, places: written_bytes(
-                        part.kernels(self.model(beside), step, only), len(places), budgets, by_group
-                    )
-                )
-            ]
-            return _padded(of_groups, len(part.beside.members))
-
         for part in parts:
             if part.what == "computed":
-                key = ("written", part.groups, *self._formats(part))
-                of_part = self._once(key, partial(written, part, part.groups, True))
-                found |= {name: values[part.row] for name, values in of_part.items()}
-        order = [found[name] for name in dict.fromkeys(self.spread.model.groups)]
+                found |= self._written(part, self._built(part), self.grid.prompts.different, self.grid.largest)
+        order += [found[name] for name in dict.fromkeys(self.spread.model.groups)]
         if parts[-1].what == "sent":
-            sent = written(parts[-1], None, False)
-            order += [values[parts[-1].row] for values in sent.values()]
+            # What devices send of all groups, one after another, which the last part tells apart the most.
+            step = chunk_step(self.question.budgets, self.question.work.longest)
+
+            def sent(beside: Places, places: Indices) -> KernelSource:
+                def run(step: Step) -> list[Kernel]:
+                    return [kernel._replace(group="") for kernel in parts[-1].kernels(self.model(beside), step, None)]
+
+                return run
+
+            order += self._written(parts[-1], sent, step, numpy.arange(len(self.question.budgets))).values()
         return largest_results(numpy.concatenate(order, axis=1))
+
+    def _written(
+        self, part: Part, kernels: Callable[[Places, Indices], KernelSource], step: Step, largest: Indices
+    ) -> dict[str, Array]:
+        """Bytes that the kernels of a part write, of each group, by engine, kernel and budget."""
+
+        def compute(beside: Places, places: Indices) -> dict[str, Array]:
+            return written_bytes(kernels(beside, places)(step), len(places), largest)
+
+        found = _padded(list(part.beside.each(compute)), len(part.beside.members))
+        return {name: values[part.row] for name, values in found.items()}
 
     def times(self, chosen: Indices) -> Times:
         """The times of some engines."""
         parts = self.spread.parts(self.hardware)
         rows, split = numpy.unique(numpy.stack([part.row[chosen] for part in parts]), axis=1, return_inverse=True)
-        model, at = self.model(self.spread.placed[0]), self.loaded.grid(self.hw, self.draft_tokens)
+        model, at = self.model(self.spread.placed[0]), self.grid
         found = [self._times(part).of(row) for part, row in zip(parts, rows, strict=True)]
         split = split.ravel()
         drafting: Array | float = 0.0
@@ -163,28 +168,28 @@ class Engines:
     def _times(self, part: Part) -> PartTimes:
         """The times of all rows of a part."""
 
-        def built(beside: Places, places: Indices) -> tuple[KernelSource, Kinds]:
-            # Built once for all devices alike.
-            alike = part.what, part.groups, self._reach(part), places.tobytes()
-            build: KernelSource = self._once(
-                ("built", *alike, *self._formats(part)),
-                lambda: Built(partial(part.kernels, self.model(beside), only=part.groups)),
-            )
-            return build, self._once(("kinds", *alike, self.precision.activations), partial(kinds, build))
-
-        def to_price(beside: Places, places: Indices) -> list[Kernel]:
-            return priced(*built(beside, places), at)
+        def kernels(beside: Places, places: Indices) -> ByKind:
+            return built(beside, places).by_kind(at)
 
         def compute(beside: Places, places: Indices) -> PartTimes:
-            return part_times(*built(beside, places), at, prices, len(places))
+            return part_times(kernels(beside, places), at, prices, len(places))
 
         def of_all() -> PartTimes:
-            prices.learn(kernel for _, run in part.beside.each(to_price) for kernel in run)
+            prices.learn(kernel for _, run in part.beside.each(kernels) for kernel in run.all)
             return joined(list(part.beside.each(compute)))
 
-        at, prices = self.loaded.grid(self.hw, self.draft_tokens), self.loaded.prices(self.hw)
+        at, prices, built = self.grid, self.loaded.prices(self.hw), self._built(part)
         key = ("times", part.what, part.groups, *self._formats(part), self.hw, self.draft_tokens)
         return self._once(key, of_all)
+
+    def _built(self, part: Part) -> "Callable[[Places, Indices], Built]":
+        """The kernels of a part, of some of its layouts side by side: built once for all devices alike."""
+
+        def built(beside: Places, places: Indices) -> Built:
+            key = ("built", part.what, part.groups, self._reach(part), places.tobytes(), *self._formats(part))
+            return self._once(key, lambda: Built(partial(part.kernels, self.model(beside), only=part.groups)))
+
+        return built
 
     def _reach(self, part: Part) -> Hashable:
         """What of the device a part's kernels depend on: how far its fast links reach, and how many processors it has
@@ -200,11 +205,7 @@ class Engines:
 
     def _draft_seconds(self, engines: Indices) -> Array:
         """Seconds in which n sequences draft their tokens, one after another."""
-        at, prices, work = (
-            self.loaded.grid(self.hw, self.draft_tokens),
-            self.loaded.prices(self.hw),
-            self.question.work,
-        )
+        at, prices, work = self.grid, self.loaded.prices(self.hw), self.question.work
         step = decode_step(at.n, 1.0, max(work.context - (self.draft_tokens + 1), 0.0))
         found = numpy.zeros((len(engines), len(at.n)))
 
@@ -258,21 +259,6 @@ class Engines:
 
     def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         return self.spread.once(key, compute)
-
-
-class Built:
-    """Kernels of steps, each built once."""
-
-    def __init__(self, build: KernelSource) -> None:
-        self.build = build
-        self.known: dict[int, tuple[Step, Sequence[Kernel]]] = {}
-
-    def __call__(self, step: Step) -> Sequence[Kernel]:
-        """Those of a step."""
-        # Steps of arrays have no hash; kept beside their kernels, each has an id of its own.
-        if id(step) not in self.known:
-            self.known[id(step)] = step, self.build(step)
-        return self.known[id(step)][1]
 
 
 def _column(values: Quantity, engines: int) -> Array:

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from costmodel.parallel.memory import last_chunk
 from costmodel.planning.engine_model import Array
+from costmodel.planning.kernel_kinds import DECODING, PROMPTS
 from costmodel.planning.side_by_side import Indices
 from costmodel.planning.workload import Workload
 from costmodel.step import Step
@@ -51,6 +53,9 @@ class Grid(NamedTuple):
     many short prompts share an iteration. tokens, rows: steps of as many tokens, and of as many sampled positions, as
     three iterations have, one after another: n sequences decode, n − 1 do, and n − 1 beside a chunk. decoding: steps of
     n sequences. prompts: of chunks. At the end of all but the last stands a step in which `SAMPLE` sequences decode.
+
+    The same kernels are asked for more at further steps: among the different ones of decoding and of prompts, compared
+    has the places of `DECODING` and of `PROMPTS`; among those of prompts, largest has those of `chunk_step`.
     """
 
     n: Array
@@ -61,6 +66,8 @@ class Grid(NamedTuple):
     rows: Steps
     decoding: Steps
     prompts: Steps
+    compared: tuple[Indices, Indices]
+    largest: Indices
 
 
 def grid(work: Workload, budgets: Sequence[int], most: int, draft_tokens: int, pace: float) -> Grid:
@@ -78,19 +85,45 @@ def grid(work: Workload, budgets: Sequence[int], most: int, draft_tokens: int, p
         decode_step(numpy.concatenate([n * S, least * S, (beside + chunk).ravel(), sample]), 1.0, 0.0)
         for chunk in (together * size, together)
     )
-    before = numpy.full_like(n, max(work.context - S, 0.0))
-    decoding = decode_step(
-        numpy.append(n, sample),
-        numpy.append(numpy.full_like(n, S), 1.0),
-        numpy.append(before, max(int(work.context) - 1, 0)),
-    )
-    prompts = Step(
+    every = decode_step(n, S, max(work.context - S, 0.0))
+    one = decode_step(sample, 1.0, max(int(work.context) - 1, 0))
+    chunk = Step(
         B=together.ravel(), S=size.ravel(), P=numpy.maximum(work.position - size / 2, 0.0).ravel(), phase="prefill"
     )
-    return Grid(n, left, chunks, together, steps(tokens), steps(rows), steps(decoding), steps(prompts))
+    largest = chunk_step(budgets, work.longest)
+    decoding, prompts = (
+        steps(_one_after_another(every, one, DECODING)),
+        steps(_one_after_another(chunk, largest, PROMPTS)),
+    )
+    N, C = len(n) + 1, chunks.size
+    return Grid(
+        n,
+        left,
+        chunks,
+        together,
+        steps(tokens),
+        steps(rows),
+        decoding._replace(place=decoding.place[:N]),
+        prompts._replace(place=prompts.place[:C]),
+        (decoding.place[N:], prompts.place[C + len(budgets) :]),
+        prompts.place[C : C + len(budgets)],
+    )
+
+
+def chunk_step(budgets: Sequence[int], longest: int) -> Step:
+    """The last chunk of the longest prompt, for each budget."""
+    tokens = numpy.minimum(numpy.array(budgets, dtype=numpy.float64), longest)
+    return decode_step(*last_chunk(longest, tokens)[:3])._replace(phase="prefill")
 
 
 def decode_step(B: Any, S: Any, P: Any) -> Step:
     """A step of arrays."""
     B, S, P = (numpy.asarray(value, dtype=numpy.float64) for value in (B, S, P))
     return Step(B=B, S=S, P=P, phase="decode")
+
+
+def _one_after_another(*every: Step) -> Step:
+    """Steps of arrays as one."""
+    columns = (numpy.stack(numpy.broadcast_arrays(*step[:3])) for step in every)
+    B, S, P = numpy.concatenate(list(columns), axis=1)
+    return every[0]._replace(B=B, S=S, P=P)

@@ -3,13 +3,13 @@
 Nobody has to say so: the lists of steps that have the same tokens in other sequences are compared.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
 
 from costmodel.kernels.base import Kernel
-from costmodel.planning.side_by_side import Apart
+from costmodel.planning.side_by_side import Apart, Indices
 from costmodel.step import Step
 
 KernelSource = Callable[[Step], Sequence[Kernel]]
@@ -46,17 +46,23 @@ def kinds(kernels: KernelSource) -> Kinds:
     The key is (group, name, how many of that name came before). Raises Apart where that depends on the layout, of
     kernels of layouts side by side.
     """
-    prompts = named(kernels(PROMPTS))
+    return kinds_among(named(kernels(DECODING)), named(kernels(PROMPTS)), (numpy.arange(4), numpy.arange(6)))
+
+
+def kinds_among(
+    decoding: Mapping[Key, Kernel], prompts: Mapping[Key, Kernel], places: tuple[Indices, Indices]
+) -> Kinds:
+    """The same from kernels of steps among which `DECODING` and `PROMPTS` stand at some places."""
     found: Kinds = {}
-    for key, kernel in named(kernels(DECODING)).items():
+    for key, kernel in decoding.items():
         if key in prompts:
-            kind = _kind(kernel, prompts[key])
+            kind = _kind(kernel, prompts[key], *places)
             if kind:
                 found[key] = kind
     return found
 
 
-def _kind(decoding: Kernel, prompt: Kernel) -> str:
+def _kind(decoding: Kernel, prompt: Kernel, decoded: Indices, prompted: Indices) -> str:
     """The kind of a kernel, from what it does in `DECODING` and in `PROMPTS`."""
     of_decoding, of_prompt = _numbers(decoding), _numbers(prompt)
     if of_decoding.keys() != of_prompt.keys():
@@ -68,7 +74,7 @@ def _kind(decoding: Kernel, prompt: Kernel) -> str:
             if values != prompts:
                 return ""
             continue
-        decoding_steps, prompt_steps = _columns(values, 4), _columns(prompts, 6)
+        decoding_steps, prompt_steps = at_steps(values, decoded), at_steps(prompts, prompted)
         one = decoding_steps[..., 0:2]
         alike = one == decoding_steps[..., 2:4]
         token = token & alike & (one == prompt_steps[..., 0:2]) & (one == prompt_steps[..., 2:4])
@@ -90,15 +96,17 @@ def _numbers(kernel: Kernel) -> dict[Any, Any]:
     return found
 
 
-def _columns(values: Any, steps: int) -> Any:
-    """Numbers of so many steps, one in each column."""
+def at_steps(values: Any, places: Indices) -> Any:
+    """Numbers of steps, one in each column, at some of these; the same for all where there is one column alone."""
     values = numpy.asarray(values)
-    return values if values.shape[-1:] == (steps,) else numpy.broadcast_to(values, (*values.shape[:-1], steps))
+    if values.shape[-1:] in ((), (1,)):
+        return numpy.broadcast_to(values, (*values.shape[:-1], len(places)))
+    return values[..., places]
 
 
-def named(kernels: Sequence[Kernel]) -> dict[tuple[str, str, int], Kernel]:
+def named(kernels: Sequence[Kernel]) -> dict[Key, Kernel]:
     """The kernels by (group, name, how many of that name came before)."""
-    found: dict[tuple[str, str, int], Kernel] = {}
+    found: dict[Key, Kernel] = {}
     for kernel in kernels:
         before = 0
         while (kernel.group, kernel.name, before) in found:

@@ -4,7 +4,7 @@ Formulas of times take arrays as they take numbers, and kernels of layouts that 
 are seldom told apart by their times: on top of one another they are as many rows of one kernel.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -17,11 +17,9 @@ from costmodel.kernels.base import Kernel
 from costmodel.kernels.gemm import Gemm
 from costmodel.kernels.grouped_gemm import GroupedGemm
 from costmodel.overlap import in_parts
+from costmodel.planning.kernel_works import Work, Works, with_work
 from costmodel.planning.side_by_side import Apart, Rows, different_rows, some_rows
 from costmodel.timing import roofline
-
-NUMBERS, ARRAYS, PLAIN = {int, float}, {numpy.ndarray, Rows}, {str, bool, type(None)}
-NOT_LEARNT = None, None
 
 
 class Price(NamedTuple):
@@ -35,36 +33,32 @@ class Prices:
     """Seconds of kernels on one device. Kernels of the same work cost the same, so each is priced once. hides: whether
     some of them are meant to pass behind others."""
 
-    def __init__(self, hardware: Hardware, calibration: Calibration, hides: bool) -> None:
-        self.hardware, self.calibration, self.hides = hardware, calibration, hides
+    def __init__(self, hardware: Hardware, calibration: Calibration, hides: bool, works: Works) -> None:
+        self.hardware, self.calibration, self.hides, self.works = hardware, calibration, hides, works
         self.known: dict[Hashable, Price] = {}
-        self.keys: dict[int, tuple[Kernel, Hashable]] = {}
-        """Of kernels that were learnt, by where they lie: each is kept beside its key, so that no other lies there."""
         self.fits: dict[tuple[str, str, str], Fit] = {}
 
     def of(self, kernel: Kernel) -> Price:
         """Of one launch, element by element where the kernel is of arrays."""
-        _, key = self.keys.get(id(kernel), NOT_LEARNT)
-        if key is None:
-            _, key, _ = self._described(kernel)
+        key = self._key(kernel, self.works.of(kernel).number)
         if key not in self.known:
             self.known[key] = self._price(kernel)
         return self.known[key]
 
     def learn(self, kernels: Iterable[Kernel]) -> None:
         """Price many, those of one form on top of one another."""
-        alike: dict[Hashable, dict[Hashable, tuple[Kernel, list[Any]]]] = {}
+        alike: dict[Hashable, dict[Hashable, tuple[Kernel, Work]]] = {}
         for kernel in kernels:
-            form, key, numbers = self._described(kernel)
-            self.keys[id(kernel)] = kernel, key
+            work = self.works.of(kernel)
+            key = self._key(kernel, work.number)
             if key not in self.known:
-                alike.setdefault(form, {})[key] = kernel, numbers
+                alike.setdefault(self._key(kernel, work.form), {})[key] = kernel, work
         for of_form in alike.values():
             like, _ = next(iter(of_form.values()))
-            rows = [max(map(_rows, numbers)) for _, numbers in of_form.values()]
-            columns = zip(*(numbers for _, numbers in of_form.values()), strict=True)
+            rows = [work.rows for _, work in of_form.values()]
+            columns = zip(*(work.numbers for _, work in of_form.values()), strict=True)
             try:
-                price = self._price(_with_work(like, (_on_top(column, rows) for column in columns)))
+                price = self._price(with_work(like, (_on_top(column, rows) for column in columns)))
             except Apart:
                 # Formulas ask more of the layouts than whoever built the kernels did: each kernel is priced alone.
                 continue
@@ -94,75 +88,9 @@ class Prices:
             self.fits[key] = self.calibration.fit(kernel)
         return self.fits[key]
 
-    def _described(self, kernel: Kernel) -> tuple[Hashable, Hashable, list[Any]]:
-        """Something that is equal for kernels that may stand on top of one another, something that is equal for those
-        of the same work, and the numbers of that."""
-        form: list[Any] = [kernel.family, id(self._fit(kernel))]
-        numbers: list[Any] = []
-        _describe(_work(kernel), form, numbers)
-        alike = tuple(form)
-        return alike, (alike, *map(_content, numbers)), numbers
-
-
-def _work(kernel: Kernel) -> tuple[Any, ...]:
-    """What times are formulas of, beside the fit."""
-    ideal = None if kernel.ideal is kernel.executed else kernel.ideal
-    return kernel.launches, kernel.shape, kernel.grid, kernel.executed, ideal
-
-
-def _with_work(kernel: Kernel, numbers: Iterator[Any]) -> Kernel:
-    """The kernel with other numbers in its work."""
-    launches, shape, grid, executed, ideal = _filled(_work(kernel), numbers)
-    ideal = executed if ideal is None else ideal
-    return kernel._replace(launches=launches, shape=shape, grid=grid, executed=executed, ideal=ideal)
-
-
-def _describe(value: Any, form: list[Any], numbers: list[Any]) -> None:
-    """Append the numbers of a value to some, and all else, with what they are numbers of, to others: of layouts, or of
-    so many steps."""
-    kind = type(value)
-    if kind in NUMBERS:
-        form.append(1)
-        numbers.append(value)
-    elif kind in ARRAYS:
-        # That of one step alone is no number of layouts.
-        form.append(value.shape[-1] if value.ndim == 2 or value.size > 1 else id(value))
-        numbers.append(value)
-    elif kind in PLAIN:
-        form.append(value)
-    elif issubclass(kind, tuple):
-        form.append(kind)
-        for entry in value:
-            _describe(entry, form, numbers)
-    elif issubclass(kind, Mapping):
-        form.append(tuple(value))
-        for entry in value.values():
-            _describe(entry, form, numbers)
-    else:
-        form.append(value)
-
-
-def _filled(value: Any, numbers: Iterator[Any]) -> Any:
-    """The value with other numbers, in the order of `_describe`."""
-    if type(value) in NUMBERS | ARRAYS:
-        return next(numbers)
-    if isinstance(value, tuple):
-        entries = [_filled(entry, numbers) for entry in value]
-        return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
-    if isinstance(value, Mapping):
-        return {key: _filled(entry, numbers) for key, entry in value.items()}
-    return value
-
-
-def _content(number: Any) -> Any:
-    """Something that is equal for equal numbers; of arrays a 64-bit hash, of which a kernel has several that all would
-    have to be equal by chance."""
-    return (number.shape, hash(number.tobytes())) if type(number) in ARRAYS else number
-
-
-def _rows(number: Any) -> int:
-    """How many layouts a number is of."""
-    return len(number) if type(number) in ARRAYS and number.ndim == 2 else 1
+    def _key(self, kernel: Kernel, number: int) -> Hashable:
+        """What tells apart, beside the number of their work or its form, kernels that cost differently."""
+        return kernel.family, id(self._fit(kernel)), number
 
 
 def _on_top(numbers: Sequence[Any], rows: Sequence[int]) -> Any:

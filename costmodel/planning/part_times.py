@@ -12,13 +12,11 @@ import numpy
 
 from costmodel.kernels.base import Kernel
 from costmodel.overlap import InParts, split
-from costmodel.planning.deployment import quantised_products
+from costmodel.planning.built import ByKind
 from costmodel.planning.engine_model import Array
 from costmodel.planning.grid import Grid, Steps
-from costmodel.planning.kernel_kinds import KernelSource, Kinds, named
 from costmodel.planning.kernel_prices import Prices
 from costmodel.planning.side_by_side import Indices
-from costmodel.step import Step
 
 
 class PartTimes(NamedTuple):
@@ -88,81 +86,49 @@ def joined(parts: Sequence[tuple[Indices, PartTimes]]) -> PartTimes:
     return PartTimes(shared, own, prompts, first, later, samples, products)
 
 
-def part_times(kernels: KernelSource, kind: Kinds, at: Grid, prices: Prices, layouts: int) -> PartTimes:
-    """The times of a part. kernels: of so many layouts side by side. kind: which of them are token-wise, row-wise,
-    neither."""
+def part_times(part: ByKind, at: Grid, prices: Prices, layouts: int) -> PartTimes:
+    """The times of a part, of so many layouts side by side."""
     N, C = at.together.shape
     size = len(at.tokens.place)
     samples: dict[str, Array] = {}
     shared, peak = nothing(layouts, size, hides=prices.hides), numpy.zeros((layouts, size))
-    for name, of_kind in (("token", at.tokens), ("row", at.rows)):
-        if name in kind.values():
-            more, further = _of_kind(kernels, kind, name, of_kind, prices, layouts, samples)
+    for run, steps in ((part.token, at.tokens), (part.row, at.rows)):
+        if run:
+            more, further = _seconds(run, steps, prices, layouts, samples)
             shared, peak = shared.plus(more), peak + further
     own, prompts = nothing(layouts, N, hides=prices.hides), nothing(layouts, N * C, hides=prices.hides)
     # One sequence decodes at first; one prompt alone is the first row of those beside others.
     first, later = peak[:, 0], peak[:, 2 * N : 2 * N + C]
-    if _has_others(kernels, kind, at):
-        decoding, of_decoding = _of_kind(kernels, kind, "", at.decoding, prices, layouts, samples)
-        prompts, of_prompts = _of_kind(kernels, kind, "", at.prompts, prices, layouts, {})
+    if part.decoding or part.prompts:
+        decoding, of_decoding = _seconds(part.decoding, at.decoding, prices, layouts, samples)
+        prompts, of_prompts = _seconds(part.prompts, at.prompts, prices, layouts, {})
         own, first, later = (
             each(decoding, lambda part: part[:, :-1]),
             first + of_decoding[:, 0],
             later + of_prompts[:, :C],
         )
-    products = numpy.full(layouts, quantised_products(kernels(_any_step(kind, at))))
+    products = numpy.full(layouts, part.products)
     return PartTimes(each(shared, lambda part: part[:, :-1]), own, prompts, first, later, samples, products)
 
 
-def priced(kernels: KernelSource, kind: Kinds, at: Grid) -> list[Kernel]:
-    """The kernels whose prices `part_times` asks for."""
-    steps = [("token", at.tokens), ("row", at.rows)]
-    if _has_others(kernels, kind, at):
-        steps += [("", at.decoding), ("", at.prompts)]
-    return [
-        kernel
-        for wanted, of_kind in steps
-        if not wanted or wanted in kind.values()
-        for key, kernel in named(kernels(of_kind.different)).items()
-        if kind.get(key, "") == wanted
-    ]
-
-
-def _any_step(kind: Kinds, at: Grid) -> Step:
-    """A step at which the kernels are needed anyway."""
-    return (at.tokens if "token" in kind.values() else at.decoding).different
-
-
-def _has_others(kernels: KernelSource, kind: Kinds, at: Grid) -> bool:
-    """Whether some kernels are neither token-wise nor row-wise."""
-    return not all(key in kind for key in named(kernels(_any_step(kind, at))))
-
-
-def _of_kind(
-    kernels: KernelSource,
-    kind: Kinds,
-    wanted: str,
-    at: Steps,
-    prices: Prices,
-    layouts: int,
-    samples: dict[str, Array],
+def _seconds(
+    run: Sequence[Kernel], at: Steps, prices: Prices, layouts: int, samples: dict[str, Array]
 ) -> tuple[InParts, Array]:
-    """Expected seconds of the kernels of one kind, by layout and step, and those at the datasheet's peaks. samples:
-    gets those of the last step of each group."""
+    """Expected seconds of kernels, by layout and step, and those at the datasheet's peaks. samples: gets those of the
+    last step of each group."""
     shape = layouts, at.different.tokens.size
     (exposed, short, held), peak = nothing(*shape, hides=prices.hides), numpy.zeros(shape)
-    for key, kernel in named(kernels(at.different)).items():
-        if kind.get(key, "") == wanted:
-            one = prices.of(kernel)
-            parts = split(kernel, one.expected * kernel.count)
-            exposed += parts.exposed
-            if prices.hides:
-                short += parts.short
-                held += parts.held
-            peak += one.peak * kernel.exposed
-            if kernel.group not in samples:
-                samples[kernel.group] = numpy.zeros(layouts)
-            samples[kernel.group] += numpy.broadcast_to(parts.exposed, shape)[:, at.place[-1]]
+    for kernel in run:
+        one = prices.of(kernel)
+        parts = split(kernel, one.expected * kernel.count)
+        exposed += parts.exposed
+        if prices.hides:
+            short += parts.short
+            held += parts.held
+        peak += one.peak * kernel.exposed
+        if kernel.group not in samples:
+            samples[kernel.group] = numpy.zeros(layouts)
+        samples[kernel.group] += numpy.broadcast_to(parts.exposed, shape)[:, at.place[-1]]
     return each(InParts(exposed, short, held), lambda part: part[:, at.place]), peak[:, at.place]
 
 

@@ -19,6 +19,7 @@ from costmodel.planning.engine_constants import EngineConstants
 from costmodel.planning.engine_model import EngineModel, Places, places
 from costmodel.planning.grid import Grid, grid
 from costmodel.planning.kernel_prices import Prices
+from costmodel.planning.kernel_works import Works
 from costmodel.planning.measures import ServiceLevel
 from costmodel.planning.spread import Spread, spread
 from costmodel.planning.workload import Workload
@@ -177,8 +178,8 @@ class Loaded(NamedTuple):
 
     def prices(self, hw: str) -> Prices:
         """The prices of kernels on a device."""
-        hides = self.question.overlap > 0
-        return self._once(("prices", hw), lambda: Prices(self.devices[hw], self.calibrations[hw], hides))
+        hides, works = self.question.overlap > 0, self._once(("works",), Works)
+        return self._once(("prices", hw), lambda: Prices(self.devices[hw], self.calibrations[hw], hides, works))
 
     def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         if key not in self.kept:

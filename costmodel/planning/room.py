@@ -9,13 +9,13 @@ import numpy
 from costmodel.algebra import Quantity
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.layout import Layout
-from costmodel.parallel.memory import VLLM, last_chunk
+from costmodel.parallel.memory import VLLM
 from costmodel.planning.cache import SequenceCache
 from costmodel.planning.deployment import Settings
 from costmodel.planning.engine_model import Array
-from costmodel.planning.grid import decode_step
+from costmodel.planning.kernel_kinds import at_steps
+from costmodel.planning.side_by_side import Indices
 from costmodel.planning.workload import Workload
-from costmodel.step import Step
 
 
 def largest_results(written: Array) -> Array:
@@ -23,21 +23,14 @@ def largest_results(written: Array) -> Array:
     return (written[:, 1:] + written[:, :-1]).max(axis=1)
 
 
-def chunk_step(budgets: Sequence[int], longest: int) -> Step:
-    """The last chunk of the longest prompt, for each budget."""
-    tokens = numpy.minimum(numpy.array(budgets, dtype=numpy.float64), longest)
-    return decode_step(*last_chunk(longest, tokens)[:3])._replace(phase="prefill")
-
-
-def written_bytes(run: Sequence[Kernel], engines: int, budgets: int, by_group: bool = True) -> dict[str, Array]:
-    """Bytes that each kernel of a chunk writes, by engine, kernel and budget: of each group, or of all in one."""
+def written_bytes(run: Sequence[Kernel], engines: int, places: Indices) -> dict[str, Array]:
+    """Bytes that each kernel of a chunk writes, by engine, kernel and budget, of each group. places: of the budgets'
+    chunks among the steps of the kernels."""
     found: dict[str, list[Array]] = {}
     for kernel in run:
         if not (isinstance(kernel.count, int) and kernel.count == 0):
-            written = numpy.broadcast_to(
-                numpy.asarray(kernel.executed.written, dtype=numpy.float64), (engines, budgets)
-            )
-            found.setdefault(kernel.group if by_group else "", []).append(written)
+            written = at_steps(kernel.executed.written, places)
+            found.setdefault(kernel.group, []).append(numpy.broadcast_to(written, (engines, len(places))))
     return {name: numpy.stack(of_group, axis=1) for name, of_group in found.items()}
 
 
