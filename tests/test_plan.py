@@ -31,7 +31,7 @@ from costmodel.planning.points import named, rank, undominated
 from costmodel.planning.pools import Pools
 from costmodel.planning.prices import default_prices, prices_for
 from costmodel.planning.question import OBJECTIVES, Loaded, Question, load
-from costmodel.planning.search import Found, evaluate_batch, search
+from costmodel.planning.search import BEATEN, Found, evaluate_batch, search
 from costmodel.planning.snapshots import recurrent, snapshot_tokens
 from costmodel.planning.space import Task, layouts
 from costmodel.planning.traffic import Request
@@ -430,6 +430,10 @@ def test_processes_and_a_dask_cluster_give_the_same_answer(tmp_path: Path, monke
         result = run("--rate", "5/s", "--tpot", "20ms", "--no-confirm", "--out", str(path), *how)
         assert result.exit_code == 0, result.output
         found = json.loads(path.read_text())
+        # How many points better ones stand before depends on who found these.
+        found["space"] = [
+            count for count in found["space"] if BEATEN not in count["why"] and "within" not in count["why"]
+        ]
         answers.append({key: value for key, value in found.items() if key != "inputs"})
     assert answers[0] == answers[1] == answers[2]
 

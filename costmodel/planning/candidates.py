@@ -6,21 +6,21 @@ tasks are evaluated together, on arrays.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
 
 from costmodel.errors import Impossible
-from costmodel.planning.curves import Truths
+from costmodel.planning.curves import Curves, Truths
 from costmodel.planning.engine_model import Array
 from costmodel.planning.engines import Engines, Times
-from costmodel.planning.operating import Operating, operating
+from costmodel.planning.operating import Operating, operating, running
 from costmodel.planning.outcomes import Outcome
 from costmodel.planning.points import LIMITS, Points, fastest_first, plan_load, rises
 from costmodel.planning.pools import decode_pools, prefill_pools
 from costmodel.planning.prefill_only import only_prefill
 from costmodel.planning.question import Loaded, Question
+from costmodel.planning.reach import NOBODY, WITHIN, Before, could_matter, good_points
 from costmodel.planning.replicas import Fleet, holds, wants_smallest
 from costmodel.planning.side_by_side import Indices
 from costmodel.planning.space import Task
@@ -28,61 +28,38 @@ from costmodel.planning.stacks import Stack
 
 BATCH = 256
 """Engines whose points are evaluated together, so that their arrays stay in the processor's caches."""
-WITHIN = 1.0 + 1e-9
-"""Of a limit, what rounding may miss it by."""
 DIVIDES = "the model does not divide"
 FITS = "memory: weights, buffers and one sequence do not fit"
 
 
-def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True) -> list[Outcome]:
+def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True, before: Before = NOBODY) -> list[Outcome]:
     """Everything about tasks that share device, formats and drafts, of some after others. bounds: leave out those for
-    which even perfect kernels would miss the service level."""
+    which even perfect kernels would miss the service level, and those that better ones stand before. before: what
+    other tasks of the device left."""
     asked = loaded.question
     stack, excluded = _stack(loaded, tasks, bounds)
     outcomes = []
-    before = Before(numpy.zeros(0), numpy.zeros(0), numpy.inf)
     first = 0
     for start in range(0, len(tasks), BATCH):
         some = Outcome(tuple(tasks[start : start + BATCH]), tuple(excluded[start : start + BATCH]))
         count = sum(not why for why in some.excluded)
         if stack is not None and count:
-            some = _evaluated(asked, stack.of(slice(first, first + count)), some, before)
+            some = _evaluated(asked, stack.of(numpy.arange(first, first + count)), some, before, bounds)
             before = before.and_after(some)
             first += count
         outcomes.append(some)
     return outcomes
 
 
-class Before(NamedTuple):
-    """What engines that were evaluated before left: the points that no other of theirs beats in tokens/s of a user and
-    tokens/s per GPU, the fastest first, and the GPUs of their smallest plan, infinite without one."""
-
-    tpot_s: Array
-    per_gpu: Array
-    gpus: float
-
-    def and_after(self, outcome: Outcome) -> "Before":
-        """What these and others left."""
-        more = numpy.array([(point.tpot_s, point.tokens_per_s_gpu) for point in outcome.frontier]).reshape(-1, 2).T
-        both = numpy.concatenate([self[:2], more], axis=1)
-        tpot, per_gpu = both[:, fastest_first(*both)]
-        return Before(tpot, per_gpu, min([self.gpus, *(float(plan.gpus) for plan in outcome.plans)]))
-
-    def passed_by(self, tpot_s: Array, per_gpu: Array) -> Truths:
-        """Which points none of them beats."""
-        most = numpy.concatenate([[0.0], self.per_gpu])
-        return per_gpu > most[numpy.searchsorted(self.tpot_s, tpot_s, side="right")]
-
-
-def _evaluated(asked: Question, stack: Stack, outcome: Outcome, before: Before) -> Outcome:
+def _evaluated(asked: Question, stack: Stack, outcome: Outcome, before: Before, bounds: bool) -> Outcome:
     """The outcome of engines side by side."""
     if asked.work.prefill_only:
         return only_prefill(asked, stack, outcome)
+    curves = stack.curves() if "aggregated" in asked.modes else stack.apart()
     if "aggregated" in asked.modes:
-        at = operating(stack.model, asked.work, stack.curves, stack.places, stack.engines)
-        outcome = _aggregated(asked, stack, at, outcome, before)
+        outcome = _aggregated(asked, stack, curves, outcome, before, bounds)
     if "disaggregated" in asked.modes:
-        (front, looked), back = prefill_pools(asked, stack), decode_pools(asked, stack)
+        (front, looked), back = prefill_pools(asked, stack, curves), decode_pools(asked, stack, curves)
         points = outcome.points + looked + len(back.layout)
         outcome = outcome._replace(prefill=front.undominated(), decode=back.undominated(), points=points)
     return outcome
@@ -118,7 +95,8 @@ def _stack(loaded: Loaded, tasks: Sequence[Task], bounds: bool) -> tuple[Stack |
         numpy.array([float(layout.gpus) for layout in layouts]),
         numpy.array([float(layout.dp * layout.pp) for layout in layouts]),
         places[chosen],
-        engines.curves(chosen, times, places[chosen].max(axis=1)),
+        engines.timed(chosen, times, places[chosen].max(axis=1)),
+        asked.engines[engines.hw].mixed,
         numpy.zeros(len(chosen)) if asked.work.prefill_only else engines.send_s()[chosen],
     )
     return stack, excluded
@@ -136,35 +114,53 @@ def _bounds(asked: Question, times: Times) -> NDArray[numpy.object_]:
     return found
 
 
-def _aggregated(asked: Question, stack: Stack, at: Operating, outcome: Outcome, before: Before) -> Outcome:
+def _aggregated(
+    asked: Question, stack: Stack, curves: Curves, outcome: Outcome, before: Before, bounds: bool
+) -> Outcome:
     """Engines that prefill and decode."""
     work, level = asked.work, asked.level
-    distinct = stack.curves.distinct[:, :, None]
-    good = numpy.isfinite(at.rate) & (at.rate > 0) & (at.n[:, :, None] <= stack.places[:, None, :]) & distinct
+    run = running(stack.model, work, curves)
+    per_gpu = run.rate * stack.engines[:, None, None] / stack.gpus[:, None, None] * work.output
+    good = good_points(stack, curves, run)
+    outcome = outcome._replace(
+        points=int(curves.distinct.sum()) * len(asked.budgets), fitting=int(numpy.count_nonzero(good))
+    )
+    left = 0
+    if bounds and not asked.every_point:
+        # The points of each layout are not asked for, so only those matter that could be in the answer.
+        some = numpy.flatnonzero(could_matter(asked, stack, run, per_gpu, good, before))
+        left = outcome.fitting
+        stack, curves, run = stack.of(some), curves.rows(some), run.of(some)
+        per_gpu, good = per_gpu[some], good[some]
+        left -= int(numpy.count_nonzero(good))
+    if not len(stack.tasks):
+        return outcome._replace(beaten=left)
+    at = operating(stack.model, work, curves, stack.places, stack.engines, run)
     held = good & holds(at.ttft_s, level.ttft_s) & holds(at.tpot_s, level.tpot_s)
-    per_gpu = at.rate * stack.engines[:, None, None] / stack.gpus[:, None, None] * work.output
     some = numpy.arange(len(stack.tasks))
     if not asked.every_point:
         # Engines of which no point is beyond those before add nothing to the frontier.
         near = numpy.nonzero(good & holds(at.ttft_s, level.ttft_s, WITHIN) & holds(at.tpot_s, level.tpot_s, WITHIN))
         some = numpy.unique(near[0][before.passed_by(at.tpot_s[near], per_gpu[near])])
-    cloud = _cloud(asked, stack, at, per_gpu, good, some)
+    cloud = _cloud(asked, stack, at, curves.distinct, per_gpu, good, some)
     within = numpy.flatnonzero(cloud.exceeded(asked) <= WITHIN)
     first = within[fastest_first(cloud.tpot_s[within], cloud.tokens_per_s_gpu[within])]
-    fleet = Fleet(asked, stack, at, per_gpu, held)
+    fleet = Fleet(asked, stack, at, curves.distinct, per_gpu, held)
     plans = fleet.plans(before.gpus if wants_smallest(asked) else numpy.inf)
     return outcome._replace(
-        points=int(distinct.sum()) * len(asked.budgets),
-        fitting=int(good.sum()),
+        beaten=left,
         within=int(held.sum()),
         plans=plans,
         frontier=tuple(cloud.candidates(first)),
         cloud=cloud if asked.every_point else None,
-        closest=None if plans or before.gpus < numpy.inf else fleet.closest(),
+        # Where any were left out, the search looks again at all before it tells what comes closest.
+        closest=None if plans or left or before.gpus < numpy.inf else fleet.closest(),
     )
 
 
-def _cloud(asked: Question, stack: Stack, at: Operating, per_gpu: Array, good: Truths, some: Indices) -> Points:
+def _cloud(
+    asked: Question, stack: Stack, at: Operating, distinct: Truths, per_gpu: Array, good: Truths, some: Indices
+) -> Points:
     """Of each of some engines, the points that no other of it beats in tokens/s of a user and tokens/s per GPU."""
     tpot, speed = (
         numpy.where(good[some], values[some], none).swapaxes(1, 2).reshape(len(some), good[0].size)
@@ -198,15 +194,17 @@ def _cloud(asked: Question, stack: Stack, at: Operating, per_gpu: Array, good: T
         e2e,
         each * count,
         per_gpu[here],
-        _next_limits(asked, stack, at, good, here),
+        _next_limits(asked, stack, at, distinct, good, here),
     )
 
 
-def _next_limits(asked: Question, stack: Stack, at: Operating, good: Truths, here: Sequence[Indices]) -> Indices:
+def _next_limits(
+    asked: Question, stack: Stack, at: Operating, distinct: Truths, good: Truths, here: Sequence[Indices]
+) -> Indices:
     """What the next larger batch would miss first, as places in LIMITS."""
     task, row, budget = here
     further = numpy.minimum(row + 1, at.n.shape[1] - 1)
-    more = stack.curves.distinct[task, further] & (further > row)
+    more = distinct[task, further] & (further > row)
     later = (task, numpy.where(more, further, row), budget)
     most = asked.engines[stack.tasks[0].hw].max_sequences
     full = numpy.where(stack.places[task, budget] < most, LIMITS.index("memory"), LIMITS.index("max sequences"))

@@ -6,7 +6,7 @@ each is evaluated once, on arrays, for the one workload that is asked about. Eng
 drafts lie side by side, in arrays whose first axis they are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -23,9 +23,6 @@ from costmodel.planning.side_by_side import Indices
 from costmodel.planning.workload import Workload
 
 Truths = NDArray[numpy.bool_]
-Hops = Callable[[Indices, Array], Array]
-"""Seconds in which tokens of each rank go from one stage of some engines to the next, by engine and number of tokens:
-the same numbers for all, or some for each."""
 
 
 class Curves(NamedTuple):
@@ -34,7 +31,7 @@ class Curves(NamedTuple):
     decode: of an iteration in which n sequences decode. alone: the same without one of them. added: what all chunks of
     a prompt add to iterations of the n − 1 others (the first row, n = 1: a prompt on an engine that does nothing else;
     infinite where the decoding sequences fill the budget). chunks: iterations that a prompt takes. The largest n of an
-    engine is repeated where others have more.
+    engine is repeated where others have more. Where only prompts alone are asked for, added and chunks have one row.
     """
 
     n: Array
@@ -48,6 +45,10 @@ class Curves(NamedTuple):
         """Which n are no repetitions."""
         first = numpy.ones((*self.n.shape[:-1], 1), dtype=bool)
         return numpy.concatenate([first, self.n[..., 1:] > self.n[..., :-1]], axis=-1)
+
+    def rows(self, engines: Indices) -> "Curves":
+        """Those of some engines."""
+        return Curves(*(values[engines] for values in self))
 
     def of(self, engine: int) -> "Curves":
         """Those of one engine alone."""
@@ -130,47 +131,78 @@ def between(low: Array, high: Array, share: Array) -> Array:
         return numpy.where((share == 0.0) | (low == high), low, low + share * (high - low))
 
 
-def engine_curves(
-    model: EngineModel, found: Whole, pp: Array, stretches: Array, hops: Hops, work: Workload, most: Array, mixed: bool
-) -> Curves:
-    """The times of engines (rows of found) with their stages and their host, up to the most sequences of each.
+class Hops(NamedTuple):
+    """Seconds in which an iteration's tokens of each rank go from one stage to the next, of n sequences that decode and
+    of n among which is a chunk.
 
-    model: one of them. pp: how many stages they have. stretches: see `stretch`. hops: seconds from stage to stage.
-    mixed: prompts and decoding sequences share iterations.
+    row: of each engine, the place among different ways. decoding, passing: of these, by n and budget. last_decoding,
+    last_passing: of each engine with its most sequences.
     """
-    n = numpy.minimum(found.n, most[:, None])
-    decode = _up_to(found.n, found.decode, most)
-    added = _up_to(found.n, found.added, most)
-    chunks, together = (_up_to(found.n, values[None], most) for values in (found.chunks, found.together))
-    lone = n > 1.0
-    staged = numpy.flatnonzero(pp > 1.0)
-    if len(staged):
-        # At the batch sizes of all, and at the largest of each.
-        inside, last = found.n <= most[staged, None], most[staged]
-        passing = found.n[:, None] + found.together * (work.computed / found.chunks)
-        last_passing = last[:, None] + together[staged, -1] * (work.computed / chunks[staged, -1])
-        many = model.draft_tokens + 1
-        hop = numpy.where(
-            inside,
-            hops(staged, numpy.maximum(found.n * many, 1.0)),
-            hops(staged, numpy.maximum(last * many, 1.0)[:, None]),
-        )
-        passed = numpy.where(
-            inside[..., None],
-            hops(staged, passing.ravel()).reshape(-1, *passing.shape),
-            hops(staged, last_passing)[:, None],
-        )
-        further = pp[staged, None] - 1.0
-        decode[staged] += further * hop
-        added[staged] += further[..., None] * (passed - numpy.where(lone[staged], hop, 0.0)[:, :, None])
-    longer, host_s, sequence_s = stretches[:, None], found.host_s[:, None], found.sequence_s[:, None]
-    decode = longer * decode + host_s + n * sequence_s
+
+    row: Indices
+    decoding: Array
+    passing: Array
+    last_decoding: Array
+    last_passing: Array
+
+    def of(self, some: Indices | slice) -> "Hops":
+        """Those of some engines."""
+        row, decoding, passing, *last = self
+        return Hops(row[some], decoding, passing, *(values[some] for values in last))
+
+
+class Timed(NamedTuple):
+    """What the times of engines are made of: split: their places in those of whole layers; pp: stages; stretch: see
+    `stretch`; most: sequences that each can have under way; hops: seconds from stage to stage."""
+
+    whole: Whole
+    split: Indices
+    pp: Array
+    stretch: Array
+    most: Array
+    hops: Hops
+
+    def of(self, some: Indices | slice) -> "Timed":
+        """Some of them."""
+        numbers = self.pp[some], self.stretch[some], self.most[some]
+        return Timed(self.whole, self.split[some], *numbers, self.hops.of(some))
+
+
+def passing_tokens(at: Whole, work: Workload) -> Array:
+    """Tokens of an iteration of n sequences among which is a chunk, by n and budget."""
+    return at.n[:, None] + at.together * (work.computed / at.chunks)
+
+
+def last_passing_tokens(at: Whole, work: Workload, most: Array) -> Array:
+    """The same with the most sequences of each engine, by engine and budget."""
+    chunks, together = (_at_most(at.n, values[None], most) for values in (at.chunks, at.together))
+    return most[:, None] + together * (work.computed / chunks)
+
+
+def engine_curves(timed: Timed, mixed: bool, batches: bool = True) -> Curves:
+    """The times of engines with their stages and their host, up to the most sequences of each.
+
+    mixed: prompts and decoding sequences share iterations. batches: what prompts add is wanted at every n, not only on
+    an engine that does nothing else.
+    """
+    found, most, hops = timed.whole.of(timed.split), timed.most, timed.hops
+    n, inside = numpy.minimum(found.n, most[:, None]), found.n <= most[:, None]
+    further, longer = timed.pp[:, None] - 1.0, timed.stretch[:, None]
+    host_s, sequence_s = found.host_s[:, None], found.sequence_s[:, None]
+    hop = numpy.where(inside, hops.decoding[hops.row], hops.last_decoding[:, None])
+    decode = longer * (_up_to(found.n, found.decode, most) + further * hop) + host_s + n * sequence_s
     gaps = numpy.maximum(n[:, 1:] - n[:, :-1], 1.0)
     fewer = between(decode[:, :-1], decode[:, 1:], (gaps - 1.0) / gaps)
     alone = numpy.concatenate([numpy.zeros((len(n), 1)), fewer], axis=1)
-    step = longer[..., None] * added + together * sequence_s[..., None]
-    step += numpy.where(lone, alone, host_s)[:, :, None]
-    added = chunks * (step - alone[:, :, None]) / together
+    rows = slice(None) if batches else slice(1)
+    passed = numpy.where(inside[:, rows, None], hops.passing[hops.row, rows], hops.last_passing[:, None])
+    chunks, together = (_up_to(found.n[rows], values[None, rows], most) for values in (found.chunks, found.together))
+    lone, others = n[:, rows] > 1.0, alone[:, rows]
+    step = _up_to(found.n[rows], found.added[:, rows], most)
+    step += further[..., None] * (passed - numpy.where(lone, hop[:, rows], 0.0)[:, :, None])
+    step = longer[..., None] * step + together * sequence_s[..., None]
+    step += numpy.where(lone, others, host_s)[:, :, None]
+    added = chunks * (step - others[:, :, None]) / together
     if not mixed:
         # Prompts run alone, while the others wait.
         added = numpy.broadcast_to(added[:, :1], added.shape)
@@ -179,14 +211,17 @@ def engine_curves(
 
 def _up_to(n: Array, values: Array, most: Array) -> Array:
     """The values at batch sizes n up to the most of each engine, and the value there for all beyond."""
+    inside = (n <= most[:, None])[(slice(None), slice(None)) + (None,) * (values.ndim - 2)]
+    return numpy.where(inside, values, _at_most(n, values, most)[:, None])
+
+
+def _at_most(n: Array, values: Array, most: Array) -> Array:
+    """The values at the most sequences of each engine, between those at batch sizes n."""
     low = numpy.searchsorted(n, most, side="right") - 1
     high = numpy.minimum(low + 1, len(n) - 1)
     share = (most - n[low]) / numpy.maximum(n[high] - n[low], 1.0)
     engines = numpy.arange(len(most)) if len(values) > 1 else numpy.zeros(len(most), dtype=int)
-    wide = (slice(None),) + (None,) * (values.ndim - 2)
-    last = between(values[engines, low], values[engines, high], share[wide])
-    inside = (n <= most[:, None])[(slice(None), *wide)]
-    return numpy.where(inside, values, last[:, None])
+    return between(values[engines, low], values[engines, high], share[(slice(None),) + (None,) * (values.ndim - 2)])
 
 
 class Shares(NamedTuple):

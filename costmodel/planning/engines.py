@@ -15,7 +15,18 @@ from costmodel.kernels.base import Kernel
 from costmodel.parallel.exchanges import domain
 from costmodel.parallel.placement import Placed, Stage, in_stages
 from costmodel.planning.built import Built, ByKind
-from costmodel.planning.curves import Curves, Whole, engine_curves, stage_shares, stretch, whole
+from costmodel.planning.curves import (
+    Curves,
+    Hops,
+    Timed,
+    Whole,
+    engine_curves,
+    last_passing_tokens,
+    passing_tokens,
+    stage_shares,
+    stretch,
+    whole,
+)
 from costmodel.planning.deployment import Settings, stage_cache
 from costmodel.planning.engine_model import Array, EngineModel, Places, formats_of
 from costmodel.planning.grid import chunk_step, decode_step
@@ -23,7 +34,7 @@ from costmodel.planning.kernel_kinds import KernelSource
 from costmodel.planning.part_times import PartTimes, joined, part_times
 from costmodel.planning.question import Loaded
 from costmodel.planning.room import Held, Room, largest_results, mean_bytes, room, written_bytes
-from costmodel.planning.side_by_side import Indices
+from costmodel.planning.side_by_side import Groups, Indices
 from costmodel.planning.space import Task
 from costmodel.planning.spread import Part
 from costmodel.step import Step
@@ -226,36 +237,43 @@ class Engines:
             found[rows] = stretch(shares, {name: of[times.split[rows]] for name, of in times.whole.samples.items()})
         return found
 
+    def timed(self, chosen: Indices, times: Times, most: Array) -> Timed:
+        """What the times of some engines are made of, up to the most sequences of each."""
+        pp, stretches = self.spread.pp[chosen].astype(numpy.float64), self.stretches(chosen, times)
+        return Timed(times.whole, times.split, pp, stretches, most, self._hops(chosen, times.whole, pp, most))
+
     def curves(self, chosen: Indices, times: Times, most: Array) -> Curves:
         """The times of some engines with their stages and their host, up to the most sequences of each."""
+        return engine_curves(self.timed(chosen, times, most), self.question.engines[self.hw].mixed)
 
-        def hops(staged: Indices, tokens: Array) -> Array:
-            return self._hop_s(chosen[staged], tokens)
-
-        return engine_curves(
-            self.model(self.spread.placed[0]),
-            times.whole.of(times.split),
-            self.spread.pp[chosen].astype(numpy.float64),
-            self.stretches(chosen, times),
-            hops,
-            self.question.work,
-            most,
-            self.question.engines[self.hw].mixed,
-        )
-
-    def _hop_s(self, engines: Indices, tokens: Array) -> Array:
-        """Seconds in which so many tokens of each rank go from one stage of engines to the next, by engine and number
-        of tokens: the same numbers for all, or some for each."""
+    def _hops(self, chosen: Indices, at: Whole, pp: Array, most: Array) -> Hops:
         row, different = self.spread.hops(self.hardware)
-        of_all = tokens.ndim == 1
-        found = numpy.zeros((len(different.members), len(tokens)) if of_all else tokens.shape)
+        many, passing, ways = self.draft_tokens + 1, passing_tokens(at, self.question.work), len(different.members)
+        of_n, of_chunks = numpy.zeros((ways, len(at.n))), numpy.zeros((ways, *passing.shape))
+        decoded, passed = numpy.zeros(len(most)), numpy.zeros((len(most), passing.shape[1]))
+        staged = numpy.flatnonzero(pp > 1.0)
+        if len(staged):
+            # At the batch sizes of all, and at the largest of each.
+            found = self._hop_s(different, numpy.concatenate([numpy.maximum(at.n * many, 1.0), passing.ravel()]))
+            of_n, of_chunks = found[:, : len(at.n)], found[:, len(at.n) :].reshape(of_chunks.shape)
+            last = most[staged]
+            chunk = last_passing_tokens(at, self.question.work, last)
+            tokens = numpy.concatenate([numpy.maximum(last * many, 1.0)[:, None], chunk], axis=1)
+            found = self._hop_s(different, tokens, row[chosen[staged]])
+            decoded[staged], passed[staged] = found[:, 0], found[:, 1:]
+        return Hops(row[chosen], of_n, of_chunks, decoded, passed)
+
+    def _hop_s(self, different: Groups, tokens: Array, rows: Indices | None = None) -> Array:
+        """Seconds in which so many tokens of each rank go from one stage to the next, by row and number of tokens: of
+        all different ways the same numbers, or of some of them, again and again, numbers for each."""
+        found = numpy.zeros((len(different.members), len(tokens)) if rows is None else tokens.shape)
 
         def compute(beside: Places, places: Indices) -> Array:
-            return self.model(beside).hop_s(tokens if of_all else tokens[places])
+            return self.model(beside).hop_s(tokens if rows is None else tokens[places])
 
-        for places, seconds in different.each(compute, None if of_all else row[engines]):
+        for places, seconds in different.each(compute, rows):
             found[places] = seconds
-        return found[row[engines]] if of_all else found
+        return found
 
     def _once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         return self.spread.once(key, compute)

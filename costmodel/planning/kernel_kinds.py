@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from costmodel.kernels.base import Kernel
+from costmodel.kernels.base import Kernel, Work
 from costmodel.planning.side_by_side import Apart, Indices
 from costmodel.step import Step
 
@@ -64,7 +64,10 @@ def kinds_among(
 
 def _kind(decoding: Kernel, prompt: Kernel, decoded: Indices, prompted: Indices) -> str:
     """The kind of a kernel, from what it does in `DECODING` and in `PROMPTS`."""
-    of_decoding, of_prompt = _numbers(decoding), _numbers(prompt)
+    same = all(kernel.ideal is kernel.executed for kernel in (decoding, prompt))
+    of_decoding, of_prompt = (
+        _numbers(kernel, ("executed",) if same else ("ideal", "executed")) for kernel in (decoding, prompt)
+    )
     if of_decoding.keys() != of_prompt.keys():
         return ""
     token = row = numpy.ones((1, len(FEW)), dtype=bool)
@@ -79,6 +82,8 @@ def _kind(decoding: Kernel, prompt: Kernel, decoded: Indices, prompted: Indices)
         alike = one == decoding_steps[..., 2:4]
         token = token & alike & (one == prompt_steps[..., 0:2]) & (one == prompt_steps[..., 2:4])
         row = row & alike & (one == prompt_steps[..., 4:6])
+        if not (token.any() or row.any()):
+            return ""
     # Of many layouts, one row for each.
     answers = numpy.where(token, 2, numpy.where(row, 1, 0))
     of_layouts = numpy.where(answers[:, 0] == answers[:, 1], answers[:, 0], 0)
@@ -87,10 +92,11 @@ def _kind(decoding: Kernel, prompt: Kernel, decoded: Indices, prompted: Indices)
     return ("", "row", "token")[of_layouts[0]]
 
 
-def _numbers(kernel: Kernel) -> dict[Any, Any]:
-    """Everything that is counted of a kernel, by a name."""
+def _numbers(kernel: Kernel, works: Sequence[str]) -> dict[Any, Any]:
+    """Everything that is counted of a kernel's work, by a name."""
     found = {"count": kernel.count}
-    for which, work in (("ideal", kernel.ideal), ("executed", kernel.executed)):
+    for which in works:
+        work: Work = getattr(kernel, which)
         found |= {(which, dtype): flops for dtype, flops in work.tensor.items()}
         found |= {(which, name): value for name, value in zip(work._fields[1:], work[1:], strict=True)}
     return found

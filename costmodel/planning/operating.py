@@ -22,6 +22,7 @@ import numpy
 
 from costmodel.planning.curves import Curves, between
 from costmodel.planning.engine_model import Array, EngineModel
+from costmodel.planning.side_by_side import Indices
 from costmodel.planning.workload import Workload
 
 FULL = 1.0 - 1e-9
@@ -50,11 +51,28 @@ class Operating(NamedTuple):
         return self.ttft_s + self.tpot_s * (output - 1.0)
 
 
-def operating(model: EngineModel, work: Workload, found: Curves, places: Array, engines: Array | int = 1) -> Operating:
-    """Engines that prefill and decode; model: one of them. places: sequences that each can have under way, by budget.
-    engines: among so many arrivals are dealt out in turn, which makes those of each more regular."""
+class Running(NamedTuple):
+    """The same engines before anybody waits: own_s: seconds in which a prompt takes its chunks; passing_s: in which a
+    sequence gets its tokens; served_s: both; rate: requests per second."""
+
+    own_s: Array
+    passing_s: Array
+    served_s: Array
+    rate: Array
+
+    def of(self, some: Indices) -> "Running":
+        """Those of some engines."""
+        return Running(*(values[some] for values in self))
+
+    def tpot_s(self, output: float) -> Array:
+        """Mean seconds of a token, of answers of so many."""
+        return self.passing_s / max(output - 1.0, 1.0) if output > 1 else numpy.zeros_like(self.passing_s)
+
+
+def running(model: EngineModel, work: Workload, found: Curves) -> Running:
+    """Engines that prefill and decode; model: one of them."""
     n = found.n[..., None]
-    alone, decode = found.alone[..., None], found.decode[..., None]
+    decode = found.decode[..., None]
     iterations = (work.output - 1.0) / model.pace
     if work.gap_variation > 0:
         gaps = numpy.maximum(found.n[..., 1:] - found.n[..., :-1], 1.0)
@@ -63,21 +81,39 @@ def operating(model: EngineModel, work: Workload, found: Curves, places: Array, 
         own = found.chunks * decode + found.added
         passing = _passing(met * iterations, n * found.added, own)
     else:
-        own = found.chunks * alone + found.added
+        own = found.chunks * found.alone[..., None] + found.added
         passing = decode * iterations + (n - 1.0) * found.added
     served = own + passing
-    rate = n / served
-    tpot = passing / max(work.output - 1.0, 1.0) if work.output > 1 else numpy.zeros_like(passing)
+    return Running(own, passing, served, n / served)
+
+
+def operating(
+    model: EngineModel,
+    work: Workload,
+    found: Curves,
+    places: Array,
+    engines: Array | int = 1,
+    run: Running | None = None,
+) -> Operating:
+    """Engines that prefill and decode; model: one of them. places: sequences that each can have under way, by budget.
+    engines: among so many arrivals are dealt out in turn, which makes those of each more regular. run: of the same."""
+    run = running(model, work, found) if run is None else run
+    n, iterations = found.n[..., None], (work.output - 1.0) / model.pace
     # A prompt that finds an iteration under way waits for half of it.
     busy = numpy.minimum((n - 1.0) / numpy.maximum(iterations, 1.0), 1.0)
-    residual = (alone + found.added / found.chunks * busy) / 2
-    base = _front_s(model) + residual + own
-    in_line, for_place = line(rate, own), places_wait(n, places[..., None, :], served)
+    residual = (found.alone[..., None] + found.added / found.chunks * busy) / 2
+    base = least_ttft_s(model, run) + residual
+    in_line, for_place = line(run.rate, run.own_s), places_wait(n, places[..., None, :], run.served_s)
     ttft = base + waits(work, in_line, for_place, numpy.asarray(engines)[..., None, None])
     # Of a chunk that takes forever, no share is a number either.
     with numpy.errstate(invalid="ignore"):
-        share = n * found.added / served
-    return Operating(found.n, ttft, tpot, rate, share, base, in_line, for_place)
+        share = n * found.added / run.served_s
+    return Operating(found.n, ttft, run.tpot_s(work.output), run.rate, share, base, in_line, for_place)
+
+
+def least_ttft_s(model: EngineModel, run: Running) -> Array:
+    """Seconds to the first token of a prompt that never waits."""
+    return _front_s(model) + run.own_s
 
 
 def waits(work: Workload, line_s: Array, place_s: Array, engines: Array | float) -> Array:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from costmodel.parallel.layout import Layout
-from costmodel.planning.curves import Truths
+from costmodel.planning.curves import Curves, Truths
 from costmodel.planning.engine_model import Array
 from costmodel.planning.operating import FULL, decoding, prefilling
 from costmodel.planning.points import rises
@@ -100,13 +100,13 @@ def joined(parts: Sequence[Pools]) -> Pools:
     return Pools(layouts, numpy.concatenate(places), *columns)
 
 
-def prefill_pools(asked: Question, stack: Stack) -> tuple[Pools, int]:
+def prefill_pools(asked: Question, stack: Stack, curves: Curves) -> tuple[Pools, int]:
     """One replica at every share of its time; at a known rate also 1, 2, … replicas. The fastest budget of each, and
     how many were looked at."""
     work, model = asked.work, stack.model
     # Alone on an engine, a prompt waits for others as long as these take: what takes it least waits least.
-    budget = stack.curves.added[:, 0].argmin(axis=1)
-    own = stack.curves.added[numpy.arange(len(budget)), 0, budget]
+    budget = curves.added[:, 0].argmin(axis=1)
+    own = curves.added[numpy.arange(len(budget)), 0, budget]
     shares = SHARES[SHARES <= (CLOSED_SHARE if work.rate is None else asked.usable + 1e-9)]
     at = prefilling(model, work, own[:, None], shares, stack.send_s[:, None], stack.engines[:, None])
     engine = numpy.repeat(numpy.arange(len(own)), len(shares))
@@ -116,7 +116,7 @@ def prefill_pools(asked: Question, stack: Stack) -> tuple[Pools, int]:
         return pools, len(pools.layout)
     engine, count = stack.replicated(asked.most)
     many = count * stack.engines[engine]
-    load = (work.rate / many)[:, None] * stack.curves.added[engine, 0]
+    load = (work.rate / many)[:, None] * curves.added[engine, 0]
     # Every budget at which a prompt does not wait for ever is one that is looked at.
     looked = int(numpy.count_nonzero((load <= asked.usable) & (load < FULL)))
     some = numpy.flatnonzero(work.rate / many * own[engine] <= asked.usable)
@@ -153,12 +153,12 @@ def _of(
     return found.of(numpy.isfinite(ttft_s))
 
 
-def decode_pools(asked: Question, stack: Stack) -> Pools:
+def decode_pools(asked: Question, stack: Stack, curves: Curves) -> Pools:
     """One replica at every batch size that fits, where more sequences answer more; at a known rate also 1, 2, …
     replicas with the batch that it leaves to each."""
     work, most = asked.work, stack.places[:, 0]
-    at = decoding(stack.model, work, stack.curves, stack.places)
-    fits = (at.n <= most[:, None]) & stack.curves.distinct
+    at = decoding(stack.model, work, curves, stack.places)
+    fits = (at.n <= most[:, None]) & curves.distinct
     rates, tpot = at.rate[:, :, 0], at.tpot_s[:, :, 0]
     better = rises(numpy.where(fits & numpy.isfinite(tpot), rates, 0.0))
     engine, row = numpy.nonzero(better)

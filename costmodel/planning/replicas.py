@@ -21,10 +21,12 @@ FEW = 1024
 class Fleet:
     """Engines at work, and what they have under way where they answer a rate."""
 
-    def __init__(self, asked: Question, stack: Stack, at: Operating, per_gpu: Array, held: Truths) -> None:
+    def __init__(
+        self, asked: Question, stack: Stack, at: Operating, distinct: Truths, per_gpu: Array, held: Truths
+    ) -> None:
         self.asked, self.stack, self.at = asked, stack, at
         fits = at.n[:, :, None] <= stack.places[:, None, :]
-        used = numpy.isfinite(at.rate) & fits & stack.curves.distinct[:, :, None]
+        used = numpy.isfinite(at.rate) & fits & distinct[:, :, None]
         # What is used comes first: places end at a batch size, and beyond one that fills the budget nothing is left.
         self.used = numpy.logical_and.accumulate(used, axis=1)
         self.usable: Truths = numpy.any(self.used, axis=1)

@@ -6,6 +6,7 @@ order of the tasks: the result does not depend on who evaluated what.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from itertools import groupby
 from typing import NamedTuple
 
@@ -18,9 +19,12 @@ from costmodel.planning.pairing import paired
 from costmodel.planning.points import Candidate, Points, exceeded, rank, undominated
 from costmodel.planning.pools import joined
 from costmodel.planning.question import Loaded, Question, cache_formats, load, weight_formats
+from costmodel.planning.reach import NOBODY, Before
 from costmodel.planning.space import Count, Dimension, Task, layouts
 from costmodel.step import Step
 from costmodel.units import format_bytes
+
+BEATEN = "TPOT and rate, with no wait for the first token, of engines that plans and points found before all beat"
 
 Evaluator = Callable[[Question, Sequence[list[Task]], bool], Iterable[list[Outcome]]]
 """Evaluates batches of tasks, each of one device, formats and drafts, and gives their outcomes in order."""
@@ -76,8 +80,12 @@ def tasks_of(loaded: Loaded) -> tuple[list[Task], tuple[Dimension, ...], list[Co
 def here(question: Question, batches: Sequence[list[Task]], bounds: bool) -> Iterator[list[Outcome]]:
     """Evaluate in this process."""
     loaded = load(question)
+    before: dict[str, Before] = {}
     for batch in batches:
-        yield evaluate(loaded, batch, bounds)
+        hw = batch[0].hw
+        outcomes = evaluate(loaded, batch, bounds, before.get(hw, NOBODY))
+        before[hw] = reduce(Before.and_after, outcomes, before.get(hw, NOBODY))
+        yield outcomes
 
 
 def evaluate_batch(question: Question, batch: list[Task], bounds: bool) -> list[Outcome]:
@@ -96,7 +104,8 @@ def search(
     tasks, dimensions, counts = tasks_of(loaded)
     outcomes = _run(question, tasks, evaluator, True, progress)
     found = _together(question, outcomes)
-    if not found.best and any(why.startswith(("TPOT", "TTFT")) for why in _reasons(outcomes)):
+    bounded = any(why.startswith(("TPOT", "TTFT")) for why in _reasons(outcomes))
+    if not found.best and (bounded or any(outcome.beaten for outcome in outcomes)):
         # What the bounds excluded may be the closest: now it has to be looked at.
         outcomes = _run(question, tasks, evaluator, False, progress)
         found = _together(question, outcomes)
@@ -199,6 +208,10 @@ def _counted(outcomes: Sequence[Outcome], pairs: int) -> Iterator[Count]:
     yield Count("engines", engines - excluded.total(), "evaluated")
     yield Count("points", sum(outcome.points for outcome in outcomes), "evaluated: batch size, chunk budget")
     yield Count("points", sum(outcome.fitting for outcome in outcomes), "of aggregated engines whose caches fit")
-    yield Count("points", sum(outcome.within for outcome in outcomes), "of them within the service level")
+    beaten = sum(outcome.beaten for outcome in outcomes)
+    if beaten:
+        yield Count("points", beaten, f"of them excluded: {BEATEN}")
+    rest = "of the rest" if beaten else "of them"
+    yield Count("points", sum(outcome.within for outcome in outcomes), f"{rest} within the service level")
     if pairs:
         yield Count("pairs", pairs, "of prefill and decode pools that no other pool of their role beats")

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy
 
-from costmodel.planning.curves import Curves, Truths, between
+from costmodel.planning.curves import Curves, Timed, Truths, between, engine_curves
 from costmodel.planning.engine_model import Array, EngineModel
 from costmodel.planning.side_by_side import Indices
 from costmodel.planning.space import Task
@@ -12,28 +12,38 @@ from costmodel.planning.space import Task
 
 class Stack(NamedTuple):
     """Tasks with their engines. model: of one of them. gpus, engines: of one replica of each. places: sequences that
-    each engine can have under way, by chunk budget. curves: the times of all. send_s: of a prompt's cache to another
-    pool."""
+    each engine can have under way, by chunk budget. timed: what their times are made of. mixed: prompts and decoding
+    sequences share iterations. send_s: of a prompt's cache to another pool."""
 
     tasks: tuple[Task, ...]
     model: EngineModel
     gpus: Array
     engines: Array
     places: Array
-    curves: Curves
+    timed: Timed
+    mixed: bool
     send_s: Array
 
-    def of(self, some: slice) -> "Stack":
+    def of(self, some: Indices) -> "Stack":
         """Some of them."""
         return Stack(
-            self.tasks[some],
+            tuple(self.tasks[place] for place in some),
             self.model,
             self.gpus[some],
             self.engines[some],
             self.places[some],
-            Curves(*(values[some] for values in self.curves)),
+            self.timed.of(some),
+            self.mixed,
             self.send_s[some],
         )
+
+    def curves(self) -> Curves:
+        """Their times."""
+        return engine_curves(self.timed, self.mixed)
+
+    def apart(self) -> Curves:
+        """Their times as engines that only prefill or only decode."""
+        return engine_curves(self.timed, self.mixed, batches=False)
 
     def replicated(self, most: int) -> "Replicas":
         """Every engine with every number of replicas that so many GPUs allow."""

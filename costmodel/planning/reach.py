@@ -1,0 +1,77 @@
+"""Which engines could be a plan or a point of the frontier, told before anybody's waiting is known.
+
+Waiting makes no answer earlier. So at every batch size and chunk budget the TTFT is at least that of a prompt that
+never waits, while TPOT and requests per second are known; what better ones stand before even so needs no further look.
+"""
+
+from typing import NamedTuple
+
+import numpy
+
+from costmodel.planning.curves import Curves, Truths
+from costmodel.planning.engine_model import Array
+from costmodel.planning.operating import Running, least_ttft_s
+from costmodel.planning.outcomes import Outcome
+from costmodel.planning.points import fastest_first
+from costmodel.planning.question import Question
+from costmodel.planning.replicas import holds, wants_smallest
+from costmodel.planning.stacks import Stack
+
+WITHIN = 1.0 + 1e-9
+"""Of a limit, what rounding may miss it by."""
+
+
+class Before(NamedTuple):
+    """What engines of a device that were evaluated before left: the points that no other of theirs beats in tokens/s of
+    a user and tokens/s per GPU, the fastest first, and the GPUs of their smallest plan, infinite without one."""
+
+    tpot_s: Array
+    per_gpu: Array
+    gpus: float
+
+    def and_after(self, outcome: Outcome) -> "Before":
+        """What these and others left."""
+        more = numpy.array([(point.tpot_s, point.tokens_per_s_gpu) for point in outcome.frontier]).reshape(-1, 2).T
+        both = numpy.concatenate([self[:2], more], axis=1)
+        tpot, per_gpu = both[:, fastest_first(*both)]
+        return Before(tpot, per_gpu, min([self.gpus, *(float(plan.gpus) for plan in outcome.plans)]))
+
+    def passed_by(self, tpot_s: Array, per_gpu: Array) -> Truths:
+        """Which points none of them beats."""
+        most = numpy.concatenate([[0.0], self.per_gpu])
+        return per_gpu > most[numpy.searchsorted(self.tpot_s, tpot_s, side="right")]
+
+
+NOBODY = Before(numpy.zeros(0), numpy.zeros(0), numpy.inf)
+
+
+def good_points(stack: Stack, curves: Curves, run: Running) -> Truths:
+    """The points whose caches fit and whose chunks find room, by engine, batch size and budget."""
+    fits = (curves.n[:, :, None] <= stack.places[:, None, :]) & curves.distinct[:, :, None]
+    return fits & numpy.isfinite(run.rate) & (run.rate > 0)
+
+
+def could_matter(asked: Question, stack: Stack, run: Running, per_gpu: Array, good: Truths, before: Before) -> Truths:
+    """Which engines could have a point that those before do not beat, or be a plan that is no larger than theirs."""
+    level, tpot, ttft = asked.level, run.tpot_s(asked.work.output), least_ttft_s(stack.model, run)
+    near = numpy.flatnonzero(good & holds(tpot, level.tpot_s, WITHIN) & holds(ttft, level.ttft_s, WITHIN))
+    passing = near[before.passed_by(tpot.ravel()[near], per_gpu.ravel()[near])]
+    found = numpy.zeros(len(stack.tasks), dtype=bool)
+    found[passing // good[0].size] = True
+    # A plan lies between two batch sizes, of which at least one keeps each limit, and answers less than the larger.
+    able = _or_the_one_before(good & holds(tpot, level.tpot_s)) & _or_the_one_before(good & holds(ttft, level.ttft_s))
+    if asked.work.rate is None:
+        return found | able.any(axis=(1, 2))
+    rate = numpy.where(good, run.rate, 0.0)
+    most = numpy.minimum((rate * able).max(axis=1), asked.usable * rate.max(axis=1)).max(axis=1)
+    with numpy.errstate(divide="ignore"):
+        count = numpy.ceil(asked.work.rate / (stack.engines * most) / WITHIN)
+    limit = min(asked.most, before.gpus) if wants_smallest(asked) else asked.most
+    return found | (numpy.maximum(count, 1.0) * stack.gpus <= limit)
+
+
+def _or_the_one_before(which: Truths) -> Truths:
+    """Which batch sizes, or the next smaller ones, are some."""
+    found = which.copy()
+    found[:, 1:] |= which[:, :-1]
+    return found
