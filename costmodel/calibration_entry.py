@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def _cholesky(triangle: Sequence[Sequence[float]] | None, size: int) -> list[lis
     factor = [[0.0] * size for _ in range(size)]
     for i in range(size):
         for j in range(i + 1):
-            rest = triangle[i][j] - sum(factor[i][k] * factor[j][k] for k in range(j))
+            rest = triangle[i][j] - sum(map(mul, factor[i][:j], factor[j][:j]))
             if i == j:
                 # Written digits are few: what strong correlation leaves may come out a little below zero.
                 if not rest >= -1e-4 * triangle[i][i]:

@@ -26,7 +26,7 @@ from costmodel.planning.side_by_side import Indices
 from costmodel.planning.space import Task
 from costmodel.planning.stacks import Stack
 
-BATCH = 256
+BATCH = 512
 """Engines whose points are evaluated together, so that their arrays stay in the processor's caches."""
 DIVIDES = "the model does not divide"
 FITS = "memory: weights, buffers and one sequence do not fit"

@@ -254,12 +254,14 @@ class Engines:
         staged = numpy.flatnonzero(pp > 1.0)
         if len(staged):
             # At the batch sizes of all, and at the largest of each.
-            found = self._hop_s(different, numpy.concatenate([numpy.maximum(at.n * many, 1.0), passing.ravel()]))
+            tokens = numpy.concatenate([numpy.maximum(at.n * many, 1.0), passing.ravel()])
+            key = ("hops", self.hw, self.precision.hidden, self.draft_tokens)
+            found = self._once(key, lambda: self._hop_s(different, tokens))
             of_n, of_chunks = found[:, : len(at.n)], found[:, len(at.n) :].reshape(of_chunks.shape)
             last = most[staged]
             chunk = last_passing_tokens(at, self.question.work, last)
-            tokens = numpy.concatenate([numpy.maximum(last * many, 1.0)[:, None], chunk], axis=1)
-            found = self._hop_s(different, tokens, row[chosen[staged]])
+            ends = numpy.concatenate([numpy.maximum(last * many, 1.0)[:, None], chunk], axis=1)
+            found = self._hop_s(different, ends, row[chosen[staged]])
             decoded[staged], passed[staged] = found[:, 0], found[:, 1:]
         return Hops(row[chosen], of_n, of_chunks, decoded, passed)
 

@@ -61,9 +61,9 @@ def could_matter(asked: Question, stack: Stack, run: Running, per_gpu: Array, go
     # A plan lies between two batch sizes, of which at least one keeps each limit, and answers less than the larger.
     able = _or_the_one_before(good & holds(tpot, level.tpot_s)) & _or_the_one_before(good & holds(ttft, level.ttft_s))
     if asked.work.rate is None:
-        return found | able.any(axis=(1, 2))
+        return found | able.reshape(len(able), -1).any(axis=1)
     rate = numpy.where(good, run.rate, 0.0)
-    most = numpy.minimum((rate * able).max(axis=1), asked.usable * rate.max(axis=1)).max(axis=1)
+    most = numpy.minimum(*(of.reshape(len(of), -1).max(axis=1) for of in (rate * able, asked.usable * rate)))
     with numpy.errstate(divide="ignore"):
         count = numpy.ceil(asked.work.rate / (stack.engines * most) / WITHIN)
     limit = min(asked.most, before.gpus) if wants_smallest(asked) else asked.most

@@ -6,6 +6,8 @@ Where a formula asks yes or no, all layouts must answer alike; those that do not
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy
@@ -74,12 +76,22 @@ def side_by_side(members: Sequence[Any]) -> Any:
     if isinstance(first, tuple) and hasattr(first, "_fields"):
         return type(first)(*map(side_by_side, zip(*members, strict=True)))
     if is_dataclass(first):
-        changed = {item.name: side_by_side([getattr(of, item.name) for of in members]) for item in fields(first)}
-        return replace(first, **changed)  # type: ignore[type-var]
+        kind: Any = type(first)
+        names, values = _values(kind)
+        columns = zip(*map(values, members), strict=True)
+        return replace(first, **dict(zip(names, map(side_by_side, columns), strict=True)))  # type: ignore[type-var]
     if isinstance(first, Mapping):
         return {name: side_by_side([of[name] for of in members]) for name in first}
     assert all(other == first for other in members), first
     return first
+
+
+@cache
+def _values(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    """The names of a dataclass's fields, and what finds their values."""
+    names = tuple(item.name for item in fields(kind))
+    get = attrgetter(*names)
+    return names, get if len(names) > 1 else lambda of: (get(of),)
 
 
 def different(keys: Iterable[Hashable]) -> tuple[Indices, Indices]:
