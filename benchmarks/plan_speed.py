@@ -70,7 +70,7 @@ def main() -> None:
         numbers = {(count.what, count.why): count.number for count in found.counts}
         layouts = numbers["engines", "evaluated"]
         decided = numbers["engines", "in the space: device, formats, drafts, layout"]
-        bounded = numbers.get(("points", f"of them excluded: {BEATEN}"), 0)
+        bounded = numbers.get(("points", f"of them {BEATEN}"), 0)
         points = numbers["points", "evaluated: batch size, chunk budget"] - bounded
         pairs = sum(number for (what, _), number in numbers.items() if what == "pairs")
         print(
