@@ -279,6 +279,11 @@ def test_selective_scan_has_no_products_and_one_exp_per_state_element() -> None:
     assert kernel.executed.l2 - kernel.executed.hbm_bytes == 5119 * shared  # every channel's block reads B and C
 
 
+def test_short_sequences_are_scanned_by_smaller_blocks_of_which_more_share_a_unit() -> None:
+    grids = [family(MAMBA, prefill(S), "selective-scan")[0].grid for S in (512, 1024, 2048, 65_536)]
+    assert [grid.occupancy for grid in grids if grid is not None] == [12, 6, 3, 3]
+
+
 def test_rwkv4_updates_three_numbers_per_channel() -> None:
     (kernel,) = family(RWKV4, prefill(100), "selective-scan")
     assert kernel.ideal.vector == 9 * 100 * 2560

@@ -320,6 +320,18 @@ def test_long_sequence_with_few_heads_takes_as_long_as_with_twice_as_many() -> N
     assert scan_seconds(4, 65_536, **FUSED) < 1.05 * scan_seconds(2, 65_536, **FUSED)
 
 
+def test_chunks_that_run_apart_fill_the_units_with_few_heads_and_take_as_long_with_many() -> None:
+    def ratio(heads: int) -> float:
+        walked, apart = (
+            seconds(mamba2.scan(mamba2.Dims(H=heads, p=64, N=64, apart=value), prefill(65_536), BF16))
+            for value in (False, True)
+        )
+        return apart / walked
+
+    assert ratio(4) < 0.6  # 256 chunks of one sequence: four units walk them, or all 132 run them
+    assert ratio(1320) == pytest.approx(1.0, rel=0.01)  # ten whole waves of heads either way
+
+
 def test_one_wave_of_heads_fits_on_the_units_and_the_next_head_starts_another() -> None:
     one, two = (scan_seconds(heads, 8192, **FUSED) for heads in (132, 133))
     assert two / one > 1.8

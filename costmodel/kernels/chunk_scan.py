@@ -49,7 +49,8 @@ class Scan(NamedTuple):
     """B sequences of S new tokens, H heads with a state of dk × dv, chunks of C tokens; dtype of the products, and
     bytes per element of the state.
 
-    pipeline names the compiled pipeline that a calibration belongs to.
+    pipeline names the compiled pipeline that a calibration belongs to. apart: a chunk runs on any unit, as a launch of
+    its own passes the states on; else one unit walks the chunks of a head.
     """
 
     pipeline: str
@@ -61,6 +62,7 @@ class Scan(NamedTuple):
     C: Quantity
     dtype: str = "bf16"
     state: float = 4
+    apart: bool = False
 
     @property
     def chunks(self) -> Quantity:
@@ -250,6 +252,14 @@ def _longest(a: Quantity, b: Quantity, c: Quantity) -> Quantity:
     return root(power(a, WALK_OVERLAP) + power(b, WALK_OVERLAP) + power(c, WALK_OVERLAP), WALK_OVERLAP)
 
 
+def _chain(scan: Scan, units: Quantity, theta: Mapping[str, float]) -> Quantity:
+    """Waves of heads, one on a unit at a time, times a start and all chunks; of chunks where they run apart."""
+    heads, chunks = scan.B * scan.H, scan.chunks
+    if scan.apart:
+        return waves(heads * chunks, units, theta["wave_weight"]) * (theta["block_s"] / chunks + theta["step_s"])
+    return waves(heads, units, theta["wave_weight"]) * (theta["block_s"] + chunks * theta["step_s"])
+
+
 def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
     """A whole scan, or one launch of a pipeline that is priced launch by launch.
 
@@ -268,7 +278,7 @@ def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> T
     states = memory_seconds(kernel, hardware, theta, heads * state)
     # The states of the first wave come in, and those of the last go out, while nothing else can run.
     alone = states * minimum(1.0, units / heads)
-    chain = waves(heads, units, theta["wave_weight"]) * (theta["block_s"] + scan.chunks * theta["step_s"]) + alone
+    chain = _chain(scan, units, theta) + alone
     peak = hardware.tensor_peak(scan.dtype) * theta["tensor_efficiency"]
     walk = _longest(chain, pipeline.walked / peak, states)
     needed = kernel.ideal.hbm_bytes

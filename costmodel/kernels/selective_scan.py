@@ -5,14 +5,15 @@ running sums (RWKV-4). The exponentials of the decays and, with N state elements
 from L2 limit them; the state itself stays in registers.
 
 A block of Mamba's kernel owns one channel of one sequence and walks it in pieces of 2048 tokens; inside a piece its
-threads scan in parallel, 16 tokens each. RWKV-4's kernel has a thread per channel that walks token by token.
+threads scan in parallel, 16 tokens each, so that short sequences take smaller blocks. RWKV-4's kernel has a thread per
+channel that walks token by token.
 
 Source: Mamba arXiv:2312.00752, section 3.3; state-spaces/mamba, csrc/selective_scan/selective_scan_fwd_kernel.cuh.
 """
 
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div
+from costmodel.algebra import Quantity, ceil_div, nominal
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
 
 PIECE = 2048
@@ -23,6 +24,25 @@ ITEMS = 16
 
 WARP = 32
 """Channels of a block whose threads walk token by token."""
+
+
+RESIDENT_WARPS = 12
+"""Warps of scanning threads on one unit: three blocks of 128 threads, whose registers the compiler keeps to 168.
+
+Source: state-spaces/mamba, csrc/selective_scan/selective_scan_fwd_kernel.cuh (kMinBlocks).
+"""
+
+
+def warps(S: Quantity) -> int:
+    """Warps of a block that scans a piece at once, 16 tokens in a thread; symbols stand for whole pieces.
+
+    Source: state-spaces/mamba, csrc/selective_scan/selective_scan_fwd_kernel.cuh (selective_scan_fwd_cuda).
+
+    >>> [warps(S) for S in (512, 1024, 2048, 65536)]
+    [1, 2, 4, 4]
+    """
+    length = nominal(S, PIECE)
+    return 1 if length <= 512 else 2 if length <= 1024 else 4
 
 
 class ChannelScan(NamedTuple):
@@ -117,7 +137,11 @@ def selective_scan(
     (5120, True, 4)
     """
     if c.parallel:
-        grid = Grid(blocks=c.B * c.channels, occupancy=4, chain_steps=ceil_div(c.S, PIECE) * ITEMS * c.updates)
+        grid = Grid(
+            blocks=c.B * c.channels,
+            occupancy=RESIDENT_WARPS // warps(c.S),
+            chain_steps=ceil_div(c.S, PIECE) * ITEMS * c.updates,
+        )
     else:
         grid = Grid(blocks=c.B * ceil_div(c.channels, WARP), occupancy=16, chain_steps=c.S * c.updates)
     return Kernel(

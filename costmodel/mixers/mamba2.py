@@ -63,12 +63,15 @@ class Dims:
     C: int = dim("chunk", "tokens of a chunk", 256)
     state_dtype: str = choice("state_dtype", "number format of the state", "fp32", ("fp32", "bf16"))
     norm: bool = flag("gated_norm", "an RMSNorm of the gated output; without it the scan applies the gate z", True)
+    apart: bool = flag(
+        "chunks_apart", "chunks run on any unit, as mamba_ssm's; else a unit walks those of a head", False
+    )
 
 
 EXAMPLES = (
     Dims(H=4, p=8, N=8, G=2, C=8),
     Dims(H=3, p=4, N=6, conv=3, C=5),
-    Dims(H=2, p=4, N=4, C=4, norm=False),
+    Dims(H=2, p=4, N=4, C=4, norm=False, apart=True),
 )
 
 
@@ -115,7 +118,7 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     the last launch, which reads z and writes its result before and after the gate (ssd_chunk_scan.py, out_x).
     """
     e = precision.hidden_bytes
-    chunks = Scan("mamba2", step.B, step.S, d.H, d.N, d.p, d.C, precision.hidden, element_bytes(d.state_dtype))
+    chunks = Scan("mamba2", step.B, step.S, d.H, d.N, d.p, d.C, precision.hidden, element_bytes(d.state_dtype), d.apart)
     groups = chunks._replace(H=d.G)
     s = sizes(chunks) | {"p": d.p, "N": d.N, "G": d.G}
     s["causal"] = s["n"] * lower_tiles(d.C, ROWS)
