@@ -66,7 +66,7 @@ def test_nodes_that_were_seen_busy_are_met() -> None:
         assert claim(name)["verdict"] == "reproduced"
         assert claim(name)["ratio"] == pytest.approx(1.0, abs=0.1), name
     # With experts as uneven as that engine had them, a busy node is still predicted too fast, by less than a fifth.
-    assert all(1.0 < ratio < 1.15 for ratio in claim("sglang-prefill")["condition_ratio"])
+    assert all(1.0 < ratio < 1.2 for ratio in claim("sglang-prefill")["condition_ratio"])
 
 
 def test_the_parts_and_the_claims_are_one_computation() -> None:
