@@ -51,7 +51,7 @@ class Grid(NamedTuple):
     """
 
     blocks: Quantity
-    occupancy: int = 1
+    occupancy: Quantity = 1
     chain_steps: Quantity = 0
 
 

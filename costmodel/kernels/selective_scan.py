@@ -13,7 +13,7 @@ Source: Mamba arXiv:2312.00752, section 3.3; state-spaces/mamba, csrc/selective_
 
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, nominal
+from costmodel.algebra import Quantity, ceil_div, where
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Work, unit_terms
 
 PIECE = 2048
@@ -33,16 +33,15 @@ Source: state-spaces/mamba, csrc/selective_scan/selective_scan_fwd_kernel.cuh (k
 """
 
 
-def warps(S: Quantity) -> int:
-    """Warps of a block that scans a piece at once, 16 tokens in a thread; symbols stand for whole pieces.
+def scanning_blocks(S: Quantity) -> Quantity:
+    """Thread blocks on one unit: of one, two or four warps, which scan a piece at once, 16 tokens in a thread.
 
     Source: state-spaces/mamba, csrc/selective_scan/selective_scan_fwd_kernel.cuh (selective_scan_fwd_cuda).
 
-    >>> [warps(S) for S in (512, 1024, 2048, 65536)]
-    [1, 2, 4, 4]
+    >>> [scanning_blocks(S) for S in (512, 1024, 2048, 65536)]
+    [12, 6, 3, 3]
     """
-    length = nominal(S, PIECE)
-    return 1 if length <= 512 else 2 if length <= 1024 else 4
+    return where(S <= 512, RESIDENT_WARPS, where(S <= 1024, RESIDENT_WARPS // 2, RESIDENT_WARPS // 4))
 
 
 class ChannelScan(NamedTuple):
@@ -139,7 +138,7 @@ def selective_scan(
     if c.parallel:
         grid = Grid(
             blocks=c.B * c.channels,
-            occupancy=RESIDENT_WARPS // warps(c.S),
+            occupancy=scanning_blocks(c.S),
             chain_steps=ceil_div(c.S, PIECE) * ITEMS * c.updates,
         )
     else:
