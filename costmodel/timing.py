@@ -246,7 +246,8 @@ def time_step(
     return StepTime(
         kernels=tuple(times),
         time_s=total,
-        low_s=max(total * math.exp(-Z80 * sigma), lower),
+        # Peaks that a probe measured may be beaten: then the bound is no end of the interval.
+        low_s=max(total * math.exp(-Z80 * sigma), min(lower, total)),
         high_s=total * math.exp(Z80 * sigma),
         roofline_s=lower,
         serial_s=float(sum(entry.terms.serial() * entry.kernel.count for entry in times)),

@@ -11,6 +11,7 @@ from costmodel.kernels.attention_walk import walk
 from costmodel.kernels.decode_attention import DECODE, decode_attention
 from costmodel.kernels.gemm import Gemm, gemm
 from costmodel.kernels.processor import for_device, on_processor
+from costmodel.timing import time_step
 
 
 @pytest.fixture
@@ -58,3 +59,11 @@ def test_what_one_kernel_of_a_core_says_of_another_is_transferred() -> None:
     assert on_core.basis(product) == "transferred"
     assert on_core.model_spread > pooled.model_spread
     assert from_fits([pooled], hardware="h100-sxm").fit(product).basis(product) == "fitted"
+
+
+def test_a_core_that_beats_its_measured_peak_keeps_its_time_inside_the_interval(core: Hardware) -> None:
+    fit = prior_fit(forms()["gemm"])
+    fast = fit._replace(values={**fit.values, "tensor_efficiency": 4.0}, flops=(0.0, 1e18), hbm_bytes=(0.0, 1e18))
+    step = time_step([gemm("a", Gemm(4096, 4096, 4096))], core, from_fits([fast]))
+    assert step.time_s < step.roofline_s
+    assert step.low_s <= step.time_s < step.high_s
