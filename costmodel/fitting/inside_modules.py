@@ -76,8 +76,8 @@ def nearest_name(name: str, others: Iterable[str]) -> str | None:
 def within(one: Block, family: str, begun: bool = False, held: bool = False) -> Block:
     """A block of a module's kernel. One beside the family that is fitted starts from what was found outside the module
     only, and of products most parameters stay as they are there, or near it; begun: the family's own starts where
-    another module's fit of the same compiled kernel ended; held: the same
-    compiled kernel was found in another run of the module."""
+    another module's fit of the same compiled kernel ended; held: the same compiled kernel was found in another run of
+    the module."""
     if held:
         one = one._replace(spread={name: value * HELD for name, value in one.spread.items()})
     if one.key[0] == family:

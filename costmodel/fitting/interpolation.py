@@ -103,7 +103,7 @@ def interpolated(places: Floats, values: Floats, ordinary: bool = False) -> Fiel
         return best
     from scipy.spatial import cKDTree
 
-    tried = numpy.linspace(0, len(values) - 1, min(TRIED, len(values))).round().astype(int)
+    tried = _tried(len(values))
     count = min(NEIGHBOURS + 1, len(values))
     scaled = places * scale
     _, near = cKDTree(scaled).query(scaled[tried], k=count)
@@ -122,6 +122,11 @@ def interpolated(places: Floats, values: Floats, ordinary: bool = False) -> Fiel
     return best if ordinary else best._replace(carried=_carried(best))
 
 
+def _tried(count: int) -> NDArray[numpy.intp]:
+    """At most `TRIED` of so many points, evenly spread over them."""
+    return numpy.linspace(0, count - 1, min(TRIED, count)).round().astype(numpy.intp)
+
+
 def _carried(field: Field) -> Floats:
     """What is left of the values an octave beyond each coordinate's end, by the points of its last octave."""
     shares = numpy.ones(field.places.shape[1])
@@ -129,8 +134,7 @@ def _carried(field: Field) -> Floats:
         upper = field.places[:, column] > end - UPPER_END
         if 0 < upper.sum() < len(upper):
             below = field._replace(places=field.places[~upper], values=field.values[~upper])
-            tried = numpy.flatnonzero(upper)
-            tried = tried[numpy.linspace(0, len(tried) - 1, min(TRIED, len(tried))).round().astype(int)]
+            tried = numpy.flatnonzero(upper)[_tried(int(upper.sum()))]
             found, _ = below.at(field.places[tried])
             gaps = [float(numpy.mean(numpy.abs(share * found - field.values[tried]))) for share in CARRIED]
             shares[column] = CARRIED[int(numpy.argmin(gaps))]

@@ -175,8 +175,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     more = 1.0 + theta["empty"] * ROWS * without_entries(x) / gathered_rows(x)
     units, blocks, tiles = hardware.compute.units, kernel.grid.blocks, kernel.grid.chain_steps * more
     vector, traffic, computed, step_s = kernel.executed.vector, kernel.executed.hbm_bytes, 1.0, theta["step_s"]
-    by_heads = theta["tiles"] >= BY_HEADS if hardware.generation == "blackwell" else False
+    by_heads: Quantity = False
     if hardware.generation == "blackwell":
+        by_heads = theta["tiles"] >= BY_HEADS
         padded = HEADS * ceil_div(x.H, HEADS)
         of_query, step = head_tiles(x, units)
         blocks, step_s = where(by_heads, x.B * x.S * of_query, blocks), where(by_heads, step, 1.0) * step_s

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from costmodel.algebra import Quantity
 from costmodel.analysis.claims.setups import (
     SetUp,
     calibration_of,
@@ -25,6 +24,7 @@ from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.gemm import without_quantisation
 from costmodel.parallel.options import Options
 from costmodel.parallel.rows import predict_layout
+from costmodel.planning.cache import sequence_cache
 from costmodel.planning.deployment import host_seconds
 from costmodel.planning.engine_constants import engine_constants
 from costmodel.planning.step_times import HostTime
@@ -92,14 +92,11 @@ def concatenation(setup: SetUp, step: Step) -> Kernel:
     Source: huggingface/transformers, src/transformers/cache_utils.py, DynamicLayer.update.
     """
     model, precision = model_of(setup), precision_of(setup)
-    kept: Quantity = 0
-    layers = 0
-    for name, count in model.counts()[0].items():
-        block = model.mixers[name]
-        cache = block.module.cache(block.dims, precision)
-        kept = kept + count * (cache.bytes(step.L) - cache.fixed)
-        layers += count if cache.per_token else 0
-    copied = step.B * kept / (2 * layers)  # keys and values are a launch each
+    cache = sequence_cache(model, precision)
+    growing = {name for name, block in model.mixers.items() if block.module.cache(block.dims, precision).per_token}
+    layers = sum(count for name, count in model.counts()[0].items() if name in growing)
+    # Keys and values are a launch each.
+    copied = step.B * (cache.bytes(step.L) - cache.state_bytes) / (2 * layers)
     return elementwise("concatenation", read=copied, written=copied)._replace(count=2 * layers)
 
 
