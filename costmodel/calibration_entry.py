@@ -95,7 +95,7 @@ def read_entry(
             if max(abs(factor[row][column]) for row in range(column, len(names))) >= LEAST_MOVED
         ),
         bounds={name: (parameter.low, parameter.high) for name, parameter in declared.items()},
-        model_spread=math.hypot(max(float(spread), REPEATABLE) * widen, missed or 0.0),
+        model_spread=max(float(spread), REPEATABLE) * widen,
         transferred=slower is not None,
         flops=ranges["flops"],
         hbm_bytes=ranges["hbm_bytes"],
@@ -104,6 +104,7 @@ def read_entry(
         kernel=str(entry.get("kernel") or ""),
         host_s=host_s,
         occupancy=occupancy,
+        missed=missed or 0.0,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from costmodel.algebra import Quantity, log2, maximum
+from costmodel.algebra import Quantity, log2, maximum, power, root
 from costmodel.kernels.base import Form, Kernel
 
 BASES = ("table", "fitted", "extrapolated", "transferred", "prior")
@@ -36,6 +36,7 @@ class Fit(NamedTuple):
     that an eager benchmark of the kernel could not hide, 0 where launches were captured; no part of the device time.
     occupancy: thread blocks of the measured kernel that share a unit, as its compiler says; 0: what the grid says.
     origin: where the parameters come from that the calibration in use does not hold; "" for its own.
+    missed: what a step from another device, library or kernel was found to miss of ln(time), wherever a kernel lies.
     """
 
     key: tuple[str, str, str]
@@ -52,6 +53,7 @@ class Fit(NamedTuple):
     host_s: float = 0.0
     occupancy: int = 0
     origin: str = ""
+    missed: float = 0.0
 
     def octaves_outside(self, kernel: Kernel) -> Any:
         """How far the kernel's FLOPs, bytes or length, whichever is farthest, lie from the measured ones, in powers of
@@ -77,12 +79,13 @@ class Fit(NamedTuple):
         return "fitted" if self.octaves_outside(kernel) <= ROUNDED else "extrapolated"
 
     def spread_for(self, kernel: Kernel) -> Quantity:
-        """The model error, wider outside the measured range."""
-        if self.flops is None:
-            return self.model_spread
-        family, _, module = self.key
-        growth = EXTRAPOLATION_SPREADS.get(module or family, EXTRAPOLATION_SPREADS[""])
-        return self.model_spread * (1.0 + growth * self.octaves_outside(kernel))
+        """The model error, wider outside the measured range, and beside it what the step to this kernel misses."""
+        own: Quantity = self.model_spread
+        if self.flops is not None:
+            family, _, module = self.key
+            growth = EXTRAPOLATION_SPREADS.get(module or family, EXTRAPOLATION_SPREADS[""])
+            own = own * (1.0 + growth * self.octaves_outside(kernel))
+        return root(power(own, 2.0) + power(self.missed, 2.0), 2.0) if self.missed else own
 
     def for_form(self, form: Form) -> "Fit":
         """With priors for what this form declares and the one that was fitted, another of its family, does not."""
@@ -97,7 +100,8 @@ class Fit(NamedTuple):
     def for_another(self) -> "Fit":
         """What these parameters are worth for a kernel that was not measured: a processor's are measured in fp32 and
         one head width, and stand in for all others; a family's for one that is like it."""
-        return self._replace(transferred=True, model_spread=self.model_spread * TRANSFER_SPREAD)
+        spread, missed = self.model_spread * TRANSFER_SPREAD, self.missed * TRANSFER_SPREAD
+        return self._replace(transferred=True, model_spread=spread, missed=missed)
 
     def shifted(self, column: Mapping[str, float], sign: float) -> dict[str, float]:
         """The values moved by one standard deviation along a direction, inside their bounds."""

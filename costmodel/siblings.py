@@ -62,6 +62,7 @@ def pooled(form: Form, fits: Sequence[Fit]) -> Fit:
         values=values,
         columns=tuple(columns),
         model_spread=median(fit.model_spread for fit in fits),
+        missed=median(fit.missed for fit in fits),
         points=sum(fit.points for fit in fits),
     )
 
@@ -70,4 +71,4 @@ def widened(fit: Fit, spreads: Mapping[str, float], origin: str) -> Fit:
     """The fit with what such a step was found to miss of its family, and where it comes from."""
     family = fit.key[0]
     missed = spreads.get(family, spreads.get("", 0.0))
-    return fit._replace(model_spread=math.hypot(fit.model_spread, missed), origin=origin)
+    return fit._replace(missed=math.hypot(fit.missed, missed), origin=origin)

@@ -58,7 +58,7 @@ def test_a_kernel_that_only_another_device_ran_is_transferred_and_named() -> Non
     assert fit.origin.startswith("b200-sxm/trtllm")
     assert fit.basis(kernel) == "transferred"
     own = find_calibration(load_hardware("b200-sxm"), "trtllm").fit(kernel)
-    assert fit.model_spread > 2 * own.model_spread
+    assert fit.spread_for(kernel) > 2 * own.spread_for(kernel)
 
 
 def test_a_mechanism_that_nobody_measured_takes_what_its_siblings_have_in_common() -> None:
@@ -144,7 +144,7 @@ def test_a_step_that_was_worse_than_the_prior_is_not_taken(tmp_path: Path, monke
     expected = math.sqrt((0.3**2 + 0.4**2) / 2)
     assert between_siblings()["chunk-scan"] == pytest.approx(expected)
     with_spread = find_calibration(H100, "vllm").fit(kernel)
-    assert with_spread.model_spread > expected
+    assert with_spread.spread_for(kernel) > expected
     path.write_text("schema: 1\nlibraries: {}\nsiblings: {}\nworse: {siblings: [chunk-scan]}\n")
     assert worse_than_prior(SIBLINGS) == {"chunk-scan"}
     assert find_calibration(H100, "vllm").fit(kernel) == prior_fit(SCAN)

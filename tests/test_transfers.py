@@ -64,7 +64,18 @@ def test_intervals_of_another_generation_hold_what_transfers_were_found_to_miss(
     assert same.model_spread == pytest.approx(TRANSFER_SPREAD * spread)
     assert moved.transferred
     # No transfer of this family was measured: the median of all.
-    assert moved.model_spread == pytest.approx(math.hypot(spread, 0.2), rel=1e-3)
+    assert moved.spread_for(kernel) == pytest.approx(math.hypot(spread, 0.2), rel=1e-3)
+
+
+def test_what_a_relative_misses_does_not_grow_with_the_distance_from_what_was_measured() -> None:
+    """It was measured beside the model error, which does."""
+    near, far = (attention("a", Attention(B=1, S=tokens, P=0, H=32, Hkv=8, dk=128, dv=128)) for tokens in (4096, 2**22))
+    fit = relatives_calibration(load_hardware("rtx-5090"), "vllm").fit(near)
+    assert fit.missed > 0.0
+    own = fit._replace(missed=0.0)
+    for kernel in (near, far):
+        assert fit.spread_for(kernel) == pytest.approx(math.hypot(own.spread_for(kernel), fit.missed))
+    assert own.spread_for(far) > own.spread_for(near)
 
 
 def test_the_shipped_spreads_speak_of_every_family_that_a_calibration_holds() -> None:

@@ -77,7 +77,7 @@ def _beyond(calibration: Calibration, kernels: Sequence[Kernel], families: Seque
         if identity not in fits:
             fits[identity] = len(entries)
             basis = "prior" if fit.flops is None else "transferred"
-            own = {"spread": fit.model_spread, "basis": basis, "origin": fit.origin}
+            own = {"spread": fit.model_spread, "missed": fit.missed, "basis": basis, "origin": fit.origin}
             entries.append({"family": family, **fit_entry(fit, kernel.form), **own})
         by_key[index] = fits[identity]
     return {"beyond": entries, "beyondByKey": by_key}

@@ -49,8 +49,8 @@ function makeModel(DATA, TEMPLATES, FORMS) {
     const missed = device.missed[fit.missedAs] ?? device.missed[""];
     const widen = missed === undefined ? DATA.transferSpread : 1;
     const columns = own.map((column) => column.map((change) => change * widen));
-    const spread = Math.hypot(fit.spread * widen, missed || 0) * borrowed;
-    return { ...fit, family, values, columns, spread, basis: "transferred" };
+    const spread = fit.spread * widen * borrowed;
+    return { ...fit, family, values, columns, spread, missed: (missed || 0) * borrowed, basis: "transferred" };
   }
 
   /** Fill k for a row; its form, or -1. */
@@ -157,7 +157,7 @@ function makeModel(DATA, TEMPLATES, FORMS) {
       const { fit } = kernel;
       const growth = DATA.extrapolationSpreads[fit.errors] ?? DATA.extrapolationSpreads[""];
       const wider = 1 + growth * kernel.octaves;
-      errors[fit.errors] = (errors[fit.errors] || 0) + kernel.time * fit.spread * wider;
+      errors[fit.errors] = (errors[fit.errors] || 0) + kernel.time * Math.hypot(fit.spread * wider, fit.missed || 0);
       if (!groups.has(fit.group)) groups.set(fit.group, []);
       groups.get(fit.group).push(kernel);
     }
