@@ -253,6 +253,41 @@ def test_equal_scores_take_further_rounds_of_every_row_however_short() -> None:
     assert 3.5 < equal / clear < 5.0
 
 
+def test_logits_of_all_sequences_side_by_side_are_searched_in_chunks_that_fit_into_memory() -> None:
+    wide = Selection(rows=65_536, logits=65_536 * 2048, k=2048, width=32 * 2560)
+    few = wide._replace(width=16 * 2560)
+    # A sixth of 80 GiB holds 43,690 rows of 81,920 logits, and all 65,536 rows of half as many.
+    assert few.chunks(H100.memory.hbm.capacity).count == 1
+    chunks = wide.chunks(H100.memory.hbm.capacity)
+    assert (chunks.count, chunks.rows + chunks.rest) == (2, 65_536)
+    alone = Selection(rows=65_536, logits=65_536 * 2048, k=2048)
+    assert seconds(top_k.top_k("t", few)) == seconds(top_k.top_k("t", alone))
+    # Every row looks for itself among those of its chunk, and a launch more is made.
+    searching = seconds(top_k.top_k("t", wide)) - seconds(top_k.top_k("t", few))
+    expected = 65_536 / 132 * chunks.searched / 1024 * top_k.FORM.priors()["search_s"]
+    assert 0.9 * expected < searching < 1.5 * expected
+
+
+def test_prefill_scores_all_sequences_side_by_side_and_a_single_query_its_own() -> None:
+    rows = [row(BARE, B=4, S=S, P=4096, score_mode="flat") for S in (1, 64)]
+    (series,) = read("glm5_topk_module", *rows)
+    assert list(kernels(series)[0].shape.width) == [4097, 4 * 4160]
+    (compressed,) = read(
+        "dsv4_csa_topk_calib", row({**BARE, "model": "DeepSeek-V4-Flash"}, S=64, P=20_000, score_mode="flat")
+    )
+    assert kernels(compressed)[0].shape.width is None
+
+
+def test_steps_of_rows_that_l2_does_not_hold_wait_longer() -> None:
+    def missing(logits: int, circulating: int | None) -> float:
+        kernel = top_k.top_k("t", Selection(rows=1, logits=logits, k=1024))._replace(circulating=circulating)
+        return seconds(kernel, miss_s=5e-6, overlap=8.0) - seconds(kernel, miss_s=2e-8, overlap=8.0)
+
+    # Served: the first of two passes misses. Replayed: neither does, while all that is read again fits.
+    assert missing(65_536, None) == pytest.approx(16 * 5e-6, rel=0.05)
+    assert missing(65_536, 2**18) < 0.01 * missing(65_536, None)
+
+
 def latent(S: int = 128, H: int = 64, decoding: bool = False, B: int = 1) -> Kernel:
     x = SparseAttention(
         B=B, S=S, H=H, dk=576, dv=512, pairs=S * 2048, slots=2048, entries=9999, row_bytes=1152, decoding=decoding

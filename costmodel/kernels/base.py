@@ -244,12 +244,19 @@ def memory_seconds(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, flo
     1 / (1 + (circulating / (l2_share · L2))⁴) moves l2_over_hbm times as fast.
     """
     cold = traffic / (hardware.memory.hbm.bandwidth * theta.get("memory_efficiency", 1.0))
+    if kernel.circulating is None:
+        return cold
+    hot = replayed_share(kernel, hardware, theta)
+    return cold * (1.0 - hot + hot / theta.get("l2_over_hbm", L2_OVER_HBM))
+
+
+def replayed_share(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Quantity:
+    """Of what a benchmark reads again, the share that L2 still holds; 0 as served."""
     capacity = hardware.memory.l2.capacity
     if kernel.circulating is None or not capacity:
-        return cold
+        return 0.0
     fill = kernel.circulating / (theta.get("l2_share", L2_SHARE) * capacity)
-    hot = 1.0 / (1.0 + power(fill, theta.get("l2_sharpness", L2_SHARPNESS)))
-    return cold * (1.0 - hot + hot / theta.get("l2_over_hbm", L2_OVER_HBM))
+    return 1.0 / (1.0 + power(fill, theta.get("l2_sharpness", L2_SHARPNESS)))
 
 
 L2_SHARE = 0.72

@@ -5,15 +5,20 @@ leading bits, the last collects the indices. A block of k threads (of 512 to 102
 barriers; where the threshold's bin holds more than the k, as with equal scores, each further byte of the scores is
 another round of that over what shared memory keeps. It has no gradient: the selection is piecewise constant.
 
-Source: sgl-project/sglang, sgl-kernel/csrc/elementwise/topk.cu (32 KB of candidates, 1024 threads) and
-jit_kernel/csrc/deepseek_v4/topk_v1.cuh (64 KB, k threads) and topk_v2.cuh (equal scores ranked); Alabi et al., "Fast
+SGLang's prefill scores every query against the keys of all sequences, side by side in one matrix. Where that matrix
+would take more than a share of the memory, it is made and searched a chunk of queries at a time; each query of a chunk
+is then a sequence of its own, with its own page table, and its thread block looks for it among all of the chunk.
+
+Source: sgl-project/sglang, sgl-kernel/csrc/elementwise/topk.cu (32 KB of candidates, 1024 threads; the search in
+`topk_transform_prefill_kernel`), jit_kernel/csrc/deepseek_v4/topk_v1.cuh (64 KB, k threads) and topk_v2.cuh (equal
+scores ranked), python/sglang/srt/layers/attention/dsa/dsa_indexer.py (`_should_chunk_mqa_logits`); Alabi et al., "Fast
 k-selection algorithms for graphics processing units", ACM JEA 17, 2012 (radix selection).
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, maximum, minimum, nominal, power, where
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, nominal, power, where
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import (
     L2_SHARPNESS,
@@ -25,6 +30,7 @@ from costmodel.kernels.base import (
     Work,
     memory_seconds,
     no_backward,
+    replayed_share,
     waves,
 )
 
@@ -55,13 +61,33 @@ RANKED, SPREAD = 512, 32_768
 equal, and the length from which it spreads a row over several thread blocks, whose parts need no ranking."""
 
 
+LOGITS_SHARE = 1 / 6
+"""Of the device's memory, what the logits of one chunk may take: SGLang gives them a fifth of what is free, which on a
+card that holds no weights is most of it."""
+
+
+class Chunks(NamedTuple):
+    """Launches that rows are selected in: all but the last of `rows`, which has `rest`."""
+
+    count: Quantity
+    rows: Quantity
+    rest: Quantity
+
+    @property
+    def searched(self) -> Quantity:
+        """Rows of its chunk that a row looks for itself among, on average; none where there is one chunk."""
+        every = maximum((self.count - 1) * self.rows + self.rest, 1)
+        return where(self.count > 1, ((self.count - 1) * self.rows**2 + self.rest**2) / every, 0)
+
+
 class Selection(NamedTuple):
     """`rows` queries choose k each from `logits` candidates in all; bytes per logit.
 
     open_rows, open_logits: the rows with more than k candidates, and their candidates; the others take all that they
     have without looking at them (None: every row is open). ties: the scores are equal, as constant inputs make them.
     threads: those of a row (None: k, between 512 and 1024). ranked: equal scores are ranked, each against all that are
-    kept, in place of further rounds.
+    kept, in place of further rounds. width: logits that a row has room for, where the keys of all sequences lie side by
+    side (None: its own, and all rows are selected at once).
     """
 
     rows: Quantity
@@ -73,6 +99,7 @@ class Selection(NamedTuple):
     ties: bool = False
     threads: Quantity | None = None
     ranked: bool = False
+    width: Quantity | None = None
 
     @property
     def share(self) -> Quantity:
@@ -100,6 +127,18 @@ class Selection(NamedTuple):
         more = minimum(maximum(self.length - self.k, 0), RANKED) / RANKED
         return where(self.length < SPREAD, more, 0) if self.ranked else 0
 
+    def chunks(self, memory: float) -> Chunks:
+        """The rows selected at a time on a device with so many bytes.
+
+        >>> Selection(rows=5000, logits=1, k=1, width=2**20).chunks(48 * 2**30)
+        Chunks(count=3, rows=2048, rest=904)
+        """
+        if self.width is None:
+            return Chunks(1, self.rows, self.rows)
+        rows = maximum(floor_div(round(LOGITS_SHARE * memory), self.width * self.logit_bytes), 1)
+        count = ceil_div(self.rows, rows)
+        return Chunks(count, rows, self.rows - (count - 1) * rows)
+
 
 def work(x: Selection) -> tuple[Work, Work]:
     """Ideal and executed work: each logit read once (executed: once per pass), k 4-byte indices per query written."""
@@ -111,33 +150,46 @@ def work(x: Selection) -> tuple[Work, Work]:
 
 
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
-    """launch + pnorm(chain of a row, rows through a unit, HBM bytes).
+    """launches + pnorm(chain of a row, rows through a unit, HBM bytes).
 
     A row alone is bound by its latency (block_s for each round, step_s for its logits), as many at a time as a unit
     holds (`resident`); the rows that share a unit also by what it issues, which its threads (scan_s) and its logits
     (stream_s) take. Every row is begun and written out, and one that is not open does nothing else: idle_s. Equal
-    scores are refined in four more rounds, as many as shared memory keeps (tie_s), or ranked by one block (rank_s).
+    scores are refined in four more rounds, as many as shared memory keeps (tie_s), or ranked by one block (rank_s). A
+    row of a chunk looks for itself (search_s), and reads its own page table.
     """
     grid, x = kernel.grid, kernel.shape
     assert grid is not None
     units, resident, weight = hardware.compute.units, held(x, theta), theta["wave_weight"]
     rows, logits = x.rows if x.open_rows is None else x.open_rows, x.logits if x.open_logits is None else x.open_logits
-    some = rows / maximum(rows, 1)
+    some, chunks = rows / maximum(rows, 1), x.chunks(hardware.memory.hbm.capacity)
     refined: Quantity = 0.0
     rounds = 1
     if x.ties:
-        refined = minimum(logits / maximum(rows, 1), x.kept) / STEP * theta["tie_s"]
+        refined = minimum(logits / maximum(rows, 1), x.kept) / STEP * theta["tie_s"] / x.share
         rounds = 1 + REFINED
-    written = x.rows / units * theta["idle_s"] * x.share
+    search = chunks.searched / THREADS * theta["search_s"]
+    written = x.rows / units * (theta["idle_s"] * x.share + search)
     issued = rounds * theta["scan_s"] * x.share + grid.chain_steps * theta["stream_s"] + refined / resident
     issued = issued + x.ranks * theta["rank_s"]
-    latency = rounds * theta["block_s"] + grid.chain_steps * theta["step_s"] / x.share + refined
-    traffic = passes(x, rows, logits, hardware, theta) * logits * x.logit_bytes + kernel.executed.written
+    read = passes(x, rows, logits, hardware, theta)
+    missed = read / PASSES * (1.0 - replayed_share(kernel, hardware, theta))
+    step = theta["step_s"] + missed * theta["miss_s"]
+    latency = rounds * theta["block_s"] + grid.chain_steps * step / x.share + refined
+    traffic = read * logits * x.logit_bytes + kernel.executed.written
+    traffic = traffic + where(chunks.count > 1, kernel.executed.written, 0)
+
+    def rounds_of(slots: Quantity) -> Quantity:
+        """Waves of the open rows, chunk by chunk."""
+        full = rows / maximum(x.rows, 1) * chunks.rows
+        rest = rows - (chunks.count - 1) * full
+        return (chunks.count - 1) * waves(full, slots, weight) + waves(rest, slots, weight)
+
     return Terms(
-        vector=some * waves(rows, units, weight) * issued + written,
+        vector=some * rounds_of(units) * issued + written,
         memory=memory_seconds(kernel, hardware, theta, traffic),
-        chain=some * waves(rows, resident * units, weight) * latency,
-        launch=theta["launch_s"],
+        chain=some * rounds_of(resident * units) * latency,
+        launch=chunks.count * theta["launch_s"],
         overlap=theta["overlap"],
     )
 
@@ -165,8 +217,10 @@ FORM = Form(
         Parameter("block_s", 1.5e-6, 0.5, 0.1e-6, 2e-4, "s", "latency of a row's histogram and scan in shared memory"),
         Parameter("scan_s", 0.8e-6, 0.5, 0.02e-6, 2e-5, "s", "a round of 1024 threads, in what a unit issues"),
         Parameter("step_s", 0.4e-6, 0.5, 0.02e-6, 5e-6, "s", "4096 logits of one pass by 1024 threads"),
+        Parameter("miss_s", 0.5e-6, 0.4, 0.02e-6, 5e-6, "s", "what a step takes longer from HBM than from L2"),
         Parameter("stream_s", 0.3e-6, 0.4, 0.01e-6, 5e-6, "s", "4096 logits of one pass through one unit"),
         Parameter("idle_s", 0.6e-6, 0.5, 0.02e-6, 2e-5, "s", "beginning 1024 threads and writing out what they chose"),
+        Parameter("search_s", 8.0e-8, 0.3, 5e-9, 1e-6, "s", "looking for a row among 1024 rows of its chunk"),
         Parameter("resident", 1.5, 0.3, 1.0, 2.0, "1", "rows of 1024 threads that a unit holds at a time"),
         Parameter("tie_s", 3.0e-6, 0.7, 0.02e-6, 5e-5, "s", "4096 equal scores at the threshold, in one thread block"),
         Parameter("rank_s", 6.5e-5, 0.3, 1e-6, 1e-3, "s", "comparing 512 equal scores with the 4096 that are kept"),

@@ -10,6 +10,7 @@ deepseekv4_sparse_modules.py.
 
 from collections.abc import Iterator
 
+import numpy
 import pandas
 
 from costmodel.algebra import floor_div, maximum, minimum
@@ -79,7 +80,8 @@ def read_paged_logits(table: Table) -> Iterator[Series]:
 def selection(shapes: pandas.DataFrame, k: int, ratio: int, ties: bool, ranked: bool = False) -> Kernel:
     """Query j of a sequence has ⌊j/ratio⌋ candidates, and chooses where these are more than k.
 
-    ranked: the kernel ranks equal scores, where it meets them.
+    ranked: the kernel ranks equal scores, where it meets them. Uncompressed keys lie side by side in prefill, and of
+    one sequence alone for single queries.
     """
     s = arrays(shapes)
     B, S, P = s["batch_size"], s["isl"], s["step"]
@@ -93,6 +95,7 @@ def selection(shapes: pandas.DataFrame, k: int, ratio: int, ties: bool, ranked: 
         open_logits=B * (candidates - capped_compressed(P, S, ratio, k) + rows * k),
         ties=ties and not ranked,
         ranked=ties and ranked,
+        width=numpy.where(S > 1, B * (P + S), P + S) if ratio == 1 else None,
     )
     return top_k("top-k", x)
 
