@@ -92,15 +92,17 @@ PARAMETERS = (
 def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
     """Memory and arithmetic as everywhere; the chain is a thread block's tokens and the channels of short sequences.
 
-    t = launches · (launch_s + min(S, 8)·step_s + [S > 8]·later_s)
-        + pnorm(vector, special, memory, B · channels · channel_s · (1 + chunk_again · (⌈S/512⌉ − 1)) / units).
+    t = launches · launch_s + pnorm(vector, special, memory, launches · (min(S, 8)·step_s + [S > 8]·later_s)
+        + B · channels · channel_s · (1 + chunk_again · (⌈S/512⌉ − 1)) / units).
+
+    Other blocks move their bytes while one walks: times stay those of a walk up to a few blocks for each unit.
     """
     c: ShortConv = kernel.shape
     walk = minimum(c.S, TOKENS) * theta["step_s"] + minimum(ceil_div(c.S, TOKENS) - 1, 1) * theta["later_s"]
     chunks = 1.0 + theta["chunk_again"] * (ceil_div(c.S, CHUNK) - 1)
     return unit_terms(kernel, hardware, theta)._replace(
-        launch=kernel.launches * (theta["launch_s"] + walk),
-        chain=c.B * c.channels * theta["channel_s"] * chunks / hardware.compute.units,
+        launch=kernel.launches * theta["launch_s"],
+        chain=kernel.launches * walk + c.B * c.channels * theta["channel_s"] * chunks / hardware.compute.units,
     )
 
 
