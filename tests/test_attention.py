@@ -9,7 +9,7 @@ from costmodel.calibration_entry import read_entry
 from costmodel.errors import BadInput
 from costmodel.ffns import moe
 from costmodel.hardware import load_hardware
-from costmodel.kernels.attention import PREFILL, Attention, around, attention, tile, unrotated
+from costmodel.kernels.attention import IN_ORDER, PREFILL, Attention, around, attention, tile, unrotated
 from costmodel.kernels.base import Form, Kernel
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.grouped_gemm import active_experts
@@ -189,3 +189,54 @@ def test_what_a_kernel_with_a_rotation_exposes_counts_as_one_pass_for_those_with
     assert read_entry("file", entry, unrotated(PREFILL)).values["exposed"] == 1.0
     with pytest.raises(BadInput, match="exposed: 7.5 is outside 0.01 to 6"):
         read_entry("file", entry.replace("1.9", "7.5"), unrotated(PREFILL))
+
+
+H100, A100 = load_hardware("h100-sxm"), load_hardware("a100-sxm")
+TRAINED = BASE._replace(B=32, Hkv=16, appends=False)
+"""Sequences of one length whose keys lie in one piece: 2048 tiles of 128 queries."""
+
+
+def test_thread_blocks_that_stay_wait_for_one_tile_alone() -> None:
+    theta = {**PREFILL.priors(), "launch_s": 1e-6, "exposed": 1e-9}
+    a = TRAINED._replace(bidirectional=True)
+    staying, renewed = (
+        PREFILL.terms(attention("a", a._replace(block_per_tile=new)), H100, theta) for new in (False, True)
+    )
+    assert staying.launch == pytest.approx(1e-6 + theta["block_s"])
+    assert renewed.launch > 1e-6 + 15 * theta["block_s"]
+    assert staying.tensor == renewed.tensor
+
+
+def test_only_flash_attention_3_for_one_length_keeps_its_blocks() -> None:
+    theta = PREFILL.priors()
+    a = TRAINED._replace(bidirectional=True)
+    for other in (a._replace(appends=True), a._replace(backward=True), a._replace(dtype="fp8")):
+        kernel = attention("a", a)._replace(shape=other)
+        assert PREFILL.terms(kernel, H100, theta).launch > 10 * theta["block_s"]
+    assert PREFILL.terms(attention("a", a), A100, theta).launch > 10 * theta["block_s"]
+
+
+def test_under_a_mask_the_longest_tile_comes_last_where_blocks_do_not_stay() -> None:
+    theta = PREFILL.priors()
+    staying = PREFILL.terms(attention("a", TRAINED), H100, theta)
+    ordered = PREFILL.terms(attention("a", TRAINED._replace(block_per_tile=True)), H100, theta)
+    assert staying.chain > 0
+    assert ordered.chain == 0
+    assert PREFILL.terms(attention("a", BASE), H100, theta).chain > 0
+    tail = (
+        ordered.launch
+        - PREFILL.terms(attention("a", TRAINED._replace(block_per_tile=True, bidirectional=True)), H100, theta).launch
+    )
+    assert tail == pytest.approx(IN_ORDER * staying.chain, rel=1e-6)
+
+
+def test_a_list_schedule_of_causal_tiles_ends_on_part_of_the_longest() -> None:
+    def waits(units: int, heads: int, tiles: int) -> float:
+        """What the last unit works longer than all would in even shares, over the longest tile."""
+        ends = [0.0] * units
+        for size in range(1, tiles + 1):
+            for _ in range(heads):
+                ends[ends.index(min(ends))] += size
+        return (max(ends) - sum(ends) / units) / tiles
+
+    assert all(0.3 < waits(132, 8, tiles) <= 1.0 for tiles in (32, 64, 128))

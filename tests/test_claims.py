@@ -196,8 +196,10 @@ def test_kernels_of_ampere_multiply_by_mma_sync_on_hopper() -> None:
     assert slower.tensor["bf16"] == pytest.approx(0.629 * whole.tensor["bf16"])
     assert slower.tensor["fp8"] == whole.tensor["fp8"]
     assert slower.vector == whole.vector
+    assert device_of(setup).generation == "ampere"  # and in the tiles of Ampere
     for other in ("h100-sxm", "b200-sxm", ""):
         assert device_of(setup._replace(calibrated_on=other)).compute == whole
+        assert device_of(setup._replace(calibrated_on=other)).generation == "hopper"
     assert device_of(setup._replace(hardware="a100-sxm")).compute == load_hardware("a100-sxm").compute
 
 

@@ -163,6 +163,22 @@ def test_how_far_traffic_overlaps_says_nothing_of_products_and_exponentials() ->
     assert few.total() > many.total()
 
 
+@pytest.mark.parametrize("S", [768, 1536, 6144])
+@pytest.mark.parametrize("width", [64, 128, 192, 256])
+def test_tiles_of_every_width_end_where_the_diagonal_does(width: int, S: int) -> None:
+    rows, columns = device_tiles(BASE._replace(dk=width, dv=width), "hopper")[0]
+    counted = sum(-(-min(top + rows, S) // columns) for top in range(0, S, rows))
+    walked = walk_of_a_head(BASE._replace(S=S), rows, columns, 1).pairs / (rows * columns)
+    assert walked == pytest.approx(counted, rel=0.04)
+
+
+def test_training_takes_the_large_tile_alone_whatever_a_fit_of_pages_says() -> None:
+    theta = {**PREFILL.priors(), "large_tiles": 0.1, "packing": 0.9}
+    served, trained = (walk(BASE._replace(S=512, appends=appends), "hopper", theta) for appends in (True, False))
+    assert trained.tiles == BASE.B * BASE.H * 4
+    assert served.tiles > trained.tiles
+
+
 def test_walked_tiles_equal_counting() -> None:
     rows, columns = device_tiles(BASE, "hopper")[0]
     for S, w in itertools.product((128, 512, 1024), (None, 128, 257)):

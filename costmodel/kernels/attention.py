@@ -15,7 +15,7 @@ from costmodel.algebra import Quantity, ceil_div, maximum, minimum, named, nomin
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
-from costmodel.kernels.attention_walk import STEP, walk
+from costmodel.kernels.attention_walk import GENERATION, ONE_TILE, STEP, walk
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, waves
 from costmodel.pairs import (
     bidirectional,
@@ -37,7 +37,8 @@ class Attention(NamedTuple):
     (part of) the keys (K = V); row_bytes: bytes of a key with its value, per key head, where a cache layout mixes
     dtypes; c: tokens of a chunk, outside which a query sees nothing, or None; passes: FLOPs of a pair over those of the
     forward pass. appends: the new keys and values are written into a cache first, which training does not have.
-    backward: the kernel is that of the gradients.
+    backward: the kernel is that of the gradients. block_per_tile: the launch has a thread block for every query tile,
+    whatever the device's own kernels do.
     """
 
     B: Quantity
@@ -59,6 +60,7 @@ class Attention(NamedTuple):
     passes: Quantity = 1
     appends: bool = True
     backward: bool = False
+    block_per_tile: bool = False
 
     @property
     def length(self) -> Quantity:
@@ -243,6 +245,36 @@ def append_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float
     return root(power(copied, 4.0) + power(blocks, 4.0), 4.0)
 
 
+def stays(a: Attention, generation: str, theta: Mapping[str, float]) -> bool:
+    """Whether thread blocks stay and take one query tile after another, while the next tile's Q, K and V and the last
+    one's O are on their way (FlashAttention-3, for sequences of one length whose keys lie in one piece).
+
+    A producer warp then loads by TMA what the next tile needs while the others multiply, and O leaves by TMA too: what
+    a tile waits for is hidden behind its neighbours, but for the first and the last of a thread block. With pages,
+    packed heads or varied lengths the multiplying warps themselves fetch Q and store O. The backward pass, and the
+    report's kernel in fp8, have a block for every tile.
+
+    Source: arXiv:2407.08608, sections 3.1 and 5; Dao-AILab/flash-attention, hopper/flash_fwd_launch_template.h, of the
+    report's version (StaticPersistentTileScheduler, DynamicPersistentTileScheduler).
+    """
+    own = round(nominal(theta.get("tiles", GENERATION), GENERATION)) == GENERATION
+    return own and generation == "hopper" and a.dtype != "fp8" and not (a.appends or a.backward or a.block_per_tile)
+
+
+IN_ORDER = 0.75
+"""Of the longest tile, what a causal launch with a block per tile waits for once all other units are idle.
+
+Blocks are dispatched in the order of the queries, so that each head ends with its longest tile. A list schedule of
+such heads on 132 units gives 0.5 to 0.65 with one block on a unit and 0.8 to 1.1 with two that share it, whether a unit
+has 2 tiles or 30."""
+
+
+def ends_on_longest(a: Attention, generation: str, theta: Mapping[str, float]) -> bool:
+    """Whether a block per tile is launched in the order of the queries, for sequences of one length under a mask."""
+    masked = not a.bidirectional and a.w is None and a.c is None
+    return masked and not a.appends and generation in ONE_TILE and not stays(a, generation, theta)
+
+
 SPLIT_S = 4e-6
 """The kernel that combines the splits of the keys."""
 SPLIT_BELOW = 0.8
@@ -258,14 +290,16 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     overlaps with them is another matter: one block on an SM waits for Q and the first keys, so that a short tile's
     bytes nearly add to its products.
     One thread block occupies a unit, so loading Q and storing O overlap with little: rounds · block_s and a share of
-    their traffic are added to the launch. A kernel before that rotates Q (TensorRT-LLM) reads and writes it once more,
-    at the bandwidth that it reaches. The longest tile bounds the time from below: the others run beside it, and
-    a part of its keys goes to idle units where there are any.
+    their traffic are added to the launch, but once where blocks stay (`stays`). A kernel before that rotates Q
+    (TensorRT-LLM) reads and writes it once more, at the bandwidth that it reaches. The longest tile bounds the time
+    from below: the others run beside it, and a part of its keys goes to idle units where there are any. Where blocks
+    are launched in the order of the queries, most of it comes after the others (`ends_on_longest`).
     """
     a: Attention = kernel.shape
     units = hardware.compute.units
     tiles, pairs, longest = walk(a, hardware.generation, theta)
     rounds = waves(tiles, units, theta["wave_weight"])
+    waited = 1.0 if stays(a, hardware.generation, theta) else rounds
     idle = where(tiles < units, 1.0, maximum(rounds * units / tiles, 1.0))
     width = a.dk + a.dv
     peak = hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"]
@@ -281,14 +315,17 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     combined = 1.0 - 1.0 / splits
     partials = combined * splits * a.B * a.S * a.H * (a.dv + 1) * 8
     bandwidth = hardware.memory.hbm.bandwidth
-    exposed = theta["exposed"] * memory_seconds(kernel, hardware, theta, a.B * a.S * a.H * width * 2)
+    alone = longest * units * theta["alone"] * pair_s / splits
+    last = ends_on_longest(a, hardware.generation, theta)
+    exposed = theta["exposed"] * waited / rounds * memory_seconds(kernel, hardware, theta, a.B * a.S * a.H * width * 2)
     return Terms(
         tensor=busy * multiplies,
         special=busy * (1.0 - multiplies),
         memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes - around(a)),
-        chain=longest * units * theta["alone"] * pair_s / splits,
+        chain=0.0 if last else alone,
         launch=theta["launch_s"] * kernel.launches
-        + rounds * theta["block_s"]
+        + waited * theta["block_s"]
+        + (IN_ORDER * alone if last else 0.0)
         + combined * SPLIT_S
         + partials / (bandwidth * theta["l2_over_hbm"])
         + append_seconds(kernel, hardware, theta)

@@ -9,6 +9,7 @@ csrc/flash_attn/src/flash_fwd_launch_template.h; two tiles of 128 rows per block
 examples/77_blackwell_fmha; on a processor: pytorch/pytorch, aten/src/ATen/native/cpu/FlashAttentionKernel.cpp.
 """
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +34,13 @@ class Walk(NamedTuple):
     longest: Quantity
 
 
+ONE_TILE = ("ampere", "hopper")
+"""Generations whose FlashAttention takes its large tile and no other, one head in each, where the sequences of a launch
+have one length and their keys lie in one piece, as in training: small tiles and packed heads are for pages and for few
+queries.
+
+Source: Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h (run_mha_fwd_hdim64 and the like),
+hopper/flash_fwd_launch_template.h (the report's version)."""
 SMALL_TILE = 64, 64
 BLACKWELL_SMALL_TILE = 128, 128
 
@@ -117,11 +125,25 @@ def unified_tile(a: "Attention") -> Tile:
     return floor_div(maximum(16, group), group) * group, 32
 
 
+def ragged_end(rows: Quantity, columns: Quantity, share: Quantity) -> Quantity:
+    """The part of a tile of keys that lies beyond the diagonal, on average over tiles of `share` query heads, which end
+    rows / share keys after one another.
+
+    Tiles of one head end at all multiples of the greatest common divisor of their sides, which makes it exact.
+
+    >>> ragged_end(128, 128, 1), ragged_end(192, 128, 1), ragged_end(64, 128, 1), ragged_end(128, 128, 4)
+    (0.0, 0.25, 0.25, 0.375)
+    """
+    if isinstance(share, int) and share == 1 and isinstance(rows, int) and isinstance(columns, int):
+        return 0.5 * (1.0 - math.gcd(rows, columns) / columns)
+    return 0.5 * maximum(1.0 - rows / share / columns, 0.0)
+
+
 def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Quantity, edge: Quantity = 0.0) -> Walk:
     """The walk over one sequence of `share` query heads whose rows lie side by side in the tiles.
 
-    A tile then holds rows / share positions, and ends on the diagonal that many keys after the one before it; where
-    that is less than a tile of keys, half of the difference is computed in vain (both ends of a window: all of it).
+    A tile then holds rows / share positions, and ends on the diagonal that many keys after the one before it; what the
+    last tile of keys holds beyond (`ragged_end`) is computed in vain (both ends of a window: twice as much).
     """
     P, S = a.P, a.S
     step = rows / share
@@ -131,7 +153,7 @@ def walk_of_a_head(a: "Attention", rows: Quantity, columns: Quantity, share: Qua
     if a.bidirectional:
         steps = tiles * last
     else:
-        ragged = 0.5 * maximum(1.0 - step / columns, 0.0)
+        ragged = ragged_end(rows, columns, share)
         if a.w is None:
             steps = before * (ragged + P / columns) + 0.5 * step / columns * before * tiles + last
         else:
@@ -162,6 +184,8 @@ def walk(a: "Attention", generation: str, theta: Mapping[str, float]) -> Walk:
     if tiling != GENERATION:
         large = extend_tile(a, generation) if tiling == EXTEND else unified_tile(a)
         tall, packing = 1.0, 0.0 if tiling == EXTEND else 1.0
+    elif not a.appends and generation in ONE_TILE:
+        tall, packing = 1.0, 0.0
     group = a.H / a.Hkv
     tiles: Quantity = 0.0
     pairs: Quantity = 0.0

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from costmodel.analysis.claims.devices import BY_MMA_SYNC, ampere_on_hopper, device, of_ampere
 from costmodel.analysis.full_attention import one_layer, with_full_attention
 from costmodel.architecture import Architecture, Block
 from costmodel.calibration import Calibration, read_calibration
@@ -23,9 +24,6 @@ from costmodel.step import Precision, Step
 
 FILL = "fill"
 """A batch as large as memory holds."""
-MMA_SYNC_ON_HOPPER = 0.629
-"""Share of Hopper's peak that `mma.sync` reaches, by which kernels written for Ampere multiply; the peak is that of
-`wgmma`. Source: arXiv:2501.12084, section 6.2, table 7 (H800)."""
 
 
 class SetUp(NamedTuple):
@@ -34,10 +32,11 @@ class SetUp(NamedTuple):
     architecture: a name, or a file beside the claim; mixer: instead, one layer of this mechanism (fields as in an
     architecture's file) of width d_model. full_attention: the same model with full attention in every layer.
     settings: as for `--set`. calibrated_on: the device whose measured kernels are taken, where not this one's; those of
-    Ampere multiply by `mma.sync`, wherever they run. calibration: instead, a file beside the claim with parameters of
-    the claim's own kernels, fitted to other numbers of its tables, or to another source's tables, in whose folder it is
-    (`validation/paper_kernels.py`). substitute: the kernels are of another implementation than the
-    measured ones.
+    Ampere multiply by `mma.sync`, and in their own tiles, wherever they run. calibration: instead, a file beside the
+    claim with parameters of the claim's own kernels, fitted to other numbers of its tables, or to another source's
+    tables, in whose folder it is (`validation/paper_kernels.py`). substitute: the kernels are of another implementation
+    than the measured ones. block_per_tile: no thread block stays for several query tiles, as FlashAttention-3's do in
+    training.
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
     unquantised: roles whose weights `weights` leaves in 16 bit, as in an architecture's file (a checkpoint in nvfp4
     most often keeps `mixer`). drafter: the layers that predict further tokens run over the step's tokens as well, as in
@@ -66,6 +65,7 @@ class SetUp(NamedTuple):
     calibrated_on: str = ""
     calibration: str = ""
     substitute: bool = False
+    block_per_tile: bool = False
     layout: str = ""
     overlap: float = 0.0
     imbalance: float = 1.0
@@ -124,7 +124,7 @@ CHOICES = {
     "phase": ("prefill", "decode", "train"),
     "part": ("forward", "backward", "both"),
 }
-FLAGS = ("full_attention", "drafter", "quantised", "substitute", "whole_prompts", "concatenated")
+FLAGS = tuple(name for name, default in SetUp._field_defaults.items() if isinstance(default, bool))
 WHOLE = (
     "context",
     "tokens",
@@ -195,16 +195,11 @@ def _with_drafter(found: Architecture) -> Architecture:
 
 
 @functools.lru_cache(maxsize=64)
-def _device(name: str, settings: tuple[str, ...]) -> Hardware:
-    return load_hardware(name, settings)
-
-
-@functools.lru_cache(maxsize=64)
 def _calibration(name: str, settings: tuple[str, ...], library: str | None, calibrated_on: str) -> Calibration:
-    device = _device(name, settings)
-    if calibrated_on in ("", device.name):
-        return find_calibration(device, library)
-    return transferred_from(calibration_path(calibrated_on, library or "vllm"), load_hardware(calibrated_on), device)
+    own = device(name, settings)
+    if calibrated_on in ("", own.name):
+        return find_calibration(own, library)
+    return transferred_from(calibration_path(calibrated_on, library or "vllm"), load_hardware(calibrated_on), own)
 
 
 def model_of(setup: SetUp) -> Architecture:
@@ -226,21 +221,17 @@ def model_of(setup: SetUp) -> Architecture:
 
 
 def device_of(setup: SetUp) -> Hardware:
-    """The device, changed by the set-up's settings, with the peak of the instruction that its kernels multiply by."""
+    """The device, changed by the set-up's settings, as its kernels see it."""
     if not setup.hardware:
         raise BadInput("the set-up names no hardware")
-    return _device(setup.hardware, _of_hardware(setup))
+    found = device(setup.hardware, _of_hardware(setup))
+    return of_ampere(found) if ampere_on_hopper(setup.calibrated_on, setup.hardware) else found
 
 
 def _of_hardware(setup: SetUp) -> tuple[str, ...]:
-    """The set-up's settings of its device."""
+    """The set-up's settings of its device, and what kernels of Ampere reach of it."""
     given = split_settings(setup.settings)[1]
-    if not setup.calibrated_on:
-        return given
-    generations = [_device(name, ()).generation for name in (setup.calibrated_on, setup.hardware)]
-    if generations != ["ampere", "hopper"]:
-        return given
-    return (*given, *(f"compute.tensor.{dtype}={MMA_SYNC_ON_HOPPER}x" for dtype in ("bf16", "fp16")))
+    return (*given, *BY_MMA_SYNC) if ampere_on_hopper(setup.calibrated_on, setup.hardware) else given
 
 
 def calibration_of(setup: SetUp) -> Calibration:

@@ -18,6 +18,7 @@ from costmodel.analysis.claims.values import Value, counted, weaker
 from costmodel.analysis.crossover import model_precision
 from costmodel.dtypes import element_bytes
 from costmodel.errors import BadInput
+from costmodel.kernels.attention import Attention
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.chunk_scan import Pipeline
 from costmodel.kernels.elementwise import elementwise
@@ -82,6 +83,13 @@ def kernels_of(setup: SetUp) -> list[Kernel]:
     if setup.concatenated and step.decoding:
         kernels.append(concatenation(setup, step))
     found = served(chosen(setup, kernels), setup.caches)
+    if setup.block_per_tile:
+        found = [
+            kernel._replace(shape=kernel.shape._replace(block_per_tile=True))
+            if isinstance(kernel.shape, Attention)
+            else kernel
+            for kernel in found
+        ]
     return [without_quantisation(kernel) for kernel in found] if setup.quantised else found
 
 

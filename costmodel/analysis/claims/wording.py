@@ -56,6 +56,8 @@ def _entry_text(name: str, value: Any) -> str:
         return f"{', '.join(value)} in 16 bit" if value else "all blocks quantised"
     if name == "substitute":
         return "kernels of another implementation" if value else "the measured kernels"
+    if name == "block_per_tile":
+        return "a thread block for each query tile" if value else "thread blocks of the measured kernels"
     if name in ("context", "prompt", "output", "tokens"):
         return f"{'' if name == 'context' else f'{name} '}{format_count(value)}"
     if name == "contexts":
