@@ -15,7 +15,7 @@ from costmodel.algebra import Quantity, ceil_div, maximum, minimum, named, nomin
 from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
-from costmodel.kernels.attention_walk import GENERATION, ONE_TILE, STEP, walk
+from costmodel.kernels.attention_walk import GENERATION, STEP, walk
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, waves
 from costmodel.pairs import (
     bidirectional,
@@ -270,9 +270,15 @@ has 2 tiles or 30."""
 
 
 def ends_on_longest(a: Attention, generation: str, theta: Mapping[str, float]) -> bool:
-    """Whether a block per tile is launched in the order of the queries, for sequences of one length under a mask."""
+    """Whether a block per tile is launched in the order of the queries under a causal mask: on Ampere always, on Hopper
+    for sequences of one length where blocks do not stay (those of varied lengths are sorted).
+
+    Source: Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h (grid of run_flash_fwd and
+    run_flash_splitkv_fwd) and hopper/tile_scheduler.hpp.
+    """
     masked = not a.bidirectional and a.w is None and a.c is None
-    return masked and not a.appends and generation in ONE_TILE and not stays(a, generation, theta)
+    in_order = generation == "ampere" or (generation == "hopper" and not a.appends)
+    return masked and in_order and not stays(a, generation, theta)
 
 
 SPLIT_S = 4e-6
