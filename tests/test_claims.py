@@ -340,6 +340,8 @@ def test_a_prompt_in_one_chunk_takes_its_time_and_a_pipeline_hides_stages() -> N
     assert QUANTITIES["prefill-in-chunks"](setup).value == pytest.approx(whole)
     chunked = QUANTITIES["prefill-in-chunks"](setup._replace(new_tokens=2048))
     assert chunked.value == pytest.approx(whole, rel=0.1)
+    ragged = QUANTITIES["prefill-in-chunks"](setup._replace(new_tokens=setup.context - 512))
+    assert ragged.value > whole  # the last chunk holds what is left
     staged = QUANTITIES["prefill-in-chunks"](setup._replace(new_tokens=512, layout="pp4"))
     assert 0.25 < staged.value / QUANTITIES["prefill-in-chunks"](setup._replace(new_tokens=512)).value < 0.4
 

@@ -194,11 +194,13 @@ def time_per_token(setup: SetUp) -> Value:
 def prefill_in_chunks(setup: SetUp) -> Value:
     """Seconds until a prompt is prefilled in chunks of new_tokens that follow one another through a pipeline.
 
-    Each chunk takes an equal part of its time in each of pp stages; the next one is a stage behind it.
+    Each chunk takes an equal part of its time in each of pp stages; the next one is a stage behind it, the last one
+    holds what is left.
     """
     stages, chunk = layout_of(setup).pp, setup.new_tokens or setup.context
-    ends = range(chunk, setup.context + 1, chunk)
-    parts = [time(setup._replace(phase="prefill", context=end, new_tokens=chunk)) for end in ends]
+    starts = range(0, setup.context, chunk)
+    ends = [(min(start + chunk, setup.context), start) for start in starts]
+    parts = [time(setup._replace(phase="prefill", context=end, new_tokens=end - start)) for end, start in ends]
     total = sum(part.value for part in parts) / stages + parts[-1].value * (stages - 1) / stages
     return parts[-1].scaled(total / parts[-1].value)
 
