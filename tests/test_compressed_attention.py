@@ -10,7 +10,13 @@ from costmodel import pairs
 from costmodel.ffns import mlp, moe
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel, Work
-from costmodel.kernels.compressed_attention import CompressedAttention, compressed_attention, gathered_rows
+from costmodel.kernels.compressed_attention import (
+    BY_HEADS,
+    CompressedAttention,
+    compressed_attention,
+    gathered_rows,
+    steps_of_keys,
+)
 from costmodel.kernels.indexer import COLUMNS, Indexer, executed_pairs
 from costmodel.kernels.sparse_attention import ROWS
 from costmodel.layers.compressor import Compressor, compress
@@ -401,3 +407,25 @@ def test_impossible_dimensions_are_named() -> None:
     assert "heads 128 is not a multiple of o_groups 3" in hca.check(replace(PRO_HCA, g=3))[0]
     assert "d_rope 63 is not an even part" in csa.check(replace(PRO_CSA, dr=63))[0]
     assert "no values of its own" in hca.check(replace(PRO_HCA, k_eq_v=False))[0]
+
+
+def test_queries_that_see_one_window_wait_for_its_rows_where_heads_decide_the_tile() -> None:
+    one = CompressedAttention(4, 2048, 2048, 8, 512, w=128, r=128, k=None, row_bytes=584, quantised=True)
+    several = one._replace(B=128, S=64)
+    b200 = load_hardware("b200-sxm")
+
+    def chain(x: CompressedAttention, tiles: float) -> float:
+        kernel = compressed_attention("a", x)
+        theta = {**kernel.form.priors(), "tiles": tiles, "crowding": 0.05}
+        return float(kernel.form.terms(kernel, b200, theta).chain)
+
+    assert chain(one, BY_HEADS) > 1.3 * chain(several, BY_HEADS)
+    assert chain(one, 1.0) == pytest.approx(chain(several, 1.0))
+
+
+@pytest.mark.parametrize(("r", "k"), [(128, None), (4, 512)])
+def test_one_list_of_rows_goes_through_the_window_and_whole_steps_of_entries(r: int, k: int | None) -> None:
+    P, S = 700, 900
+    x = CompressedAttention(1, S, P, 8, 512, w=128, r=r, k=k, row_bytes=584)
+    entries = [(P + t + 1) // r if k is None else min((P + t + 1) // r, k) for t in range(S)]
+    assert steps_of_keys(x) == sum(128 + 128 * math.ceil(seen / 128) for seen in entries)

@@ -12,7 +12,7 @@ one entry at least).
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, named, root, where
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, named, power, root, where
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import attention
@@ -131,6 +131,9 @@ MANY = 11673
 """Query tokens of a prefill above which SGLang runs another kernel (`_LARGE_INDEXER_QUERY_THRESHOLD`)."""
 
 
+CROWDED = 4.0
+"""The exponent of the p-norm of a step alone and of its wait for rows that others read at the same time."""
+
 BY_HEADS = 2.0
 """Value of `tiles` where the heads of a rank decide the tile, as in the kernels that TensorRT-LLM runs on Blackwell."""
 LEAST_HEADS, HALVED, MOST_HALVED, KEYS = 8, 16, 32, 128
@@ -158,6 +161,34 @@ def head_tiles(x: CompressedAttention, units: int) -> tuple[Quantity, Quantity]:
     return halves * ceil_div(x.H, HEADS), step
 
 
+def steps_of_keys(x: CompressedAttention) -> Quantity:
+    """Rows per sequence that a kernel goes through which takes 128 at a time, and window and entries as one list.
+
+    The list has the whole window in front, however few tokens came before, so that every query has ⌈entries/128⌉ + 1
+    steps: ⌈⌊j/r⌋/128⌉ = ⌊(j + 127r)/128r⌋.
+
+    >>> steps_of_keys(CompressedAttention(1, 1, 999, 64, 512, w=128, r=128, k=None, row_bytes=584))  # 7 entries
+    256
+    """
+    first, tile = x.P + (KEYS - 1) * x.r, KEYS * x.r
+    entries = compressed(first, x.S, tile) if x.k is None else capped_compressed(first, x.S, tile, ceil_div(x.k, KEYS))
+    return KEYS * (x.S * ceil_div(x.w, KEYS) + entries)
+
+
+def readers(x: CompressedAttention, at_work: Quantity) -> Quantity:
+    """Queries at work that read the same row of a window, on average.
+
+    Those of one sequence see windows that lie over each other, and each sequence at work adds a window before them.
+
+    >>> x = CompressedAttention(64, 1, 4096, 8, 512, w=128, r=128, k=None, row_bytes=584)
+    >>> readers(x, 64), round(readers(x._replace(B=1, S=4096), 128), 1)
+    (1.0, 64.3)
+    """
+    sequences = minimum(1 + (at_work - 1) / x.S, x.B)
+    seen = window(x.P, x.S, x.w) / x.S
+    return at_work * seen / (at_work + sequences * (seen - 1))
+
+
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + requests + prologues + splits + pnorm(FLOPs, bytes, and each tile's latency, over waves of blocks).
 
@@ -168,7 +199,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     runs the decode kernel over the cache for few queries; for many it widens all rows that they see to bf16 once
     (`gather`), and its prefill kernel takes `many` of the time for a tile. It also asks for one entry at least:
     a query before the first finished one then walks a tile of nothing (`empty`), as it does not in vLLM. TensorRT-LLM
-    on Blackwell has tiles for fewer heads, which multiply 8-bit rows as they are (`tiles`).
+    on Blackwell has tiles for fewer heads, which multiply 8-bit rows as they are (`tiles`) and go through one list of
+    rows in prefill (`steps_of_keys`); where all queries at work see the same window, its rows are waited for
+    (`crowding`). Decode, which was not tried so, keeps two lists.
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
@@ -183,7 +216,10 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         blocks, step_s = where(by_heads, x.B * x.S * of_query, blocks), where(by_heads, step, 1.0) * step_s
         faster = hardware.tensor_peak("fp8") / hardware.tensor_peak(x.dtype) if x.quantised else 1.0
         computed = where(by_heads, maximum(x.H, LEAST_HEADS) / (padded * faster), 1.0)
-        vector = where(by_heads, 4 * x.B * x.H * gathered_rows(x), vector)
+        in_steps = gathered_rows(x) if x.decoding else steps_of_keys(x)
+        tiles = tiles if x.decoding else where(by_heads, in_steps / (x.S * ROWS), tiles)
+        computed = computed * where(by_heads, in_steps / gathered_rows(x), 1.0)
+        vector = where(by_heads, 4 * x.B * x.H * in_steps, vector)
         traffic = traffic - where(by_heads, 4 * x.B * x.S * (padded - x.H) * x.d, 0)
     splits = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
     rounds = waves(blocks * splits, units, theta["wave_weight"])
@@ -191,7 +227,11 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     tensor: Quantity = 0.0
     for dtype, flops in kernel.executed.tensor.items():
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
-    lists = 1.0 - (1.0 - theta["empty"]) * without_entries(x) / x.S
+    one_list = False if x.decoding else by_heads
+    at_work = minimum(x.B * x.S, units * x.B * x.S / blocks)
+    crowded = root(1.0 + power(theta["crowding"] * readers(x, at_work), CROWDED), CROWDED)
+    waited = where(one_list, (crowded - 1.0) * ceil_div(x.w, ROWS) / splits, 0.0)
+    lists = where(one_list, 0.0, 1.0 - (1.0 - theta["empty"]) * without_entries(x) / x.S)
     launch = theta["launch_s"] * kernel.launches + rounds * (theta["block_s"] + lists * theta["list_s"])
     launch = launch + (splits - 1.0) * theta["split_s"]
     slower: Quantity = 1.0
@@ -205,7 +245,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         tensor=tensor * computed * idle * slower * more,
         vector=vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle * slower * more,
         memory=memory_seconds(kernel, hardware, theta, traffic),
-        chain=rounds * tiles / splits * step_s * slower,
+        chain=rounds * (tiles / splits + waited) * step_s * slower,
         launch=launch,
         overlap=theta["overlap"],
     )
@@ -223,6 +263,9 @@ PARAMETERS = (
     Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
     Parameter("list_s", 1.0e-6, 1.0, 1e-9, 1e-5, "s", "beginning the list of entries after that of the window"),
     Parameter("step_s", 1.0e-6, 0.6, 0.05e-6, 1e-5, "s", "latency of 64 gathered rows in one thread block"),
+    Parameter(
+        "crowding", 0.012, 0.7, 1e-4, 0.1, "1", "a step's wait for L2 per query at work that reads the same rows"
+    ),
     Parameter("tensor_efficiency", 0.55, 0.25, 0.05, 1.0, "1", "share of the datasheet FLOP/s inside the tiles"),
     Parameter("vector_efficiency", 0.5, 0.4, 0.05, 1.0, "1", "share of the fp32 FLOP/s; one without FMA is 0.5"),
     Parameter("memory_efficiency", 0.7, 0.3, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
