@@ -518,6 +518,12 @@ def test_a_products_launch_moves_most_inside_a_module_and_its_tiles_little() -> 
     assert within(alone, "gemm") == alone, "the family that is fitted moves as its priors let it"
 
 
+def test_what_the_power_limit_leaves_of_a_product_moves_inside_a_module_where_clocks_fall_far() -> None:
+    alone = block(gemm.FORM, ("gemm", "bf16", "mla-prefill"))
+    assert within(alone, "mla-prefill", generation="ada").spread["sustained"] > alone.spread["sustained"]
+    assert within(alone, "mla-prefill", generation="hopper").spread["sustained"] == 0.0
+
+
 def test_what_a_tile_takes_stays_where_the_same_kernels_module_showed_it() -> None:
     alone = block(FORM._replace(family="hca-prefill"), ("hca-prefill", "", "hca-prefill"))
     begun = within(alone, "hca-prefill", begun=True).spread

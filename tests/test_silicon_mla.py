@@ -13,7 +13,7 @@ from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.attention import Attention
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.mla_decode import mla_decode
-from costmodel.kernels.mla_prefill import WIDENED, mla_prefill, tile
+from costmodel.kernels.mla_prefill import FILLED, WIDENED, mla_prefill, tile
 
 H100, A100, B200 = (load_hardware(name) for name in ("h100-sxm", "a100-sxm", "b200-sxm"))
 ROW = {
@@ -181,6 +181,15 @@ def test_a_kernel_that_widens_8_bit_operands_multiplies_as_slowly_as_on_16() -> 
     assert seconds(narrow, widening=1.0) < 0.8 * seconds(wide)
     assert seconds(narrow, widening=WIDENED) == pytest.approx(seconds(wide), rel=0.05)
     assert seconds(wide, widening=WIDENED) == seconds(wide)
+
+
+def test_values_filled_up_to_the_keys_width_cost_where_one_width_serves_both() -> None:
+    wide = mla_prefill("a", EXPANDED._replace(B=16))
+    l40s = load_hardware("l40s")
+    assert seconds(wide, l40s, values=FILLED) > 1.3 * seconds(wide, l40s)
+    assert seconds(wide, H100, values=FILLED) == seconds(wide, H100)
+    absorbed = mla_prefill("a", LATENT._replace(S=64))
+    assert seconds(absorbed, l40s, values=FILLED) == seconds(absorbed, l40s)
 
 
 def test_a_long_cache_of_one_sequence_is_split_over_the_device() -> None:

@@ -26,6 +26,10 @@ A product's launches depend on where it runs: alone, DeepGEMM on B200 takes 6 µ
 captured module about 2 and 5. How a product chooses and walks its tiles does not, but a module has few matrices, whose
 kernels are faster or slower than those of all others, and it finds more of them in L2.
 """
+THROTTLED = ("ada",)
+"""Generations whose clock falls by half under the power limit (L40S: 2,520 MHz of boost over 1,110 of base). A table of
+products repeats each alone, as long as the next; in a module they run at the clock that its whole time leaves. Short
+ones are faster there and long ones slower, so that `sustained` moves as well."""
 BEGUN_FROM = {"hca-prefill": "csa-prefill", "hca-decode": "csa-decode"}
 """Modules that run the kernels of another one over other lists of rows, and whose fit begins where the other's ended:
 what few or short points of one leave open, those of the other may have shown. Both are named as their families."""
@@ -73,16 +77,18 @@ def nearest_name(name: str, others: Iterable[str]) -> str | None:
     return min(others, key=unlike, default=None)
 
 
-def within(one: Block, family: str, begun: bool = False, held: bool = False) -> Block:
+def within(one: Block, family: str, begun: bool = False, held: bool = False, generation: str | None = None) -> Block:
     """A block of a module's kernel. One beside the family that is fitted starts from what was found outside the module
     only, and of products most parameters stay as they are there, or near it; begun: the family's own starts where
     another module's fit of the same compiled kernel ended; held: the same compiled kernel was found in another run of
-    the module."""
+    the module; generation: of the device."""
     if held:
         one = one._replace(spread={name: value * HELD for name, value in one.spread.items()})
     if one.key[0] == family:
         firm = dict.fromkeys(STEADY if begun else (), FIRM)
         return one._replace(spread={name: value * firm.get(name, 1.0) for name, value in one.spread.items()})
     free = MOVED.get(one.key[0], dict.fromkeys(one.spread, 1.0))
+    if one.key[0] == "gemm" and generation in THROTTLED:
+        free = {**free, "sustained": LOOSE}
     spread = {name: value * free.get(name, 0.0) for name, value in one.spread.items()}
     return one._replace(spread=spread, others=())

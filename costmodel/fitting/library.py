@@ -126,7 +126,11 @@ def fit_kernel(
     for relative in (start,) if start is PRIOR else (start, PRIOR):
         blocks = [
             within(
-                block(form, (family, "", module), begin(form, relative)), same[0].family, begun(relative), held(form)
+                block(form, (family, "", module), begin(form, relative)),
+                same[0].family,
+                begun(relative),
+                held(form),
+                hardware.generation,
             )
             for family, form in sorted(forms.items())
         ]
@@ -149,7 +153,7 @@ def fit_kernel(
             relative = start if key[0] == same[0].family else known
             moved = _moved(relative, forms[key[0]], key, shared)
             own_block = block(forms[key[0]], key, moved, SIBLING_FIRMNESS)
-            apart.append(within(own_block, same[0].family, begun(start), held(forms[key[0]])))
+            apart.append(within(own_block, same[0].family, begun(start), held(forms[key[0]]), hardware.generation))
         fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, weights=weights)
         if same[0].family in MORE_FITTED and not module:
             # Formats of a product run other kernels under one name: the generic priors are tried as well.

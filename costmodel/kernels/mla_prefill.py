@@ -10,7 +10,7 @@ python/sglang/srt/layers/attention/triton_ops/extend_attention.py; arXiv:2405.04
 
 from collections.abc import Mapping
 
-from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, power, root
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, power, root, where
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import SOFTMAX_BACKWARD, Attention, attention, backward
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, memory_seconds, waves
@@ -51,7 +51,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
     Units: rounds · block_s + the mean load of a unit + tail_weight · the longest tile, as tiles of unequal length are
     handed out in a fixed order; a single round takes as long as its longest tile. A tile's step is products and
-    exponentials in part overlapped. Where the operands are 8 bit, a kernel of its own narrows q, k and v, or, before
+    exponentials in part overlapped. Values filled up to the width of keys (`filling`) take more products and traffic,
+    a pass before and one after. Where the operands are 8 bit, a kernel of its own narrows q, k and v, or, before
     kernels that multiply 8 bits, widens a cache of 8 bits (SGLang's FlashAttention, TensorRT-LLM's before Hopper).
     """
     a: Attention = kernel.shape
@@ -61,7 +62,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     widened = a.dtype == "fp8" and round(nominal(theta["widening"], 1)) == WIDENED
     peak = hardware.tensor_peak("bf16" if widened else a.dtype) * theta["tensor_efficiency"] / units
     rows = tokens * heads
-    products = 2 * rows * keys * (a.dk + a.dv) * a.passes / peak
+    filled = filling(a, hardware.generation, theta)
+    products = 2 * rows * keys * (a.dk + a.dv + filled) * a.passes / peak
     special = hardware.special_peak
     if special:
         scores = rows * keys * (SOFTMAX_BACKWARD if a.backward else 1)
@@ -78,15 +80,35 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     if a.dtype == "fp8":
         operands = a.B * (a.S * a.H * a.dk + (a.P + a.S) * a.Hkv * (a.dk + a.dv))
         launch = launch + theta["conversion"] * 3 * operands / hardware.memory.hbm.bandwidth
+    values, outputs = 2 * a.B * (a.P + a.S) * a.Hkv, 2 * a.B * a.S * a.H
+    around = where(filled > 0, values * (2 * a.dv + filled) + outputs * 2 * a.dv, 0)
     return Terms(
         tensor=busy,
-        memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes),
-        launch=launch,
+        memory=memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes + (values + outputs) * filled),
+        launch=launch + memory_seconds(kernel, hardware, theta, around),
         overlap=theta["overlap"],
     )
 
 
+def filling(a: Attention, generation: str, theta: Mapping[str, float]) -> Quantity:
+    """Elements that a value is filled up by to the width of a key.
+
+    FlashAttention 2 has one width for both. vLLM fills the values up in a kernel before it and cuts the outputs in one
+    after it, on devices that FlashAttention 3 and 4 do not run on.
+
+    Source: vllm-project/vllm, vllm/v1/attention/backends/mla/common.py (`_pad_v`).
+
+    >>> a = Attention(B=1, S=1, P=0, H=16, Hkv=16, dk=192, dv=128)
+    >>> filling(a, "ada", {"values": FILLED}), filling(a, "ada", {}), filling(a, "hopper", {"values": FILLED})
+    (64, 0, 0)
+    """
+    fills = round(nominal(theta.get("values", 1.0), 1)) == FILLED and generation not in LARGE_TILES
+    return a.dk - a.dv if fills and nominal(a.dk, 192) <= ABSORBED_WIDTH else 0
+
+
 SOFTMAX_OVERLAP = 2.0
+FILLED = 2.0
+"""The value of `values` of kernels whose values are filled up to the width of the keys."""
 WIDENED = 2.0
 """The value of `widening` of kernels that multiply 8-bit operands as 16-bit ones."""
 
@@ -106,6 +128,7 @@ PARAMETERS = (
         "conversion", 0.5, 0.7, 0.01, 3.0, "1", "traffic of narrowing q, k, v to 8 bit, over one pass at full bandwidth"
     ),
     Parameter("widening", 1.0, 0.0, 1.0, 2.0, "1", "bits that are multiplied over those of 8-bit operands"),
+    Parameter("values", 1.0, 0.0, 1.0, 2.0, "1", "values: 1 as wide as they are, 2 filled up to the keys' width"),
     Parameter("overlap", 2.0, 0.25, 1.0, 8.0, "1", "exponent of the p-norm of work and traffic"),
 )
 
@@ -118,6 +141,7 @@ MLA_PREFILL = Form(
     sources=("arXiv:2407.08608", "Dao-AILab/flash-attention, hopper/pack_gqa.h"),
     model_spread=0.3,
     starts=({"widening": WIDENED},),
+    built={"vllm": {"values": FILLED}},
 )
 FORMS = (MLA_PREFILL,)
 
