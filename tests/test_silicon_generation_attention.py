@@ -170,4 +170,5 @@ def test_tensorrt_runs_another_kernel_beyond_32_heads_of_a_key_head_on_blackwell
 
     assert names("b200_sxm", 32) == {"torch_flow"}
     assert names("b200_sxm", 64) == {"torch_flow beyond 32 heads of a key head"}
-    assert names("h100_sxm", 64) == {"torch_flow"}
+    assert names("h100_sxm", 32) == {"torch_flow"}
+    assert names("h100_sxm", 64) == {"torch_flow with a block for each head"}

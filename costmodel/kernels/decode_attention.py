@@ -23,7 +23,6 @@ from costmodel.kernels.key_splits import (
     SGLANG_TRITON,
     TENSORRT,
     TENSORRT_GEN,
-    TENSORRT_XQA,
     VLLM_TRITON,
     WITHOUT_XQA,
     Division,
@@ -31,7 +30,6 @@ from costmodel.kernels.key_splits import (
     tensorrt,
     tensorrt_gen,
     vllm_triton,
-    xqa,
 )
 from costmodel.kernels.processor import PROCESSOR
 
@@ -78,7 +76,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     work = kernel.executed
     rows = a.H * a.S / a.Hkv
     _, _, cut = window_blocks(a)
-    count, splits, streamed, several, slots, repeats, gathered = division(a, hardware, theta)
+    count, splits, streamed, several, slots, repeats, gathered, empty = division(a, hardware, theta)
     rounds = waves(count * splits, slots, theta["wave_weight"])
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * (splits - 1.0)
     tensor: Quantity = 0.0
@@ -88,6 +86,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
     again = 1.0 + (repeats - 1.0) * theta["read_again"]
     stream_s = streamed * key_bytes(a) / theta["block_bandwidth"]
+    streaming = waves(count * (splits - empty), slots, theta["wave_weight"])
     # A captured launch has a place for every split that could be needed; a larger batch is launched without.
     batch = minimum(a.B, CAPTURED)
     idle = batch * a.Hkv * CAPTURED_SPLITS / slots * (1.0 + batch / CAPTURED)
@@ -102,7 +101,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     return Terms(
         tensor=tensor,
         memory=memory_seconds(kernel, hardware, theta, work.hbm_bytes * again + partials),
-        chain=ends - exposed + rounds * stream_s,
+        chain=ends - exposed + streaming * stream_s,
         launch=theta["launch_s"]
         + several * theta["combine_s"]
         + (splits - 1.0) * theta["split_s"]
@@ -117,14 +116,12 @@ def division(a: Attention, hardware: Hardware, theta: Mapping[str, float]) -> Di
     """How the keys are split: by the rule of the kernel's source, or as many as fill the slots `split_rounds` times,
     each with `least_blocks` key blocks at least."""
     rule = round(nominal(theta["splits_by"], FILLING))
-    if rule in (TENSORRT, TENSORRT_XQA) and hardware.generation in WITHOUT_XQA:
-        rule = FILLING
     units = hardware.compute.units
     slots = units * theta["occupancy"]
     if rule in BY_RULE:
         return BY_RULE[rule](a, units, slots)
-    if rule == TENSORRT_XQA:
-        return tensorrt(a, hardware, xqa(a, units, slots))
+    if rule == TENSORRT and hardware.generation not in WITHOUT_XQA:
+        return tensorrt(a, hardware, slots)
     rows = a.H * a.S / a.Hkv
     whole = ceil_div(rows, ROWS)
     repeats = 1.0 + (rows / whole - 1.0) / theta["shared_rows"]
@@ -137,8 +134,7 @@ def division(a: Attention, hardware: Hardware, theta: Mapping[str, float]) -> Di
     splits = 1.0 + theta["split_share"] * (filling - 1.0)
     combined = minimum(maximum(most - 1.0, 0.0) * theta["split_share"], 1.0)
     streamed = minimum(key_blocks, divided / splits) * BLOCK
-    found = Division(tiles_of_all, splits, streamed, combined, slots, repeats)
-    return tensorrt(a, hardware, found) if rule == TENSORRT else found
+    return Division(tiles_of_all, splits, streamed, combined, slots, repeats)
 
 
 BY_RULE: Mapping[int, Callable[[Attention, int, Quantity], Division]] = {
@@ -237,13 +233,7 @@ def by_rule(rule: int, *others: Mapping[str, float]) -> Form:
     return DECODE.adjusted({"splits_by": {"prior": float(rule)}})._replace(starts=others)
 
 
-TENSORRT_DECODE = by_rule(
-    TENSORRT,
-    {"splits_by": TENSORRT_XQA},
-    {"block_bandwidth": 1.5e10},
-    {"splits_by": FILLING, **DECODE.starts[0]},
-    *DECODE.starts[1:],
-)
+TENSORRT_DECODE = by_rule(TENSORRT, {"block_bandwidth": 1.5e10})
 """For fits of TensorRT-LLM's kernels before Blackwell; where a block converts an 8-bit cache, it streams slowly."""
 
 

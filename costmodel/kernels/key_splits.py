@@ -6,8 +6,9 @@ them. `splits_by` says which rule a kernel follows; 1 fits how far splits fill t
 Sources: sgl-project/sglang, python/sglang/srt/layers/attention/triton_backend.py (get_num_kv_splits_triton);
 vllm-project/vllm, vllm/v1/attention/backends/triton_attn.py and mla/triton_mla.py; NVIDIA/TensorRT-LLM,
 cpp/tensorrt_llm/kernels, decoderXQAImplCommon.h (computeMultiBlockCount), decoderXQARunner.cpp (mayHavePerfGain),
-decoderMaskedMultiheadAttention/decoderMaskedMultiheadAttentionLaunch.h (multi_block_grid_setup) and
-trtllmGenKernels/fmha/fmhaKernels.h (numCtasPerSeqKv); flashinfer-ai/flashinfer,
+decoderMaskedMultiheadAttention/decoderMaskedMultiheadAttentionLaunch.h (multi_block_grid_setup, smem_size_in_bytes) and
+trtllmGenKernels/fmha/fmhaKernels.h (numCtasPerSeqKv), cpp/tensorrt_llm/common/attentionOp.cpp (getMaxNumSeqLenTile),
+cpp/kernels/xqa, mha.cu and mha_sm90.cu (nbSkipLeadingTiles, nbSubSeq); flashinfer-ai/flashinfer,
 include/flashinfer/trtllm/fmha/fmhaKernels.cuh (CgaSmemReduction).
 """
 
@@ -17,16 +18,17 @@ from costmodel.algebra import Quantity, ceil, ceil_div, floor_div, log2, maximum
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention, visible_keys
 
-FILLING, SGLANG_TRITON, VLLM_TRITON, TENSORRT, TENSORRT_XQA = 1, 2, 3, 4, 5
+FILLING, SGLANG_TRITON, VLLM_TRITON, TENSORRT = 1, 2, 3, 5
 FLASH_TWO, FLASHINFER, TENSORRT_GEN, FLASH_THREE = 6, 7, 8, 9
-"""Values of `splits_by` of decode attention; TensorRT-LLM's kernel that shares heads may split by its rule, or not."""
+"""Values of `splits_by` of decode attention."""
 VLLM_MLA, VLLM_MLA_FOUR = 2, 3
 """Values of `splits_by` of latent attention."""
 
 
 class Division(NamedTuple):
     """Thread blocks without splits, splits of each, keys that the longest streams, whether a second kernel combines
-    them (0 to 1), blocks that the device holds at a time, and tiles of a key head over those that its rows need."""
+    them (0 to 1), blocks that the device holds at a time, tiles of a key head over those that its rows need, whether
+    splits meet in global memory (0 to 1), and how many have no keys left to stream."""
 
     tiles: Quantity
     splits: Quantity
@@ -35,6 +37,7 @@ class Division(NamedTuple):
     slots: Quantity
     repeats: Quantity
     gathered: Quantity = 0
+    empty: Quantity = 0
 
 
 GROUPED_ROWS = 16
@@ -108,8 +111,8 @@ WITHOUT_XQA = ("blackwell", "blackwell-ultra")
 """Generations for which TensorRT-LLM has kernels that fill the device instead."""
 SHARING_BLOCK, SHARING_ROWS = 128, 32
 """Keys of a block by which TensorRT-LLM counts, and the most query heads that share a key head."""
-XQA_WAVES, XQA_BLOCKS, XQA_STEP = 8, 6000, 64
-"""kTargetWaveFactor, kXQA_MAX_NUM_SUB_SEQ, and the keys of a tile."""
+XQA_WAVES, XQA_STEP, XQA_STEP_NARROW = 8, 256, 64
+"""kTargetWaveFactor, and the keys of a tile: four warps of 64 each, or those of Hopper's kernel for an 8-bit cache."""
 
 
 def shares_heads(B: Quantity, Hkv: Quantity, group: Quantity, keys: Quantity, narrow: Any, units: int) -> Any:
@@ -124,31 +127,47 @@ def shares_heads(B: Quantity, Hkv: Quantity, group: Quantity, keys: Quantity, na
     return (group > 1) & (group <= SHARING_ROWS) & (enough | narrow)
 
 
-def xqa(a: Attention, units: int, slots: Quantity) -> Division:
+def xqa(a: Attention, hardware: Hardware, slots: Quantity) -> Division:
     """A split for 128 keys, beyond 8 of them √8 times the root of that, and no more than fill 8 waves.
 
-    >>> xqa(Attention(B=1, S=1, P=8192, H=8, Hkv=1, dk=128, dv=128), 132, 264).splits  # √(8 · 64) = 22.6
+    They are counted over the whole context and take tiles in turn, so that those for which a window leaves none begin
+    and end all the same; only Hopper's kernel for an 8-bit cache drops them. A unit holds one block of the others:
+    measured, at widths of 64 to 256 each further block on a unit of H100, A100 and L40S takes as long as the first.
+
+    >>> from costmodel.hardware import load_hardware
+    >>> h100, a = load_hardware("h100-sxm"), Attention(B=1, S=1, P=8191, H=8, Hkv=1, dk=128, dv=128)
+    >>> xqa(a, h100, 264).splits  # √(8 · 64) = 22.6
     23.0
+    >>> [xqa(a._replace(w=128, kv=kv), h100, 264)[1:3] for kv in ("bf16", "fp8")]
+    [(23.0, 256.0), (2, 64)]
     """
+    units, keys = hardware.compute.units, visible_keys(a)
     tiles = a.B * a.S * a.Hkv
-    blocks = maximum(floor_div(a.P, SHARING_BLOCK), 1)
+    blocks = maximum(floor_div(a.P + a.S, SHARING_BLOCK), 1)
     few = minimum(blocks, floor_div(root(8.0 * blocks, 2.0) + 0.5, 1))
-    most = minimum(floor_div(XQA_WAVES * units, tiles), floor_div(XQA_BLOCKS, tiles))
-    splits = maximum(minimum(few, most), 1)
-    streamed = minimum(XQA_STEP * ceil_div(ceil_div(a.P + a.S, XQA_STEP), splits), visible_keys(a))
-    return Division(tiles, splits, streamed, minimum(splits - 1, 1), slots, 1.0)
+    splits = maximum(minimum(few, floor_div(XQA_WAVES * units, tiles)), 1)
+    narrow = hardware.generation == "hopper" and a.kv == "fp8"
+    step = XQA_STEP_NARROW if narrow else XQA_STEP
+    steps = ceil_div(keys, step)
+    busy = minimum(splits, steps)
+    splits = busy if narrow else splits
+    streamed = step * ceil_div(steps, splits)
+    held = slots if narrow else units
+    return Division(tiles, splits, streamed, minimum(splits - 1, 1), held, 1.0, empty=splits - busy)
 
 
 LARGE_BLOCK, MIDDLE_BLOCK, SMALL_BLOCK = 1024, 512, 256
 """Threads of a block; a unit has registers for 1024 of them."""
-LARGE_UP_TO, MIDDLE_UP_TO = 1.3, 4
-"""Query heads of the batch on each unit up to which blocks are large and middle; the first is measured: between 1.21
-and 1.35 on H100, A100 and L40S at width 128."""
+LARGE_UP_TO, MIDDLE_UP_TO = 4 / 3, 4
+"""Query heads of the batch on each unit up to which blocks are large and middle, where registers leave room for four
+small ones."""
 CROWDED_UP_TO, CROWDED_HELD = 3, 3
 """The same on Ada where the cache is 8 bit, whose conversion takes registers: query heads on each unit up to which
 blocks are of 512 threads, one at a time (measured: between 2.7 and 3.6), and small blocks that a unit then holds."""
 SCORE_BYTES = 6
 """Bytes of shared memory that a key of a block takes: its logit in fp32, and in 16 bit."""
+RESERVED_BYTES, KEPT_BYTES = 1024, 2048
+"""Bytes of shared memory that CUDA reserves in each block, and that TensorRT-LLM keeps free of scores."""
 SHARED_BYTES = 100 * 1024
 """Shared memory of a unit where the profile does not say."""
 UNROLLED = 8
@@ -158,9 +177,10 @@ UNROLLED = 8
 def masked_multihead(a: Attention, hardware: Hardware) -> Division:
     """TensorRT-LLM's kernel with a thread block for every query head.
 
-    Blocks are the larger the fewer there are. Splits fill the device once, rounded up, so that a second round begins
-    wherever their product does not divide; each takes one step of its threads at least. The scores of a block lie in
-    shared memory, which limits how many blocks a unit holds in a long context.
+    Blocks are the larger the fewer there are. Splits fill the device once with one block of each unit, rounded up, so
+    that a second round begins wherever their product does not divide; each takes one step of its threads at least. The
+    scores of a block lie in shared memory, which limits how many blocks a unit holds in a long context. A block streams
+    as many keys at a time as it has threads for: the keys are given as those of a large block.
 
     >>> a = Attention(B=1, S=1, P=2047, H=24, Hkv=24, dk=128, dv=128)
     >>> from costmodel.hardware import load_hardware
@@ -180,22 +200,27 @@ def masked_multihead(a: Attention, hardware: Hardware) -> Division:
     # 16 bytes of a 16-bit key belong to a thread.
     threads_of_key = 8 if width <= 64 else 16 if width <= 128 else 32
     shared = hardware.memory.shared_per_unit or SHARED_BYTES
-    filling = ceil_div(units * held, blocks)
-    splits = minimum(filling, ceil_div(keys + 1, floor_div(threads * UNROLLED, threads_of_key)))
-    splits = maximum(splits, ceil_div(keys * SCORE_BYTES, shared))
-    held = minimum(held, maximum(floor_div(shared, SCORE_BYTES * keys / splits), 1))
-    return Division(blocks, splits, keys / splits, minimum(splits - 1, 1), units * held, a.H / a.Hkv)
+    # The steps are counted over the whole context, even where a window leaves few keys of it.
+    steps = ceil_div(a.P + a.S + 1, floor_div(threads * UNROLLED, threads_of_key))
+    splits = minimum(ceil_div(units, blocks), steps)
+    splits = maximum(splits, ceil_div(keys * SCORE_BYTES, shared - RESERVED_BYTES - KEPT_BYTES))
+    taken = SCORE_BYTES * keys / splits + RESERVED_BYTES + 4 * width
+    held = minimum(held, maximum(floor_div(shared, taken), 1))
+    streamed = keys / splits * (LARGE_BLOCK / threads)
+    return Division(blocks, splits, streamed, minimum(splits - 1, 1), units * held, a.H / a.Hkv)
 
 
-def tensorrt(a: Attention, hardware: Hardware, sharing: Division) -> Division:
-    """TensorRT-LLM's division before Blackwell: `sharing` where heads share a block, else one block for each head.
+def tensorrt(a: Attention, hardware: Hardware, slots: Quantity) -> Division:
+    """TensorRT-LLM's division before Blackwell: `xqa` where heads share a block, else one block for each head.
 
     On Ada the kernel that shares heads never splits an 8-bit cache: measured, 16 ns for each of up to 2,048 keys
     whether the batch is of 1 or of 128.
     """
+    sharing = xqa(a, hardware, slots)
     if hardware.generation == "ada" and a.kv == "fp8":
-        tiles = a.B * a.S * a.Hkv
-        sharing = Division(tiles, 1, XQA_STEP * ceil_div(visible_keys(a), XQA_STEP), 0, sharing.slots, 1.0)
+        sharing = Division(
+            sharing.tiles, 1, XQA_STEP_NARROW * ceil_div(visible_keys(a), XQA_STEP_NARROW), 0, sharing.slots, 1
+        )
     shared = shares_heads(a.B, a.Hkv, a.H / a.Hkv, a.P + a.S, a.kv == "fp8", hardware.compute.units)
     alone = masked_multihead(a, hardware)
     return Division(*(where(shared, one, other) for one, other in zip(sharing, alone, strict=True)))

@@ -83,8 +83,8 @@ def read_generation(table: Table) -> Iterator[Series]:
         compiled = instance(int(width), dtype, LARGEST[int(tile)], bool(window))
         values = VALUE_WIDTHS.get((table.library, int(width)), int(width))
         name = str(source)
-        if name == "torch_flow" and not older_tensorrt(table) and LARGEST[int(tile)] > SHARING_ROWS:
-            name += OTHER_KERNEL
+        if name == "torch_flow":
+            name += other_kernel(older_tensorrt(table), LARGEST[int(tile)])
         form = form_of(table, name)
 
         def build(
@@ -144,9 +144,17 @@ def older_tensorrt(table: Table) -> bool:
 
 FILLS_WHOLLY = ("vllm_flashinfer_trtllmdecode", "trtllm_mha", "torch_flow")
 """vLLM's and SGLang's names of TensorRT-LLM's generated kernels, and that of TensorRT-LLM on Blackwell."""
-OTHER_KERNEL = f" beyond {SHARING_ROWS} heads of a key head"
-"""Added to the name of TensorRT-LLM's kernel where it does not run a generated one: its times grow with the context as
-those of a kernel that splits little."""
+
+
+def other_kernel(older: bool, heads: int) -> str:
+    """What is added to TensorRT-LLM's one name for its kernels, where so many heads of a key head run another one.
+
+    older: before Blackwell, where thread blocks hold up to 32 heads or, being another kernel, one. On Blackwell, times
+    beyond 32 heads grow with the context as those of a kernel that splits little.
+    """
+    if older:
+        return "" if 1 < heads <= SHARING_ROWS else " with a block for each head"
+    return f" beyond {SHARING_ROWS} heads of a key head" if heads > SHARING_ROWS else ""
 
 
 def form_of(table: Table, source: str) -> Form:
