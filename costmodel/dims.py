@@ -21,6 +21,7 @@ Grouped(H=4, Hkv=1, dk=128)
 """
 
 from dataclasses import MISSING, Field, field, fields, replace
+from functools import cache
 from typing import Any
 
 from costmodel.errors import Impossible
@@ -110,5 +111,6 @@ def even_share(name: str, size: int, ways: int) -> int:
     return size // ways
 
 
+@cache
 def _ways_of(size: int) -> str:
     return ", ".join(str(ways) for ways in range(1, min(size, 1024) + 1) if size % ways == 0)

@@ -96,7 +96,7 @@ def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str, overlap: 
         assert curves.decode[row] == pytest.approx(times.decode_s(count, work.context), rel=0.06)
         alone = times.decode_s(count - 1, work.context) if count > 1 else 0.0
         step = times.step_s(count - 1, work.context, 1, work.computed, work.position - work.computed / 2)
-        assert curves.added[row, 1] + curves.alone[row] == pytest.approx(step, rel=0.06)
+        assert curves.added[1, row] + curves.alone[row] == pytest.approx(step, rel=0.06)
         assert curves.alone[row] == pytest.approx(alone, rel=0.06)
 
 
@@ -422,8 +422,8 @@ def test_the_answer_does_not_depend_on_which_engines_are_evaluated_together() ->
 def test_processes_and_a_dask_cluster_give_the_same_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     # As many batches as in a search of many engines: one of each pair of formats.
-    for module in ("candidates", "parallel_search"):
-        monkeypatch.setattr(f"costmodel.planning.{module}.BATCH", 3)
+    for name in ("candidates.FEW", "candidates.MANY", "parallel_search.PIECE"):
+        monkeypatch.setattr(f"costmodel.planning.{name}", 3)
     answers = []
     for number, how in enumerate(([], ["--jobs", "2"], ["--engine", "dask", "--jobs", "2"])):
         path = tmp_path / f"{number}.json"

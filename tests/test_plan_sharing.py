@@ -82,11 +82,11 @@ def test_times_of_layouts_side_by_side_are_those_of_each_alone(
             assert found.decode[place] == pytest.approx(full, rel=1e-9)
             fewer = InParts(*(numpy.interp(at.n - 1.0, at.n, part, left=0.0) for part in rows_of(own, slice(0, N))))
             without = rows_of(tokens, slice(N, 2 * N)).plus(fewer).total()
-            beside = InParts(*(numpy.repeat(part, at.left.shape[1]) for part in fewer))
+            beside = InParts(*(numpy.tile(part, len(at.left)) for part in fewer))
             mixed = (
                 rows_of(tokens, slice(2 * N, -1)).plus(of_kind(engine, at.prompts.all, kind, "")).plus(beside).total()
             )
-            added = mixed.reshape(at.left.shape) - numpy.where(at.n > 1, without, 0.0)[:, None]
+            added = mixed.reshape(at.left.shape) - numpy.where(at.n > 1, without, 0.0)
             assert found.added[place] == pytest.approx(numpy.where(at.left >= 1, added, numpy.inf), rel=1e-9)
             first, later = (
                 sum(roofline(kernel, engine.served.hardware) * kernel.exposed for kernel in engine.kernels(step))
@@ -94,7 +94,7 @@ def test_times_of_layouts_side_by_side_are_those_of_each_alone(
             )
             assert found.token_peak[place] == pytest.approx(first[0], rel=1e-9)
             later = later.reshape(at.left.shape) * at.chunks / at.together
-            assert found.prompt_peak[place] == pytest.approx(later[0].min(), rel=1e-9)
+            assert found.prompt_peak[place] == pytest.approx(later[:, 0].min(), rel=1e-9)
             samples = rows_of(tokens, slice(-1, None)).exposed + rows_of(own, slice(-1, None)).exposed
             assert sum(values[place] for values in found.samples.values()) == pytest.approx(samples[0], rel=1e-9)
             chunk = engine.kernels(chunk_step(known.question.budgets, known.question.work.longest))
@@ -153,17 +153,17 @@ def test_layouts_that_answer_a_question_differently_are_told_apart() -> None:
 
 def test_a_lookup_is_an_interpolation_of_each_engine() -> None:
     random = numpy.random.default_rng(3)
-    nodes = numpy.sort(random.integers(0, 9, (4, 12, 3)).astype(float), axis=1)  # some of them equal
-    values = random.random((4, 12, 3))
+    nodes = numpy.sort(random.integers(0, 9, (4, 3, 12)).astype(float), axis=2)  # some of them equal
+    values = random.random((4, 3, 12))
     lengths = random.integers(1, 13, (4, 3))
-    used = numpy.arange(12)[None, :, None] < lengths[:, None, :]
+    used = numpy.arange(12) < lengths[..., None]
     engine, column = random.integers(0, 4, 200), random.integers(0, 3, 200)
     wanted = random.uniform(-1, 10, 200)
     wanted[::4] = numpy.round(wanted[::4])
     found = lookup(nodes, used, engine, column, wanted).at(values)
     for row in range(200):
-        rows = used[engine[row], :, column[row]]
-        of = (each[engine[row], rows, column[row]] for each in (nodes, values))
+        some = used[engine[row], column[row]]
+        of = (each[engine[row], column[row], some] for each in (nodes, values))
         assert found[row] == pytest.approx(numpy.interp(wanted[row], *of), rel=1e-12)
 
 
@@ -220,10 +220,10 @@ def test_what_is_left_out_beside_better_ones_changes_no_answer(
     optimize: str, load_of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = asked(gpus=(1, 2, 4, 8, 16), optimize=optimize, tpot_s="30ms", **load_of)
-    monkeypatch.setattr("costmodel.planning.candidates.BATCH", 3)
-    monkeypatch.setattr("costmodel.planning.replicas.FEW", 5)
+    for name, value in (("candidates.FEW", 3), ("candidates.MANY", 3), ("replicas.FEW", 5)):
+        monkeypatch.setattr(f"costmodel.planning.{name}", value)
     some = search(question._replace(every_point=False))
-    for name, value in (("candidates.BATCH", 256), ("replicas.FEW", 1 << 30)):
+    for name, value in (("candidates.FEW", 256), ("candidates.MANY", 256), ("replicas.FEW", 1 << 30)):
         monkeypatch.setattr(f"costmodel.planning.{name}", value)
     every = search(question)
     assert len(every.best) == 1
@@ -252,7 +252,8 @@ def looked_at(found: Found) -> list[Count]:
 def test_engines_that_better_ones_stand_before_are_counted_and_change_no_answer(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("costmodel.planning.candidates.BATCH", 4)
+    for name in ("FEW", "MANY"):
+        monkeypatch.setattr(f"costmodel.planning.candidates.{name}", 4)
     question = asked(hw=["h100-sxm", "b200-sxm"], pools=["aggregated"], **changes)
     some, every = search(question._replace(every_point=False)), search(question)
     assert some.best == every.best

@@ -6,7 +6,7 @@ layers (DeepSeek-V4; arXiv:2106.04426) look the experts up by the token's id; th
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from math import comb
 from typing import NamedTuple
@@ -104,7 +104,8 @@ def place(d: Dims, ways: int, placement: Placement) -> PlacedDims:
         "shared": min(d.shared, 1),
         "F_dense": None if d.F_dense is None else even_share("dense_d_ff", d.F_dense, dense),
     }
-    return PlacedDims(**{**asdict(d), **local, "place": placement})
+    whole = {item.name: getattr(d, item.name) for item in fields(d)}
+    return PlacedDims(**{**whole, **local, "place": placement})
 
 
 def touches(d: Dims, parts: Quantity) -> Quantity:

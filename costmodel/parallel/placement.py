@@ -78,6 +78,11 @@ def place(architecture: Architecture, layout: Layout, phase: str = "decode", opt
 
     Raises Impossible where heads, widths, experts or layers do not divide, naming the block and what would.
     """
+    return in_stages(place_layers(architecture, layout, phase, options), stage_cuts(architecture, layout.pp))
+
+
+def place_layers(architecture: Architecture, layout: Layout, phase: str, options: Options) -> Placed:
+    """The same without stages."""
     options.checked()
     decoding = phase == "decode" and not architecture.bidirectional
     ways = layout.tp * layout.cp if decoding else layout.tp
@@ -92,8 +97,7 @@ def place(architecture: Architecture, layout: Layout, phase: str = "decode", opt
     if decoding and layout.cp > 1:
         _check_split_cache(architecture)
         cores = _local(architecture, layout, layout.tp, options)
-    whole = Placed(architecture, layout, phase, options, ways, Stage(part, cores), ())
-    return in_stages(whole, stage_cuts(architecture, layout.pp))
+    return Placed(architecture, layout, phase, options, ways, Stage(part, cores), ())
 
 
 def in_stages(placed: Placed, cuts: Sequence[Cut]) -> Placed:

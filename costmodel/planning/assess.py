@@ -55,8 +55,8 @@ class Role(NamedTuple):
         work = loaded.question.work
         if self.name == "prefill":
             shares = numpy.linspace(0.005, 0.995, 199) if share is None else share
-            own = moved.added[:1]
-            ttft, rate = prefilling(self.engine, work, own, shares[:, None], self.send_s, self.engines)
+            own = moved.added[:, :1]
+            ttft, rate = prefilling(self.engine, work, own, shares, self.send_s, self.engines)
             zero = numpy.zeros_like(rate)
             return Operating(shares, ttft, zero, rate, numpy.ones_like(rate), ttft, zero, zero)
         if self.name == "decode":
@@ -157,14 +157,14 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
             load,
         )
     front, back = roles
-    own = float(at["prefill"].n[0] / at["prefill"].rate[0, front.column])
+    own = float(at["prefill"].n[0] / at["prefill"].rate[front.column, 0])
 
     def under(load: float) -> tuple[float, float, float, float]:
         """TTFT, TPOT, sequences and the share of prompts at a load."""
         share = min(load / front.engines * own, 1.0)
         only = front.at(loaded, prompt=moves.get(("prefill", "prompt"), 1.0), share=numpy.array([max(share, 1e-6)]))
         n = settled(load / back.engines, at["decode"], 0)
-        return float(only.ttft_s[0, front.column]), at_point(at["decode"].tpot_s, at["decode"], 0, n), n, share
+        return float(only.ttft_s[front.column, 0]), at_point(at["decode"].tpot_s, at["decode"], 0, n), n, share
 
     def asked_for(load: float) -> float:
         ttft, tpot, _, _ = under(load)
@@ -173,7 +173,7 @@ def state_of(loaded: Loaded, roles: list[Role], moves: Mapping[tuple[str, str], 
     # The more requests are answered, the longer each takes and the fewer so many clients send: one load is both.
     low = high = work.rate if work.rate is not None else 0.0
     if work.rate is None:
-        high = min(front.engines / own, float(at["decode"].rate[:, 0].max()) * back.engines)
+        high = min(front.engines / own, float(at["decode"].rate[0].max()) * back.engines)
         while high - low > 1e-6 * high:
             middle = (low + high) / 2
             low, high = (middle, high) if asked_for(middle) > middle else (low, middle)
@@ -195,10 +195,10 @@ def _prefilling(loaded: Loaded, role: Role, at: Operating, prompt: float) -> Sta
     """Engines that answer with the token that ends a prompt. at: where they work at every share of their time."""
     asked, rate = loaded.question, loaded.question.work.rate
     assert rate is not None
-    most = role.engines * float(at.rate[0, role.column] / at.n[0])
+    most = role.engines * float(at.rate[role.column, 0] / at.n[0])
     share = min(rate / most, 1.0)
     there = role.at(loaded, prompt=prompt, share=numpy.array([max(share, 1e-6)]))
-    ttft = float(there.ttft_s[0, role.column])
+    ttft = float(there.ttft_s[role.column, 0])
     held = role.engines * _within(at, role.column, 1.0, asked.level.ttft_s, None)
     capacity = min(held, asked.usable * most)
     return State(ttft, 0.0, capacity, (capacity,), most, rate / role.engines * ttft, share, rate)
@@ -209,8 +209,7 @@ def _within(at: Operating, column: int, most: float, ttft_s: float | None, tpot_
     n = numpy.linspace(float(at.n[0]), min(float(at.n[-1]), most), 400)
     n = numpy.union1d(n, at.n[at.n <= n[-1]])
     rate, ttft, tpot = (
-        numpy.interp(n, at.n, values[:, 0 if values.shape[1] == 1 else column])
-        for values in (at.rate, at.ttft_s, at.tpot_s)
+        numpy.interp(n, at.n, values[0 if len(values) == 1 else column]) for values in (at.rate, at.ttft_s, at.tpot_s)
     )
     good = numpy.isfinite(rate)
     good &= ttft <= (math.inf if ttft_s is None else ttft_s)
@@ -268,7 +267,7 @@ def _steps(loaded: Loaded, role: Role, state: State) -> dict[str, tuple[StepTime
         n = max(round(state.sequences), 1)
         runs["decode"] = engine.kernels(Step(B=n, S=S, P=max(round(work.context) - S, 0), phase="decode"))
     if role.name != "decode":
-        size = max(round(work.computed / float(role.curves.chunks[0, role.column])), 1)
+        size = max(round(work.computed / float(role.curves.chunks[role.column, 0])), 1)
         runs["prompt"] = engine.kernels(Step(B=1, S=size, P=max(round(work.position - size / 2), 0), phase="prefill"))
     whose = calibration.id or hardware.name
     found = {}

@@ -26,8 +26,10 @@ from costmodel.planning.side_by_side import Indices
 from costmodel.planning.space import Task
 from costmodel.planning.stacks import Stack
 
-BATCH = 512
-"""Engines whose points are evaluated together, so that their arrays stay in the processor's caches."""
+FEW = 32
+"""Engines whose points are evaluated first: what they leave bounds the others."""
+MANY = 512
+"""Engines whose points are evaluated together at most, so that their arrays stay in the processor's caches."""
 DIVIDES = "the model does not divide"
 FITS = "memory: weights, buffers and one sequence do not fit"
 
@@ -38,16 +40,19 @@ def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True, before:
     other tasks of the device left."""
     asked = loaded.question
     stack, excluded = _stack(loaded, tasks, bounds)
+    if stack is None:
+        return [Outcome(tuple(tasks), tuple(excluded))]
     outcomes = []
-    first = 0
-    for start in range(0, len(tasks), BATCH):
-        some = Outcome(tuple(tasks[start : start + BATCH]), tuple(excluded[start : start + BATCH]))
-        count = sum(not why for why in some.excluded)
-        if stack is not None and count:
-            some = _evaluated(asked, stack.of(numpy.arange(first, first + count)), some, before, bounds)
-            before = before.and_after(some)
-            first += count
+    place = numpy.flatnonzero([not why for why in excluded])
+    first, start, size = 0, 0, FEW
+    while first < len(place):
+        last = min(first + size, len(place))
+        end = place[last] if last < len(place) else len(tasks)
+        some = Outcome(tuple(tasks[start:end]), tuple(excluded[start:end]))
+        some = _evaluated(asked, stack.of(numpy.arange(first, last)), some, before, bounds)
+        before = before.and_after(some)
         outcomes.append(some)
+        first, start, size = last, end, min(2 * size, MANY)
     return outcomes
 
 
@@ -59,9 +64,9 @@ def _evaluated(asked: Question, stack: Stack, outcome: Outcome, before: Before, 
     if "aggregated" in asked.modes:
         outcome = _aggregated(asked, stack, curves, outcome, before, bounds)
     if "disaggregated" in asked.modes:
-        (front, looked), back = prefill_pools(asked, stack, curves), decode_pools(asked, stack, curves)
-        points = outcome.points + looked + len(back.layout)
-        outcome = outcome._replace(prefill=front.undominated(), decode=back.undominated(), points=points)
+        (front, prefilling), (back, decoding) = (find(asked, stack, curves) for find in (prefill_pools, decode_pools))
+        points = outcome.points + prefilling + decoding
+        outcome = outcome._replace(prefill=front, decode=back, points=points)
     return outcome
 
 
@@ -88,12 +93,12 @@ def _stack(loaded: Loaded, tasks: Sequence[Task], bounds: bool) -> tuple[Stack |
     kept = why[fitting] == ""
     chosen, times = fitting[kept], times._replace(split=times.split[kept])
     chosen_tasks = tuple(engines.tasks[place] for place in chosen)
-    layouts = [task.layout for task in chosen_tasks]
+    degrees = engines.spread.degrees
     stack = Stack(
         chosen_tasks,
         engines.model(engines.spread.placed[0]),
-        numpy.array([float(layout.gpus) for layout in layouts]),
-        numpy.array([float(layout.dp * layout.pp) for layout in layouts]),
+        degrees.gpus[chosen].astype(numpy.float64),
+        (degrees.dp * degrees.pp)[chosen].astype(numpy.float64),
         places[chosen],
         engines.timed(chosen, times, places[chosen].max(axis=1)),
         asked.engines[engines.hw].mixed,
@@ -120,7 +125,6 @@ def _aggregated(
     """Engines that prefill and decode."""
     work, level = asked.work, asked.level
     run = running(stack.model, work, curves)
-    per_gpu = run.rate * stack.engines[:, None, None] / stack.gpus[:, None, None] * work.output
     good = good_points(stack, curves, run)
     outcome = outcome._replace(
         points=int(curves.distinct.sum()) * len(asked.budgets), fitting=int(numpy.count_nonzero(good))
@@ -128,16 +132,16 @@ def _aggregated(
     left = 0
     if bounds and not asked.every_point:
         # The points of each layout are not asked for, so only those matter that could be in the answer.
-        some = numpy.flatnonzero(could_matter(asked, stack, run, per_gpu, good, before))
+        some = numpy.flatnonzero(could_matter(asked, stack, run, good, before))
         left = outcome.fitting
-        stack, curves, run = stack.of(some), curves.rows(some), run.of(some)
-        per_gpu, good = per_gpu[some], good[some]
+        stack, curves, run, good = stack.of(some), curves.rows(some), run.of(some), good[some]
         left -= int(numpy.count_nonzero(good))
     if not len(stack.tasks):
         return outcome._replace(beaten=left)
     at = operating(stack.model, work, curves, stack.places, stack.engines, run)
     held = good & holds(at.ttft_s, level.ttft_s) & holds(at.tpot_s, level.tpot_s)
     some = numpy.arange(len(stack.tasks))
+    per_gpu = stack.tokens_per_s_gpu(run.rate, some[:, None, None], work.output)
     if not asked.every_point:
         # Engines of which no point is beyond those before add nothing to the frontier.
         near = numpy.nonzero(good & holds(at.ttft_s, level.ttft_s, WITHIN) & holds(at.tpot_s, level.tpot_s, WITHIN))
@@ -163,7 +167,7 @@ def _cloud(
 ) -> Points:
     """Of each of some engines, the points that no other of it beats in tokens/s of a user and tokens/s per GPU."""
     tpot, speed = (
-        numpy.where(good[some], values[some], none).swapaxes(1, 2).reshape(len(some), good[0].size)
+        numpy.where(good[some], values[some], none).reshape(len(some), good[0].size)
         for values, none in ((at.tpot_s, numpy.inf), (per_gpu, -1.0))
     )
     # Of each budget in turn, latencies rise already; of equal ones the last that rises above is the best per GPU.
@@ -173,8 +177,8 @@ def _cloud(
     again = (task[1:] == task[:-1]) & (tpot[task[1:], place[1:]] == tpot[task[:-1], place[:-1]])
     kept = numpy.concatenate([~again, numpy.ones(min(len(task), 1), dtype=bool)])
     task = some[task[kept]]
-    budget, row = numpy.divmod(place[kept], at.n.shape[1])
-    here = (task, row, budget)
+    budget, size = numpy.divmod(place[kept], at.n.shape[1])
+    here = (task, budget, size)
     ttft, tpot, rate = at.ttft_s[here], at.tpot_s[here], at.rate[here]
     e2e = ttft + tpot * (asked.work.output - 1.0)
     # As many replicas as the load needs at this point, each of them this full.
@@ -186,7 +190,7 @@ def _cloud(
         asked.prices[stack.tasks[0].hw],
         task,
         budget,
-        at.n[task, row],
+        at.n[task, size],
         count,
         count * stack.gpus[task],
         ttft,
@@ -202,13 +206,13 @@ def _next_limits(
     asked: Question, stack: Stack, at: Operating, distinct: Truths, good: Truths, here: Sequence[Indices]
 ) -> Indices:
     """What the next larger batch would miss first, as places in LIMITS."""
-    task, row, budget = here
-    further = numpy.minimum(row + 1, at.n.shape[1] - 1)
-    more = distinct[task, further] & (further > row)
-    later = (task, numpy.where(more, further, row), budget)
+    task, budget, size = here
+    further = numpy.minimum(size + 1, at.n.shape[1] - 1)
+    more = distinct[task, further] & (further > size)
+    later = (task, budget, numpy.where(more, further, size))
     most = asked.engines[stack.tasks[0].hw].max_sequences
     full = numpy.where(stack.places[task, budget] < most, LIMITS.index("memory"), LIMITS.index("max sequences"))
-    found = numpy.where(more & good[task, further, budget], LIMITS.index("speed per user"), full)
+    found = numpy.where(more & good[task, budget, further], LIMITS.index("speed per user"), full)
     for name, values in (("TPOT", at.tpot_s), ("TTFT", at.ttft_s)):
         limit = asked.level.tpot_s if name == "TPOT" else asked.level.ttft_s
         if limit is not None:

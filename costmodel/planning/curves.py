@@ -26,12 +26,13 @@ Truths = NDArray[numpy.bool_]
 
 
 class Curves(NamedTuple):
-    """Seconds of engines; the last axes are batch sizes n and chunk budgets, the first (if there is one more) engines.
+    """Seconds of engines; the last axes are chunk budgets and batch sizes n, the first (if there is one more) engines.
 
     decode: of an iteration in which n sequences decode. alone: the same without one of them. added: what all chunks of
-    a prompt add to iterations of the n − 1 others (the first row, n = 1: a prompt on an engine that does nothing else;
-    infinite where the decoding sequences fill the budget). chunks: iterations that a prompt takes. The largest n of an
-    engine is repeated where others have more. Where only prompts alone are asked for, added and chunks have one row.
+    a prompt add to iterations of the n − 1 others (at n = 1: a prompt on an engine that does nothing else; infinite
+    where the decoding sequences fill the budget). chunks: iterations that a prompt takes. Where others have more batch
+    sizes than an engine, its largest n is repeated, and added and chunks mean nothing there. Where only prompts alone
+    are asked for, added and chunks have one n.
     """
 
     n: Array
@@ -52,8 +53,8 @@ class Curves(NamedTuple):
 
     def of(self, engine: int) -> "Curves":
         """Those of one engine alone."""
-        rows = self.distinct[engine]
-        return Curves(*(values[engine][rows] for values in self))
+        sizes = self.distinct[engine]
+        return Curves(*(values[engine][..., sizes] for values in self))
 
 
 class Whole(NamedTuple):
@@ -93,15 +94,15 @@ class Whole(NamedTuple):
 def whole(model: EngineModel, at: Grid, parts: Sequence[PartTimes], drafting: Array | float) -> Whole:
     """All parts of splits together. drafting: seconds in which n sequences draft. model: of one of them."""
     times = reduce(PartTimes.plus, parts)
-    N, C = at.together.shape
+    C, N = at.together.shape
     full = each(times.shared, lambda part: part[:, :N]).plus(times.own).total()
     others = each(times.own, lambda part: _one_fewer(at.n, part))
     fewer = each(times.shared, lambda part: part[:, N : 2 * N]).plus(others).total()
     mixed = each(times.shared, lambda part: part[:, 2 * N :]).plus(times.prompts)
-    beside = mixed.plus(each(others, lambda part: numpy.repeat(part, C, axis=1))).total().reshape(-1, N, C)
-    added = beside - numpy.where(at.n > 1.0, fewer, 0.0)[:, :, None]
+    beside = mixed.plus(each(others, lambda part: numpy.tile(part, C))).total().reshape(-1, C, N)
+    added = beside - numpy.where(at.n > 1.0, fewer, 0.0)[:, None, :]
     added = numpy.where(at.left >= 1.0, added, numpy.inf)
-    prompt_peak = (times.later * at.chunks[0] / at.together[0]).min(axis=1)
+    prompt_peak = (times.later * at.chunks[:, 0] / at.together[:, 0]).min(axis=1)
     host = host_of(model.served.host, model.served.architecture, times.products)
     return Whole(
         at.n,
@@ -135,7 +136,7 @@ class Hops(NamedTuple):
     """Seconds in which an iteration's tokens of each rank go from one stage to the next, of n sequences that decode and
     of n among which is a chunk.
 
-    row: of each engine, the place among different ways. decoding, passing: of these, by n and budget. last_decoding,
+    row: of each engine, the place among different ways. decoding, passing: of these, by budget and n. last_decoding,
     last_passing: of each engine with its most sequences.
     """
 
@@ -169,14 +170,22 @@ class Timed(NamedTuple):
 
 
 def passing_tokens(at: Whole, work: Workload) -> Array:
-    """Tokens of an iteration of n sequences among which is a chunk, by n and budget."""
-    return at.n[:, None] + at.together * (work.computed / at.chunks)
+    """Tokens of an iteration of n sequences among which is a chunk, by budget and n."""
+    return at.n + at.together * (work.computed / at.chunks)
 
 
 def last_passing_tokens(at: Whole, work: Workload, most: Array) -> Array:
     """The same with the most sequences of each engine, by engine and budget."""
-    chunks, together = (_at_most(at.n, values[None], most) for values in (at.chunks, at.together))
+    chunks, together = (_at_most(at.n, values, most) for values in (at.chunks, at.together))
     return most[:, None] + together * (work.computed / chunks)
+
+
+def _at_most(n: Array, values: Array, most: Array) -> Array:
+    """The values at the most sequences of each engine, between those of each budget at batch sizes n."""
+    low = numpy.searchsorted(n, most, side="right") - 1
+    high = numpy.minimum(low + 1, len(n) - 1)
+    share = (most - n[low]) / numpy.maximum(n[high] - n[low], 1.0)
+    return between(values[:, low], values[:, high], share).T
 
 
 def engine_curves(timed: Timed, mixed: bool, batches: bool = True) -> Curves:
@@ -185,43 +194,69 @@ def engine_curves(timed: Timed, mixed: bool, batches: bool = True) -> Curves:
     mixed: prompts and decoding sequences share iterations. batches: what prompts add is wanted at every n, not only on
     an engine that does nothing else.
     """
-    found, most, hops = timed.whole.of(timed.split), timed.most, timed.hops
-    n, inside = numpy.minimum(found.n, most[:, None]), found.n <= most[:, None]
+    at, split, hops = timed.whole, timed.split, timed.hops
+    last = _most_among(at.n, timed.most)
+    n = numpy.minimum(at.n, timed.most[:, None])
     further, longer = timed.pp[:, None] - 1.0, timed.stretch[:, None]
-    host_s, sequence_s = found.host_s[:, None], found.sequence_s[:, None]
-    hop = numpy.where(inside, hops.decoding[hops.row], hops.last_decoding[:, None])
-    decode = longer * (_up_to(found.n, found.decode, most) + further * hop) + host_s + n * sequence_s
+    host_s, sequence_s = at.host_s[split, None], at.sequence_s[split, None]
+    hop = last.placed(hops.decoding[hops.row], hops.last_decoding[last.engines])
+    decode = longer * (last.of(at.decode, split) + further * hop) + host_s + n * sequence_s
+    decode = numpy.take_along_axis(decode, last.repeated(n), axis=1)
     gaps = numpy.maximum(n[:, 1:] - n[:, :-1], 1.0)
     fewer = between(decode[:, :-1], decode[:, 1:], (gaps - 1.0) / gaps)
     alone = numpy.concatenate([numpy.zeros((len(n), 1)), fewer], axis=1)
-    rows = slice(None) if batches else slice(1)
-    passed = numpy.where(inside[:, rows, None], hops.passing[hops.row, rows], hops.last_passing[:, None])
-    chunks, together = (_up_to(found.n[rows], values[None, rows], most) for values in (found.chunks, found.together))
-    lone, others = n[:, rows] > 1.0, alone[:, rows]
-    step = _up_to(found.n[rows], found.added[:, rows], most)
-    step += further[..., None] * (passed - numpy.where(lone, hop[:, rows], 0.0)[:, :, None])
-    step = longer[..., None] * step + together * sequence_s[..., None]
-    step += numpy.where(lone, others, host_s)[:, :, None]
-    added = chunks * (step - others[:, :, None]) / together
+    sizes = slice(None) if batches else slice(1)
+    last = last if batches else _most_among(at.n[:1], timed.most)
+    every = numpy.zeros_like(split)
+    chunks, together = (last.of(values[None, :, sizes], every) for values in (at.chunks, at.together))
+    passed = last.placed(hops.passing[:, :, sizes][hops.row], hops.last_passing[last.engines])
+    lone, others = (n > 1.0)[:, sizes], alone[:, sizes]
+    added = last.of(at.added[:, :, sizes], split)
+    passed -= numpy.where(lone, hop[:, sizes], 0.0)[:, None]
+    passed *= further[..., None]
+    added += passed
+    added *= longer[..., None]
+    added += together * sequence_s[..., None]
+    added += numpy.where(lone, others, host_s)[:, None]
+    added -= others[:, None]
+    added *= chunks
+    added /= together
     if not mixed:
         # Prompts run alone, while the others wait.
-        added = numpy.broadcast_to(added[:, :1], added.shape)
-    return Curves(n, decode, alone, numpy.where(numpy.isnan(added), numpy.inf, added), chunks)
+        added = numpy.broadcast_to(added[..., :1], added.shape)
+    return Curves(n, decode, alone, added, chunks)
 
 
-def _up_to(n: Array, values: Array, most: Array) -> Array:
-    """The values at batch sizes n up to the most of each engine, and the value there for all beyond."""
-    inside = (n <= most[:, None])[(slice(None), slice(None)) + (None,) * (values.ndim - 2)]
-    return numpy.where(inside, values, _at_most(n, values, most)[:, None])
+class Most(NamedTuple):
+    """Engines that hold fewer sequences than the last batch size: the place of the last one that is no more than these,
+    and how far their most lies from it to the next. Where others have that next one, they have their most."""
+
+    engines: Indices
+    low: Indices
+    share: Array
+
+    def placed(self, values: Array, of_most: Array) -> Array:
+        """Values by batch size (the last axis), with those at the most sequences in their place."""
+        values[self.engines, ..., self.low + 1] = of_most
+        return values
+
+    def of(self, values: Array, rows: Indices) -> Array:
+        """The values of each engine's row, with those at its most sequences between two of them."""
+        mine, share = rows[self.engines], self.share.reshape(-1, *(1,) * (values.ndim - 2))
+        low, high = (values[mine, ..., place] for place in (self.low, self.low + 1))
+        return self.placed(values[rows], between(low, high, share))
+
+    def repeated(self, n: Array) -> Indices:
+        """Of each batch size the place where its value is: that of the most for all beyond."""
+        places = numpy.tile(numpy.arange(n.shape[1]), (len(n), 1))
+        places[self.engines] = numpy.minimum(places[self.engines], self.low[:, None] + 1)
+        return places
 
 
-def _at_most(n: Array, values: Array, most: Array) -> Array:
-    """The values at the most sequences of each engine, between those at batch sizes n."""
-    low = numpy.searchsorted(n, most, side="right") - 1
-    high = numpy.minimum(low + 1, len(n) - 1)
-    share = (most - n[low]) / numpy.maximum(n[high] - n[low], 1.0)
-    engines = numpy.arange(len(most)) if len(values) > 1 else numpy.zeros(len(most), dtype=int)
-    return between(values[engines, low], values[engines, high], share[(slice(None),) + (None,) * (values.ndim - 2)])
+def _most_among(n: Array, most: Array) -> Most:
+    engines = numpy.flatnonzero(most < n[-1])
+    low = numpy.searchsorted(n, most[engines], side="right") - 1
+    return Most(engines, low, (most[engines] - n[low]) / (n[low + 1] - n[low]))
 
 
 class Shares(NamedTuple):

@@ -21,7 +21,7 @@ from costmodel.parallel.exchanges import Exchanger, between_stages
 from costmodel.parallel.layout import Layout
 from costmodel.parallel.options import Options
 from costmodel.parallel.pipeline import Cut
-from costmodel.parallel.placement import Placed, in_stages, local_step, place
+from costmodel.parallel.placement import Placed, in_stages, local_step, place_layers
 from costmodel.parallel.stages import device_kernels, stage_kernels
 from costmodel.planning.deployment import Served
 from costmodel.step import Precision, Step
@@ -43,8 +43,8 @@ class Places(NamedTuple):
 
     def with_stages(self, pp: int) -> "Places":
         """The same parts of layers as devices of one of so many stages send them, whatever these hold."""
-        drafting = None if self.drafting is None else self.drafting._replace(stages=())
-        return Places(_with_stages(self.prefill, pp), _with_stages(self.decode, pp), drafting)
+        prefill, decode = (of._replace(layout=of.layout._replace(pp=pp)) for of in (self.prefill, self.decode))
+        return self._replace(prefill=prefill, decode=decode)
 
     def only(self, groups: Collection[str]) -> "Places":
         """The blocks of these groups alone."""
@@ -52,12 +52,11 @@ class Places(NamedTuple):
 
 
 def places(model: Architecture, layout: Layout, options: Options, drafts: bool) -> Places:
-    """A model under a layout without stages. Raises Impossible where it cannot be split so."""
-    assert layout.pp == 1
+    """A model under a layout, not yet in stages. Raises Impossible where its layers cannot be split so."""
     return Places(
-        place(model, layout, "prefill", options),
-        place(model, layout, "decode", options),
-        place(one_layer(model), layout, "decode", options) if drafts else None,
+        place_layers(model, layout, "prefill", options),
+        place_layers(model, layout, "decode", options),
+        place_layers(one_layer(model), layout, "decode", options) if drafts else None,
     )
 
 
@@ -70,10 +69,6 @@ def _only(placed: Placed, groups: Collection[str]) -> Placed:
 
     stage = placed.model
     return placed._replace(model=stage._replace(part=part(stage.part), cores=stage.cores and part(stage.cores)))
-
-
-def _with_stages(placed: Placed, pp: int) -> Placed:
-    return placed._replace(layout=placed.layout._replace(pp=pp), stages=())
 
 
 class EngineModel(NamedTuple):

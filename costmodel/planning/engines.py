@@ -70,8 +70,8 @@ class Engines:
 
     def room(self, settings: Settings) -> Room:
         """How many sequences fit in memory."""
-        layouts, capacity = self.spread.layouts, self.hardware.memory.hbm.capacity
-        return room(layouts, capacity, self._held(settings), self.results(), settings)
+        capacity = self.hardware.memory.hbm.capacity
+        return room(self.spread.degrees, capacity, self._held(settings), self.results(), settings)
 
     def _held(self, settings: Settings) -> Held:
         work, pages = self.question.work, (settings.page_tokens, settings.reserve_output)
@@ -105,28 +105,16 @@ class Engines:
 
     def _of_stages(self, compute: Callable[[Placed, Stage], Quantity], phase: str, none: float) -> Array:
         """What a function finds for each different stage (columns) of every engine, and `none` beyond the last."""
-        spread, pp = self.spread, self.spread.pp
-        found = numpy.full((len(pp), max(len(spread.cuts[each]) for each in pp)), none)
+        spread, stages = self.spread, self.spread.stages()
+        found = numpy.zeros((len(spread.placed), len(stages.different)))
 
-        def of_group(beside: Places, splits: Indices) -> dict[tuple[int, int], Array]:
-            of_pp = (
-                (stages, in_stages(getattr(beside, phase), spread.cuts[stages]))
-                for stages in numpy.unique(pp[numpy.isin(spread.one, splits)]).tolist()
-            )
-            return {
-                (stages, place): _column(compute(placed, stage), len(splits))
-                for stages, placed in of_pp
-                for place, stage in enumerate(placed.stages)
-            }
+        def of_group(beside: Places, splits: Indices) -> Array:
+            placed = in_stages(getattr(beside, phase), stages.different)
+            return numpy.stack([_column(compute(placed, stage), len(splits)) for stage in placed.stages], axis=1)
 
         for splits, of_stages in spread.splits().each(of_group):
-            place_in_group = numpy.full(len(spread.placed), -1)
-            place_in_group[splits] = numpy.arange(len(splits))
-            mine = place_in_group[spread.one]
-            for (stages, place), values in of_stages.items():
-                rows = numpy.flatnonzero((mine >= 0) & (pp == stages))
-                found[rows, place] = values[mine[rows]]
-        return found
+            found[splits] = of_stages
+        return numpy.where(stages.place < 0, none, found[spread.one[:, None], stages.place])
 
     def results(self) -> Array:
         """Bytes of the largest results of a chunk, by engine and budget."""
@@ -166,10 +154,12 @@ class Engines:
     def times(self, chosen: Indices) -> Times:
         """The times of some engines."""
         parts = self.spread.parts(self.hardware)
-        rows, split = numpy.unique(numpy.stack([part.row[chosen] for part in parts]), axis=1, return_inverse=True)
+        sizes = [len(part.beside.members) for part in parts]
+        rows, split = numpy.unique(
+            numpy.ravel_multi_index([part.row[chosen] for part in parts], sizes), return_inverse=True
+        )
         model, at = self.model(self.spread.placed[0]), self.grid
-        found = [self._times(part).of(row) for part, row in zip(parts, rows, strict=True)]
-        split = split.ravel()
+        found = [self._times(part).of(row) for part, row in zip(parts, numpy.unravel_index(rows, sizes), strict=True)]
         drafting: Array | float = 0.0
         if self.draft_tokens:
             _, first = numpy.unique(split, return_index=True)
@@ -229,7 +219,7 @@ class Engines:
 
     def stretches(self, chosen: Indices, times: Times) -> Array:
         """How much longer the slowest stage of each of some pipelines takes than the mean one."""
-        pp, spread = self.spread.pp[chosen], self.spread
+        pp, spread = self.spread.degrees.pp[chosen], self.spread
         found = numpy.ones(len(chosen))
         for stages in numpy.unique(pp[pp > 1]).tolist():
             shares = spread.once(("shares", stages), partial(stage_shares, spread.model, spread.cuts[stages]))
@@ -239,7 +229,7 @@ class Engines:
 
     def timed(self, chosen: Indices, times: Times, most: Array) -> Timed:
         """What the times of some engines are made of, up to the most sequences of each."""
-        pp, stretches = self.spread.pp[chosen].astype(numpy.float64), self.stretches(chosen, times)
+        pp, stretches = self.spread.degrees.pp[chosen].astype(numpy.float64), self.stretches(chosen, times)
         return Timed(times.whole, times.split, pp, stretches, most, self._hops(chosen, times.whole, pp, most))
 
     def curves(self, chosen: Indices, times: Times, most: Array) -> Curves:
@@ -250,7 +240,7 @@ class Engines:
         row, different = self.spread.hops(self.hardware)
         many, passing, ways = self.draft_tokens + 1, passing_tokens(at, self.question.work), len(different.members)
         of_n, of_chunks = numpy.zeros((ways, len(at.n))), numpy.zeros((ways, *passing.shape))
-        decoded, passed = numpy.zeros(len(most)), numpy.zeros((len(most), passing.shape[1]))
+        decoded, passed = numpy.zeros(len(most)), numpy.zeros((len(most), len(passing)))
         staged = numpy.flatnonzero(pp > 1.0)
         if len(staged):
             # At the batch sizes of all, and at the largest of each.

@@ -1,4 +1,4 @@
-"""Batch sizes by chunk budgets, and the steps at which a search prices kernels for them."""
+"""Chunk budgets by batch sizes, and the steps at which a search prices kernels for them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ def steps(every: Step) -> Steps:
 
 
 class Grid(NamedTuple):
-    """Batch sizes n (rows) by chunk budgets (columns), and the steps at which kernels are priced for it.
+    """Chunk budgets (rows) by batch sizes n (columns), and the steps at which kernels are priced for it.
 
     left: tokens that a budget leaves beside the n − 1 others. chunks: iterations that a prompt takes. together: how
     many short prompts share an iteration. tokens, rows: steps of as many tokens, and of as many sampled positions, as
@@ -74,13 +74,13 @@ def grid(work: Workload, budgets: Sequence[int], most: int, draft_tokens: int, p
     """The grid up to so many sequences. pace: tokens that a sequence gains in an iteration."""
     n = numpy.unique(numpy.round(numpy.geomspace(1, max(most, 1), POINTS)))
     S, budget, sample = float(draft_tokens + 1), numpy.array(budgets, dtype=numpy.float64), numpy.array([SAMPLE])
-    left = budget - (n - 1.0)[:, None] * S
+    left = budget[:, None] - (n - 1.0) * S
     chunks = numpy.ceil(work.computed / numpy.clip(left, 1.0, work.computed))
     size = work.computed / chunks
     # Short prompts share iterations: as many as arrive in one while n sequences are kept, if they fit.
-    together = numpy.clip(n[:, None] * pace / max(work.output - 1.0, 1.0), 1.0, numpy.maximum(left / size, 1.0))
+    together = numpy.clip(n * pace / max(work.output - 1.0, 1.0), 1.0, numpy.maximum(left / size, 1.0))
     together = numpy.where(chunks > 1, 1.0, together)
-    beside, least = (n - 1.0)[:, None] * S, numpy.maximum(n - 1.0, 1.0)
+    beside, least = (n - 1.0) * S, numpy.maximum(n - 1.0, 1.0)
     tokens, rows = (
         decode_step(numpy.concatenate([n * S, least * S, (beside + chunk).ravel(), sample]), 1.0, 0.0)
         for chunk in (together * size, together)

@@ -30,7 +30,7 @@ FULL = 1.0 - 1e-9
 
 
 class Operating(NamedTuple):
-    """Engines, by batch size n and chunk budget: the last axes, as of `Curves`.
+    """Engines, by chunk budget and batch size n: the last axes, as of `Curves`.
 
     ttft_s, tpot_s: means in seconds. rate: requests per second of the engine. prefill_share: of the engine's time that
     prompts take. base_s: of the TTFT, what is no waiting; line_s, place_s: waiting for prompts before and for a place,
@@ -71,18 +71,20 @@ class Running(NamedTuple):
 
 def running(model: EngineModel, work: Workload, found: Curves) -> Running:
     """Engines that prefill and decode; model: one of them."""
-    n = found.n[..., None]
-    decode = found.decode[..., None]
+    n, decode = found.n[..., None, :], found.decode[..., None, :]
     iterations = (work.output - 1.0) / model.pace
     if work.gap_variation > 0:
         gaps = numpy.maximum(found.n[..., 1:] - found.n[..., :-1], 1.0)
         more = between(found.decode[..., :-1], found.decode[..., 1:], 1.0 / gaps)
-        met = numpy.concatenate([more, found.decode[..., -1:]], axis=-1)[..., None]
-        own = found.chunks * decode + found.added
+        met = numpy.concatenate([more, found.decode[..., -1:]], axis=-1)[..., None, :]
+        own = found.chunks * decode
+        own += found.added
         passing = _passing(met * iterations, n * found.added, own)
     else:
-        own = found.chunks * found.alone[..., None] + found.added
-        passing = decode * iterations + (n - 1.0) * found.added
+        own = found.chunks * found.alone[..., None, :]
+        own += found.added
+        passing = (n - 1.0) * found.added
+        passing += decode * iterations
     served = own + passing
     return Running(own, passing, served, n / served)
 
@@ -98,12 +100,12 @@ def operating(
     """Engines that prefill and decode; model: one of them. places: sequences that each can have under way, by budget.
     engines: among so many arrivals are dealt out in turn, which makes those of each more regular. run: of the same."""
     run = running(model, work, found) if run is None else run
-    n, iterations = found.n[..., None], (work.output - 1.0) / model.pace
+    n, iterations = found.n[..., None, :], (work.output - 1.0) / model.pace
     # A prompt that finds an iteration under way waits for half of it.
     busy = numpy.minimum((n - 1.0) / numpy.maximum(iterations, 1.0), 1.0)
-    residual = (found.alone[..., None] + found.added / found.chunks * busy) / 2
+    residual = (found.alone[..., None, :] + found.added / found.chunks * busy) / 2
     base = least_ttft_s(model, run) + residual
-    in_line, for_place = line(run.rate, run.own_s), places_wait(n, places[..., None, :], run.served_s)
+    in_line, for_place = line(run.rate, run.own_s), places_wait(n, places[..., None], run.served_s)
     ttft = base + waits(work, in_line, for_place, numpy.asarray(engines)[..., None, None])
     # Of a chunk that takes forever, no share is a number either.
     with numpy.errstate(invalid="ignore"):
@@ -134,8 +136,13 @@ def _passing(decoding: Array, prompts: Array, own: Array) -> Array:
     """The p that solves p = decoding + prompts · p/(own + p): all n prompts of a stay, the part that falls into p."""
     # A chunk that decoding sequences leave no room for takes forever: ∞ − ∞ is no number, and such points are dropped.
     with numpy.errstate(invalid="ignore"):
-        rest = decoding + prompts - own
-        return (rest + numpy.sqrt(rest**2 + 4.0 * decoding * own)) / 2.0
+        rest = decoding + prompts
+        rest -= own
+        root = 4.0 * decoding * own
+        root += rest**2
+        rest += numpy.sqrt(root, out=root)
+    rest /= 2.0
+    return rest
 
 
 class Prefilling(NamedTuple):
@@ -157,14 +164,13 @@ def prefilling(
 
 def decoding(model: EngineModel, work: Workload, found: Curves, places: Array) -> Operating:
     """Engines that only decode; model: one of them. Chunk budgets do not matter, so there is one."""
-    n, decode = found.n[..., None], found.decode[..., None]
+    n, decode = found.n[..., None, :], found.decode[..., None, :]
     served = decode * (work.output - 1.0) / model.pace
     zero, wait = numpy.zeros_like(served), numpy.zeros_like(served)
     if work.gap_variation > 0:
         # Prefill engines hand caches over at odd times: as varied as Poisson arrivals at most.
-        wait = (
-            places_wait(n, places[..., None, :1], served) * (min(work.gap_variation, 1.0) + work.output_variation) / 2
-        )
+        variation = min(work.gap_variation, 1.0) + work.output_variation
+        wait = places_wait(n, places[..., :1, None], served) * variation / 2
     tpot = (served + wait) / max(work.output - 1.0, 1.0)
     return Operating(found.n, zero, tpot, n / numpy.maximum(served, 1e-12), zero, zero, zero, zero)
 
@@ -190,7 +196,7 @@ def settled(rate: float, at: Operating, column: int) -> float:
 
     Below one sequence, rate times the time of a request alone (Little's law).
     """
-    rates = at.rate[:, column]
+    rates = at.rate[column]
     good = numpy.isfinite(rates)
     rising = numpy.maximum.accumulate(numpy.where(good, rates, 0.0))
     if rate <= rising[0]:
@@ -200,4 +206,4 @@ def settled(rate: float, at: Operating, column: int) -> float:
 
 def at_point(values: Array, at: Operating, column: int, n: float) -> float:
     """A measure at a number of sequences between those that were evaluated."""
-    return float(numpy.interp(n, at.n, values[:, column]))
+    return float(numpy.interp(n, at.n, values[column]))

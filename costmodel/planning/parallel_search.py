@@ -10,13 +10,14 @@ from functools import partial
 from typing import Any
 
 from costmodel.errors import BadInput, unknown
-from costmodel.planning.candidates import BATCH
 from costmodel.planning.outcomes import Outcome
 from costmodel.planning.question import Question
 from costmodel.planning.search import Evaluator, evaluate_batch, here
 from costmodel.planning.space import Task
 
 ENGINES = ("local", "dask")
+PIECE = 512
+"""Tasks that a process gets at a time."""
 
 
 def evaluator_of(engine: str, jobs: int, scheduler: str | None = None) -> Evaluator:
@@ -65,8 +66,7 @@ def _on_dask(
 
 
 def _pieces(batches: Sequence[list[Task]]) -> list[list[Task]]:
-    """The batches cut where their points are too: the outcomes are the same."""
-    return [batch[start : start + BATCH] for batch in batches for start in range(0, len(batch), BATCH)]
+    return [batch[start : start + PIECE] for batch in batches for start in range(0, len(batch), PIECE)]
 
 
 def _evaluate(question: Question, bounds: bool, batch: list[Task]) -> list[Outcome]:

@@ -25,7 +25,7 @@ class PartTimes(NamedTuple):
 
     shared: token-wise kernels at the tokens, and row-wise ones at the sampled positions, of three iterations one after
     another: n sequences decode, n − 1 do, and n − 1 beside a chunk. own, prompts: other kernels of n decoding sequences
-    and of chunks, of these for one batch size after another. first, later: at the datasheet's peaks, of one decoding
+    and of chunks, of these for one budget after another. first, later: at the datasheet's peaks, of one decoding
     sequence and of its prompt's chunk by budget. samples: all kernels of each group where `SAMPLE` sequences decode.
     products: those with quantised activations in an iteration.
     """
@@ -88,7 +88,7 @@ def joined(parts: Sequence[tuple[Indices, PartTimes]]) -> PartTimes:
 
 def part_times(part: ByKind, at: Grid, prices: Prices, layouts: int) -> PartTimes:
     """The times of a part, of so many layouts side by side."""
-    N, C = at.together.shape
+    C, N = at.together.shape
     size = len(at.tokens.place)
     samples: dict[str, Array] = {}
     shared, peak = nothing(layouts, size, hides=prices.hides), numpy.zeros((layouts, size))
@@ -97,15 +97,15 @@ def part_times(part: ByKind, at: Grid, prices: Prices, layouts: int) -> PartTime
             more, further = _seconds(run, steps, prices, layouts, samples)
             shared, peak = shared.plus(more), peak + further
     own, prompts = nothing(layouts, N, hides=prices.hides), nothing(layouts, N * C, hides=prices.hides)
-    # One sequence decodes at first; one prompt alone is the first row of those beside others.
-    first, later = peak[:, 0], peak[:, 2 * N : 2 * N + C]
+    # One sequence decodes at first; one prompt alone is, of each budget, the first of those beside others.
+    first, later = peak[:, 0], peak[:, 2 * N : -1 : N]
     if part.decoding or part.prompts:
         decoding, of_decoding = _seconds(part.decoding, at.decoding, prices, layouts, samples)
         prompts, of_prompts = _seconds(part.prompts, at.prompts, prices, layouts, {})
         own, first, later = (
             each(decoding, lambda part: part[:, :-1]),
             first + of_decoding[:, 0],
-            later + of_prompts[:, :C],
+            later + of_prompts[:, ::N],
         )
     products = numpy.full(layouts, part.products)
     return PartTimes(each(shared, lambda part: part[:, :-1]), own, prompts, first, later, samples, products)

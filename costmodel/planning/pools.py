@@ -72,14 +72,14 @@ def _beaten(each: Array, gpus: Array, slow: Array) -> Truths:
     own, and is beaten by those that are no larger than the beginning."""
     if not len(slow):
         return numpy.zeros(0, dtype=bool)
-    share, octave = numpy.frexp(slow)
-    among = octave * 16 + (share * 32.0).astype(numpy.intp)
+    # A float begins with its octave, and the first four digits of the rest are its sixteenth of that.
+    among = slow.view(numpy.int64) >> 48
     among = numpy.minimum(among - among.min(), CLASSES)
     size = gpus.astype(numpy.intp)
     size = (numpy.cumsum(numpy.bincount(size) > 0) - 1)[size]
     step = size.max() // CLASSES + 1
     most = numpy.zeros((size.max() // step + 2, among.max() + 2))
-    numpy.maximum.at(most, (-(-size // step), among + 1), each)
+    numpy.maximum.at(most.reshape(-1), -(-size // step) * most.shape[1] + among + 1, each)
     most = numpy.maximum.accumulate(numpy.maximum.accumulate(most, axis=0), axis=1)
     return most[size // step, among] >= each
 
@@ -100,107 +100,121 @@ def joined(parts: Sequence[Pools]) -> Pools:
     return Pools(layouts, numpy.concatenate(places), *columns)
 
 
-def prefill_pools(asked: Question, stack: Stack, curves: Curves) -> tuple[Pools, int]:
-    """One replica at every share of its time; at a known rate also 1, 2, … replicas. The fastest budget of each, and
-    how many were looked at."""
+def prefill_pools(asked: Question, stack: Stack, curves: Curves, all_of_them: bool = False) -> tuple[Pools, int]:
+    """One replica at every share of its time; at a known rate also 1, 2, … replicas. The fastest budget of each, but
+    for those that are certainly beaten (unless all are wanted), and how many were looked at."""
     work, model = asked.work, stack.model
     # Alone on an engine, a prompt waits for others as long as these take: what takes it least waits least.
-    budget = curves.added[:, 0].argmin(axis=1)
-    own = curves.added[numpy.arange(len(budget)), 0, budget]
+    alone = curves.added[..., 0]
+    budget = alone.argmin(axis=1)
+    own = alone[numpy.arange(len(budget)), budget]
     shares = SHARES[SHARES <= (CLOSED_SHARE if work.rate is None else asked.usable + 1e-9)]
     at = prefilling(model, work, own[:, None], shares, stack.send_s[:, None], stack.engines[:, None])
     engine = numpy.repeat(numpy.arange(len(own)), len(shares))
-    zero = numpy.zeros(len(engine))
-    pools = _of(asked, stack, engine, budget[engine], zero, at.ttft_s.ravel(), at.rate.ravel())
+    found = Found(engine, numpy.zeros(len(engine)), at.ttft_s.ravel(), at.rate.ravel() * stack.engines[engine])
+    single, looked = _that_prefill(asked, stack, found, budget, all_of_them), found.number
     if work.rate is None:
-        return pools, len(pools.layout)
-    engine, count = stack.replicated(asked.most)
+        return single, looked
+    engine, count = stack.replicated(asked.most, work.rate / stack.engines * own / asked.usable)
     many = count * stack.engines[engine]
-    load = (work.rate / many)[:, None] * curves.added[engine, 0]
     # Every budget at which a prompt does not wait for ever is one that is looked at.
-    looked = int(numpy.count_nonzero((load <= asked.usable) & (load < FULL)))
-    some = numpy.flatnonzero(work.rate / many * own[engine] <= asked.usable)
-    engine, count, many = engine[some], count[some], many[some]
-    at = prefilling(model, work, own[engine], work.rate / many * own[engine], stack.send_s[engine], many)
-    exact = _of(asked, stack, engine, budget[engine], count, at.ttft_s, at.rate)
-    return joined([pools, exact]), len(pools.layout) + looked
+    load = (work.rate / many)[:, None] * alone[engine]
+    looked += int(numpy.count_nonzero((load <= asked.usable) & (load < FULL)))
+    load = work.rate / many * own[engine]
+    some = numpy.flatnonzero(load <= asked.usable)
+    engine, count, many, load = engine[some], count[some], many[some], load[some]
+    at = prefilling(model, work, own[engine], load, stack.send_s[engine], many)
+    found = Found(engine, count, at.ttft_s, at.rate * stack.engines[engine] * count)
+    return joined([single, _that_prefill(asked, stack, found, budget, all_of_them)]), looked
 
 
-def _of(
-    asked: Question,
-    stack: Stack,
-    engine: Indices,
-    budget: Indices,
-    replicas: Array,
-    ttft_s: Array,
-    rate: Array,
-) -> Pools:
-    """Pools that prefill; rate: of one engine."""
-    many = numpy.maximum(replicas, 1.0)
-    zero = numpy.zeros(len(engine))
-    found = Pools(
+class Found(NamedTuple):
+    """Pools before much is told of them, as columns: places of their engines in a stack, replicas (see `Pools`), the
+    latency of their role in seconds, and requests per second of all."""
+
+    engine: Indices
+    replicas: Array
+    slow: Array
+    rate: Array
+
+    @property
+    def number(self) -> int:
+        """Of those that answer at all."""
+        return int(numpy.count_nonzero(numpy.isfinite(self.slow)))
+
+    def gpus(self, stack: Stack) -> Array:
+        """Of all replicas."""
+        return stack.gpus[self.engine] * numpy.maximum(self.replicas, 1.0)
+
+    def standing(self, stack: Stack) -> Indices:
+        """The places of those that answer and are not certainly beaten."""
+        gpus = self.gpus(stack)
+        return numpy.flatnonzero(numpy.isfinite(self.slow) & ~_beaten(self.rate / gpus, gpus, self.slow))
+
+    def of(self, some: Indices) -> "Found":
+        """Some of them."""
+        return Found(self.engine[some], self.replicas[some], self.slow[some], self.rate[some])
+
+
+def _that_prefill(asked: Question, stack: Stack, found: Found, budget: Indices, all_of_them: bool) -> Pools:
+    """Pools that prefill, of engines with the fastest budget of each."""
+    found = found.of(numpy.flatnonzero(numpy.isfinite(found.slow)) if all_of_them else found.standing(stack))
+    zero = numpy.zeros(len(found.engine))
+    return Pools(
         tuple(task.layout for task in stack.tasks),
-        engine,
-        numpy.array(asked.budgets)[budget],
-        replicas,
-        stack.gpus[engine] * many,
+        found.engine,
+        numpy.array(asked.budgets)[budget[found.engine]],
+        found.replicas,
+        found.gpus(stack),
         zero,
-        ttft_s,
+        found.slow,
         zero,
-        rate * stack.engines[engine] * many,
+        found.rate,
         zero,
     )
-    return found.of(numpy.isfinite(ttft_s))
 
 
-def decode_pools(asked: Question, stack: Stack, curves: Curves) -> Pools:
+def decode_pools(asked: Question, stack: Stack, curves: Curves) -> tuple[Pools, int]:
     """One replica at every batch size that fits, where more sequences answer more; at a known rate also 1, 2, …
-    replicas with the batch that it leaves to each."""
+    replicas with the batch that it leaves to each. Those that are not certainly beaten, and how many were looked at."""
     work, most = asked.work, stack.places[:, 0]
     at = decoding(stack.model, work, curves, stack.places)
     fits = (at.n <= most[:, None]) & curves.distinct
-    rates, tpot = at.rate[:, :, 0], at.tpot_s[:, :, 0]
+    rates, tpot = at.rate[:, 0], at.tpot_s[:, 0]
     better = rises(numpy.where(fits & numpy.isfinite(tpot), rates, 0.0))
-    engine, row = numpy.nonzero(better)
-    here = engine, row
-    single = _that_decode(
-        asked, stack, engine, numpy.zeros(len(engine)), at.n[here], tpot[here], rates[here] * stack.engines[engine]
-    )
+    here = engine, _ = numpy.nonzero(better)
+    found = Found(engine, numpy.zeros(len(engine)), tpot[here], rates[here] * stack.engines[engine])
+    single, looked = _that_decode(asked, stack, found, at.n[here]), found.number
     if work.rate is None:
-        return single
-    engine, count = stack.replicated(asked.most)
+        return single, looked
+    rising = numpy.maximum.accumulate(numpy.where(fits, rates, 0.0), axis=1)
+    with numpy.errstate(divide="ignore"):
+        least = work.rate / (stack.engines * asked.usable * rising[:, -1])
+    engine, count = stack.replicated(asked.most, least)
     each = work.rate / (count * stack.engines[engine])
-    rising = numpy.maximum.accumulate(numpy.where(fits, rates, 0.0), axis=1)[..., None]
-    able = numpy.any(better, axis=1)[engine] & (each < asked.usable * rising[engine, -1, 0])
+    able = numpy.any(better, axis=1)[engine] & (each < asked.usable * rising[engine, -1])
     engine, count, each = engine[able], count[able], each[able]
-    nodes, used, column = at.n[..., None], fits[..., None], numpy.zeros(len(engine), dtype=numpy.intp)
-    least, first = rising[engine, 0, 0], at.n[engine, 0]
-    among = lookup(rising, used, engine, column, each).at(nodes)
-    sequences = numpy.where(each <= least, each / least * first, among)
-    slow = lookup(nodes, used, engine, column, sequences).at(at.tpot_s)
-    exact = _that_decode(asked, stack, engine, count, sequences, slow, numpy.full(len(engine), work.rate))
-    return joined([single, exact])
+    there = lookup(rising[:, None], fits[:, None], engine, numpy.zeros(len(engine), dtype=numpy.intp), each)
+    sequences = there.at(at.n)
+    sequences = numpy.where(each <= rising[engine, 0], each / rising[engine, 0] * at.n[engine, 0], sequences)
+    slow = there.of(at.n, sequences).at(at.tpot_s)
+    found = Found(engine, count, slow, numpy.full(len(engine), work.rate))
+    return joined([single, _that_decode(asked, stack, found, sequences)]), looked + found.number
 
 
-def _that_decode(
-    asked: Question,
-    stack: Stack,
-    engine: Indices,
-    replicas: Array,
-    sequences: Array,
-    tpot_s: Array,
-    rate: Array,
-) -> Pools:
-    found = Pools(
+def _that_decode(asked: Question, stack: Stack, found: Found, sequences: Array) -> Pools:
+    """Pools that decode, with so many sequences under way in each engine."""
+    left = found.standing(stack)
+    found = found.of(left)
+    return Pools(
         tuple(task.layout for task in stack.tasks),
-        engine,
-        numpy.full(len(engine), min(asked.budgets)),
-        replicas,
-        stack.gpus[engine] * numpy.maximum(replicas, 1.0),
-        sequences,
-        numpy.zeros(len(engine)),
-        tpot_s,
-        rate,
-        stack.places[engine, 0],
+        found.engine,
+        numpy.full(len(left), min(asked.budgets)),
+        found.replicas,
+        found.gpus(stack),
+        sequences[left],
+        numpy.zeros(len(left)),
+        found.slow,
+        found.rate,
+        stack.places[found.engine, 0],
     )
-    return found.of(numpy.isfinite(tpot_s))

@@ -18,7 +18,7 @@ from costmodel.planning.stacks import Stack
 def only_prefill(asked: Question, stack: Stack, outcome: Outcome) -> Outcome:
     """The outcome of engines side by side."""
     assert asked.work.rate is not None
-    pools, looked = prefill_pools(asked, stack, stack.apart())
+    pools, looked = prefill_pools(asked, stack, stack.apart(), all_of_them=True)
     within = holds(pools.ttft_s, asked.level.ttft_s)
     # Engines that are kept busy, whatever the load.
     kept = within & (pools.replicas == 0)

@@ -46,26 +46,32 @@ NOBODY = Before(numpy.zeros(0), numpy.zeros(0), numpy.inf)
 
 
 def good_points(stack: Stack, curves: Curves, run: Running) -> Truths:
-    """The points whose caches fit and whose chunks find room, by engine, batch size and budget."""
-    fits = (curves.n[:, :, None] <= stack.places[:, None, :]) & curves.distinct[:, :, None]
-    return fits & numpy.isfinite(run.rate) & (run.rate > 0)
+    """The points whose caches fit and whose chunks find room, by engine, budget and batch size."""
+    # Without room, the rate is none or no number.
+    good = run.rate > 0
+    good &= curves.n[:, None] <= stack.places[..., None]
+    good &= curves.distinct[:, None]
+    return good
 
 
-def could_matter(asked: Question, stack: Stack, run: Running, per_gpu: Array, good: Truths, before: Before) -> Truths:
+def could_matter(asked: Question, stack: Stack, run: Running, good: Truths, before: Before) -> Truths:
     """Which engines could have a point that those before do not beat, or be a plan that is no larger than theirs."""
-    level, tpot, ttft = asked.level, run.tpot_s(asked.work.output), least_ttft_s(stack.model, run)
-    near = numpy.flatnonzero(good & holds(tpot, level.tpot_s, WITHIN) & holds(ttft, level.ttft_s, WITHIN))
-    passing = near[before.passed_by(tpot.ravel()[near], per_gpu.ravel()[near])]
+    level, tpot = asked.level, run.tpot_s(asked.work.output)
+    fast = good & holds(tpot, level.tpot_s, WITHIN)
+    soon = good & holds(least_ttft_s(stack.model, run), level.ttft_s, WITHIN)
+    near = numpy.flatnonzero(fast & soon)
+    engine = near // good[0].size
+    per_gpu = stack.tokens_per_s_gpu(run.rate.reshape(-1)[near], engine, asked.work.output)
     found = numpy.zeros(len(stack.tasks), dtype=bool)
-    found[passing // good[0].size] = True
+    found[engine[before.passed_by(tpot.reshape(-1)[near], per_gpu)]] = True
     # A plan lies between two batch sizes, of which at least one keeps each limit, and answers less than the larger.
-    able = _or_the_one_before(good & holds(tpot, level.tpot_s)) & _or_the_one_before(good & holds(ttft, level.ttft_s))
+    able = _or_the_one_before(fast) & _or_the_one_before(soon)
     if asked.work.rate is None:
         return found | able.reshape(len(able), -1).any(axis=1)
     rate = numpy.where(good, run.rate, 0.0)
-    most = numpy.minimum(*(of.reshape(len(of), -1).max(axis=1) for of in (rate * able, asked.usable * rate)))
+    able_rate, rate = ((of.reshape(len(of), -1)).max(axis=1) for of in (rate * able, rate))
     with numpy.errstate(divide="ignore"):
-        count = numpy.ceil(asked.work.rate / (stack.engines * most) / WITHIN)
+        count = numpy.ceil(asked.work.rate / (stack.engines * numpy.minimum(able_rate, asked.usable * rate)) / WITHIN)
     limit = min(asked.most, before.gpus) if wants_smallest(asked) else asked.most
     return found | (numpy.maximum(count, 1.0) * stack.gpus <= limit)
 
@@ -73,5 +79,5 @@ def could_matter(asked: Question, stack: Stack, run: Running, per_gpu: Array, go
 def _or_the_one_before(which: Truths) -> Truths:
     """Which batch sizes, or the next smaller ones, are some."""
     found = which.copy()
-    found[:, 1:] |= which[:, :-1]
+    found[..., 1:] |= which[..., :-1]
     return found

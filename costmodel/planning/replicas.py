@@ -25,14 +25,14 @@ class Fleet:
         self, asked: Question, stack: Stack, at: Operating, distinct: Truths, per_gpu: Array, held: Truths
     ) -> None:
         self.asked, self.stack, self.at = asked, stack, at
-        fits = at.n[:, :, None] <= stack.places[:, None, :]
-        used = numpy.isfinite(at.rate) & fits & distinct[:, :, None]
+        fits = at.n[:, None] <= stack.places[..., None]
+        used = numpy.isfinite(at.rate) & fits & distinct[:, None]
         # What is used comes first: places end at a batch size, and beyond one that fills the budget nothing is left.
-        self.used = numpy.logical_and.accumulate(used, axis=1)
-        self.usable: Truths = numpy.any(self.used, axis=1)
-        self.n = numpy.broadcast_to(at.n[:, :, None], at.rate.shape)
-        self.rates = numpy.maximum.accumulate(numpy.where(self.used, at.rate, -numpy.inf), axis=1)
-        self.full = numpy.where(held, per_gpu, 0.0).max(axis=1)
+        self.used = numpy.logical_and.accumulate(used, axis=2)
+        self.usable: Truths = numpy.any(self.used, axis=2)
+        self.n = numpy.broadcast_to(at.n[:, None], at.rate.shape)
+        self.rates = numpy.maximum.accumulate(numpy.where(self.used, at.rate, -numpy.inf), axis=2)
+        self.full = numpy.where(held, per_gpu, 0.0).max(axis=2)
 
     def plans(self, most: float) -> tuple[Candidate, ...]:
         """The best plans that hold the service level. most: GPUs beyond which no plan is looked at."""
@@ -47,10 +47,10 @@ class Fleet:
         # What no engine could sustain is not looked at.
         able = self.usable[engine]
         if work.rate is not None:
-            able &= (work.rate / many)[:, None] < asked.usable * self.rates[:, -1][engine]
+            able &= (work.rate / many)[:, None] < asked.usable * self.rates[..., -1][engine]
         else:
             assert work.clients is not None
-            able &= (work.clients / many)[:, None] <= numpy.where(self.used, self.n, 0.0).max(axis=1)[engine]
+            able &= (work.clients / many)[:, None] <= numpy.where(self.used, self.n, 0.0).max(axis=2)[engine]
         row, column = numpy.nonzero(able)
         engine, count = engine[row], count[row]
         if wants_smallest(asked):
@@ -70,7 +70,7 @@ class Fleet:
         many = count * stack.engines[engine]
         if work.rate is not None:
             each = work.rate / many
-            least, first = self.rates[engine, 0, column], at.n[engine, 0]
+            least, first = self.rates[engine, column, 0], at.n[engine, 0]
             among = lookup(self.rates, self.used, engine, column, each).at(self.n)
             sequences = numpy.where(each <= least, each / least * first, among)
         else:
@@ -112,13 +112,13 @@ class Fleet:
         engines = float(self.stack.engines[place]) * count
         nearest: tuple[float, Candidate] | None = None
         for column in numpy.flatnonzero(self.usable[place]) if count else ():
-            used = self.used[place, :, column]
+            used = self.used[place, column]
             base, line, wait, later = (
-                values[place, used, column] for values in (at.base_s, at.line_s, at.place_s, at.tpot_s)
+                values[place, column, used] for values in (at.base_s, at.line_s, at.place_s, at.tpot_s)
             )
             first = base + waits(work, line, wait, engines)
             whole_s = first + later * (work.output - 1.0)
-            kept, rates = numpy.isfinite(first), self.rates[place, used, column]
+            kept, rates = numpy.isfinite(first), self.rates[place, column, used]
             most = rates[kept].max() if kept.any() else rates[-1]
             answered = numpy.minimum(rates, asked.usable * most) * engines
             wanted = plan_load(work, whole_s) / answered
@@ -126,7 +126,7 @@ class Fleet:
             over = numpy.where(kept, over, numpy.inf)
             row = int(numpy.argmin(over))
             if nearest is None or over[row] < nearest[0]:
-                point = (self.n[place, used, column], first, later, whole_s, answered)
+                point = (self.n[place, column, used], first, later, whole_s, answered)
                 values = [float(each[row]) for each in point]
                 nearest = float(over[row]), self._candidate(place, int(column), count, values)
         return None if nearest is None else nearest[1]

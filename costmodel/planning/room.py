@@ -8,7 +8,6 @@ import numpy
 
 from costmodel.algebra import Quantity
 from costmodel.kernels.base import Kernel
-from costmodel.parallel.layout import Layout
 from costmodel.parallel.memory import VLLM
 from costmodel.planning.cache import SequenceCache
 from costmodel.planning.deployment import Settings
@@ -56,11 +55,11 @@ class Room(NamedTuple):
         return Room(*(values[engine] for values in self))
 
 
-def room(layouts: Sequence[Layout], capacity: float, held: Held, results: Array, settings: Settings) -> Room:
-    """How many sequences fit in memory. capacity: bytes of a device. results: bytes of a chunk's largest results, by
-    engine and budget."""
+def room(layouts: Any, capacity: float, held: Held, results: Array, settings: Settings) -> Room:
+    """How many sequences fit in memory. layouts: their degrees, as columns. capacity: bytes of a device. results: bytes
+    of a chunk's largest results, by engine and budget."""
     weights, size = held.weights[..., None], held.sequence[..., None]
-    sent = numpy.array([VLLM.communication if layout.gpus > 1 else 0.0 for layout in layouts])[:, None, None]
+    sent = numpy.where(layouts.gpus > 1, VLLM.communication, 0.0)[:, None, None]
     taken = weights + results[:, None, :] + (VLLM.graphs + VLLM.workspace + sent)
     usable = settings.utilisation * capacity
     left = {
@@ -69,11 +68,11 @@ def room(layouts: Sequence[Layout], capacity: float, held: Held, results: Array,
         "free": settings.utilisation * (capacity - taken),
     }[settings.of_memory]
     # A pipeline keeps pp batches on the way, each with its part of the stage's caches.
-    free = left / numpy.array([float(layout.pp) for layout in layouts])[:, None, None]
+    free = left / layouts.pp.astype(numpy.float64)[:, None, None]
     whole = numpy.floor(free / numpy.where(size > 0, size, 1.0))
     fits = numpy.where(size > 0, whole, numpy.where(free > 0, numpy.inf, 0.0))
     # The fullest stage is the first that is below all before it at some budget.
-    engines, fullest = numpy.arange(len(layouts)), numpy.full(len(layouts), -1)
+    engines, fullest = numpy.arange(len(fits)), numpy.full(len(fits), -1)
     least = numpy.full_like(fits[:, 0], numpy.inf)
     for stage in range(fits.shape[1]):
         below = numpy.any(fits[:, stage] < least, axis=1)

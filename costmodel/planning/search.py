@@ -6,7 +6,7 @@ order of the tasks: the result does not depend on who evaluated what.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import groupby
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ def tasks_of(loaded: Loaded) -> tuple[list[Task], tuple[Dimension, ...], list[Co
     """The space: its tasks, its dimensions, and what has no engine."""
     asked, model = loaded.question, loaded.model
     spread = list(asked.layouts) or list(layouts(model, asked.gpus, asked.context_parallel))
-    tasks, left_out = [], Counter[str]()
+    tasks, left_out = list[Task](), Counter[str]()
     used: dict[str, dict[str, None]] = {"weights": {}, "kv": {}}
     for hw, device in loaded.devices.items():
         for weights in weight_formats(model, device, asked.weights):
@@ -64,7 +64,7 @@ def tasks_of(loaded: Loaded) -> tuple[list[Task], tuple[Dimension, ...], list[Co
                     continue
                 used["weights"][weights or "own"] = used["kv"][kv or "own"] = None
                 for draft in asked.drafts:
-                    tasks += [Task(hw, weights, kv, draft, layout) for layout in spread]
+                    tasks += map(partial(Task, hw, weights, kv, draft), spread)
     dimensions = (
         Dimension("devices", tuple(loaded.devices)),
         Dimension("GPUs of a replica", tuple(map(str, asked.gpus))),

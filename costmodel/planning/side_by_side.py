@@ -112,6 +112,16 @@ def different(keys: Iterable[Hashable]) -> tuple[Indices, Indices]:
     return numpy.array(row, dtype=numpy.intp), numpy.array(first, dtype=numpy.intp)
 
 
+def different_among(columns: Iterable[Any]) -> tuple[Indices, Indices]:
+    """The same of rows of numbers.
+
+    >>> row, first = different_among([numpy.array([1, 2, 1]), numpy.array([5, 5, 5])])
+    >>> row.tolist(), first.tolist()
+    ([0, 1, 0], [0, 1])
+    """
+    return different(zip(*(column.tolist() for column in columns), strict=True))
+
+
 def different_rows(values: Sequence[Any]) -> tuple[Indices, Indices] | None:
     """Of each row of some numbers, the place among the different ones, and where each of these stands first; None where
     most differ."""

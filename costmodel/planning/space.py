@@ -4,6 +4,7 @@ Nothing is left out in silence: what a rule or a bound excludes is counted under
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from costmodel.architecture import Architecture
@@ -42,13 +43,14 @@ def layouts(model: Architecture, sizes: Sequence[int], context_parallel: bool = 
                         yield Layout(tp=tp, pp=pp, ep=tp, cp=cp)
 
 
-def _divisors(number: int) -> list[int]:
+@cache
+def _divisors(number: int) -> tuple[int, ...]:
     """In rising order.
 
     >>> _divisors(12)
-    [1, 2, 3, 4, 6, 12]
+    (1, 2, 3, 4, 6, 12)
     """
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    return tuple(candidate for candidate in range(1, number + 1) if number % candidate == 0)
 
 
 class Dimension(NamedTuple):

@@ -5,7 +5,7 @@ devices send on how groups lie in domains, nothing on dp. So each different part
 of one form side by side.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,12 +16,13 @@ from costmodel.errors import Impossible
 from costmodel.ffns import moe
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
-from costmodel.parallel.exchanges import Group, domain, group
+from costmodel.parallel.exchanges import domain, group
 from costmodel.parallel.layout import Layout
 from costmodel.parallel.options import Options
 from costmodel.parallel.pipeline import Cut, stage_cuts
+from costmodel.parallel.placement import Placed
 from costmodel.planning.engine_model import EngineModel, Places, places
-from costmodel.planning.side_by_side import Groups, Indices, different, form_of
+from costmodel.planning.side_by_side import Groups, Indices, different_among, form_of
 from costmodel.step import Step
 
 
@@ -49,22 +50,18 @@ class Part(NamedTuple):
 class Spread:
     """Layouts by which a model divides.
 
-    asked: of each, the place among all that were asked for. one: its place in `placed`, where each split of the layers
-    stands once. cuts: the stages by pp. kept: parts that were found.
+    degrees: theirs, as columns. asked: of each, the place among all that were asked for. one: its place in `placed`,
+    where each split of the layers stands once. cuts: the stages by pp. kept: parts that were found.
     """
 
     model: Architecture
     layouts: tuple[Layout, ...]
+    degrees: Any
     asked: Indices
     one: Indices
     placed: tuple[Places, ...]
     cuts: dict[int, tuple[Cut, ...]]
     kept: dict[Hashable, Any] = field(default_factory=dict)
-
-    @property
-    def pp(self) -> Indices:
-        """Stages of each."""
-        return numpy.array([layout.pp for layout in self.layouts])
 
     def parts(self, hardware: Hardware) -> list[Part]:
         """The parts of the model: mixers, which see caches, experts, which are spread, and the rest, computation and
@@ -76,53 +73,53 @@ class Spread:
         mixers = tuple(name for name in groups if name in self.model.mixers)
         experts = tuple(name for name in groups if name not in mixers and _has_experts(self.model, name))
         rest = tuple(name for name in groups if name not in mixers and name not in experts)
+        tp, _, ep, _, cp = self.degrees
         found = [
-            self._computed(mixers, "caches", lambda layout: (layout.tp, layout.cp)),
-            self._computed(rest, "weights", lambda layout: (layout.tp, layout.cp)),
-            self._computed(experts, "weights", lambda layout: (layout.tp, layout.cp, layout.ep)),
+            self._computed(mixers, "caches", tp, cp),
+            self._computed(rest, "weights", tp, cp),
+            self._computed(experts, "weights", tp, cp, ep),
         ]
-        if any(layout.gpus > 1 for layout in self.layouts):
-            among = [self._among(layout, one, hardware) for layout, one in zip(self.layouts, self.one, strict=True)]
-
+        if (self.degrees.gpus > 1).any():
+            ways, context, spread = (group(self._everywhere, hardware, degree) for degree in ("ways", "cp", "ep"))
             # Tokens that travel to experts are summed otherwise before.
-            sent = [
-                (layout.tp, layout.cp, layout.ep > layout.tp, layout.ep > layout.tp * layout.cp, ways, context)
-                for layout, (ways, context, _) in zip(self.layouts, among, strict=True)
-            ]
-            of_experts = [
-                (*key, layout.ep, spread) for key, layout, (*_, spread) in zip(sent, self.layouts, among, strict=True)
-            ]
+            sent = (tp, cp, ep > tp, ep > tp * cp, *ways, *context)
             # Sums are of hidden states; gathered caches have a format of their own, and so have tokens sent to experts.
-            gathers = any(layout.cp > 1 for layout in self.layouts)
-            found.append(self._sent((*mixers, *rest), "caches" if gathers else "hidden", sent))
-            found.append(self._sent(experts, "weights", of_experts))
+            gathers = (cp > 1).any()
+            found.append(self._sent((*mixers, *rest), "caches" if gathers else "hidden", *sent))
+            found.append(self._sent(experts, "weights", *sent, ep, *spread))
         return [part for part in found if part.groups]
 
-    def _computed(self, groups: tuple[str, ...], reads: str, depends: Callable[[Layout], Hashable]) -> Part:
+    def _computed(self, groups: tuple[str, ...], reads: str, *depends: Any) -> Part:
         def compute() -> Part:
-            row, first = different([depends(layout) for layout in self.layouts])
+            row, first = different_among(depends)
             return Part(
                 "computed", groups, reads, row, _beside(self.placed[self.one[place]].only(groups) for place in first)
             )
 
         return self.once(("computed", groups), compute)
 
-    def _sent(self, groups: tuple[str, ...], reads: str, depends: Sequence[Hashable]) -> Part:
-        row, first = different(depends)
+    def _sent(self, groups: tuple[str, ...], reads: str, *depends: Any) -> Part:
+        row, first = different_among(depends)
         return Part("sent", groups, reads, row, _beside(self._staged(place) for place in first))
 
     def _staged(self, place: int) -> Places:
         """A layout with its stages."""
         return self.placed[self.one[place]].with_stages(self.layouts[place].pp)
 
+    @property
+    def _everywhere(self) -> Placed:
+        """The model as it decodes in all layouts, each degree a column."""
+        degrees = self.degrees
+        return self.placed[0].decode._replace(layout=degrees, ways=degrees.tp * degrees.cp)
+
+    def stages(self) -> "Stages":
+        """The different stages of all pipelines."""
+        return self.once("stages", lambda: _stages(self.cuts, self.degrees.pp))
+
     def drafting(self, hardware: Hardware, layouts: Indices) -> Groups:
         """The drafting layer of some layouts side by side."""
         key = ("drafting", domain(hardware), layouts.tobytes())
         return self.once(key, lambda: _beside(map(self._staged, layouts.tolist())))
-
-    def _among(self, layout: Layout, one: int, hardware: Hardware) -> list[Group]:
-        decode = self.placed[one].with_stages(layout.pp).decode
-        return [group(decode, hardware, degree) for degree in ("ways", "cp", "ep")]
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """What a function finds, kept under a key."""
@@ -139,10 +136,8 @@ class Spread:
         these side by side."""
 
         def compute() -> tuple[Indices, Groups]:
-            decode = (self._staged(place).decode for place in range(len(self.layouts)))
-            row, first = different(
-                [(group(one, hardware, "ways"), group(one, hardware, "pp").inside > 1) for one in decode]
-            )
+            ways, pipeline = (group(self._everywhere, hardware, degree) for degree in ("ways", "pp"))
+            row, first = different_among((*ways, pipeline.inside > 1))
             return row, _beside(self._staged(place).only(()) for place in first)
 
         return self.once(("hops", domain(hardware)), compute)
@@ -150,34 +145,57 @@ class Spread:
 
 def spread(model: Architecture, layouts: Iterable[Layout], options: Options, drafts: bool) -> Spread:
     """The layouts by which a model divides, placed."""
-    placed: dict[Layout, Places | None] = {}
+    placed: dict[tuple[int, int, int], Places | None] = {}
     cuts: dict[int, tuple[Cut, ...] | None] = {}
-    found, asked = [], []
+    found, asked, splits = list[Layout](), list[int](), list[tuple[int, int, int]]()
     for index, layout in enumerate(layouts):
-        one = layout._replace(pp=1, dp=1)
-        if one not in placed:
+        split = (layout.tp, layout.ep, layout.cp)
+        if split not in placed:
             try:
-                placed[one] = places(model, one, options, drafts).with_stages(1)
+                placed[split] = places(model, layout._replace(pp=1, dp=1), options, drafts)
             except Impossible:
-                placed[one] = None
+                placed[split] = None
         if layout.pp not in cuts:
             try:
                 cuts[layout.pp] = stage_cuts(model, layout.pp)
             except Impossible:
                 cuts[layout.pp] = None
-        if placed[one] is not None and cuts[layout.pp] is not None:
+        if placed[split] is not None and cuts[layout.pp] is not None:
             found.append(layout)
             asked.append(index)
-    divided = {one: of for one, of in placed.items() if of is not None}
-    order = {one: place for place, one in enumerate(divided)}
+            splits.append(split)
+    divided = {split: of for split, of in placed.items() if of is not None}
+    order = {split: place for place, split in enumerate(divided)}
     return Spread(
         model,
         tuple(found),
+        Layout(*numpy.array(found, dtype=numpy.intp).reshape(-1, len(Layout._fields)).T),
         numpy.array(asked, dtype=numpy.intp),
-        numpy.array([order[layout._replace(pp=1, dp=1)] for layout in found], dtype=numpy.intp),
+        numpy.array([order[split] for split in splits], dtype=numpy.intp),
         tuple(divided.values()),
         {pp: cut for pp, cut in cuts.items() if cut is not None},
     )
+
+
+class Stages(NamedTuple):
+    """The different stages of pipelines, and of each layout the places of its own among them, −1 beyond the last."""
+
+    different: tuple[Cut, ...]
+    place: Indices
+
+
+def _stages(cuts: Mapping[int, Sequence[Cut]], pp: Indices) -> Stages:
+    found: dict[Hashable, int] = {}
+    different: list[Cut] = []
+    places = numpy.full((max(cuts, default=0) + 1, max(map(len, cuts.values()), default=0)), -1)
+    for stages, of_pipeline in cuts.items():
+        for column, cut in enumerate(of_pipeline):
+            key = (cut.layers, cut.embeds, cut.predicts)
+            if key not in found:
+                found[key] = len(different)
+                different.append(cut)
+            places[stages, column] = found[key]
+    return Stages(tuple(different), places[pp])
 
 
 def _has_experts(model: Architecture, name: str) -> bool:

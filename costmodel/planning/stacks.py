@@ -45,11 +45,17 @@ class Stack(NamedTuple):
         """Their times as engines that only prefill or only decode."""
         return engine_curves(self.timed, self.mixed, batches=False)
 
-    def replicated(self, most: int) -> "Replicas":
-        """Every engine with every number of replicas that so many GPUs allow."""
-        counts = (most // self.gpus).astype(numpy.intp)
+    def tokens_per_s_gpu(self, rate: Array, engine: Indices, output: float) -> Array:
+        """Tokens per second and GPU of engines that answer so many requests per second each."""
+        return rate * self.engines[engine] / self.gpus[engine] * output
+
+    def replicated(self, most: int, least: Array | float = 1.0) -> "Replicas":
+        """Every engine with every number of replicas that so many GPUs allow, but for those that are certainly too few:
+        fewer than a least number by one or more."""
+        first = numpy.maximum(numpy.floor(least) - 1.0, 1.0)
+        counts = numpy.maximum(most // self.gpus - first + 1.0, 0.0).astype(numpy.intp)
         engine = numpy.repeat(numpy.arange(len(counts)), counts)
-        return Replicas(engine, numpy.arange(1.0, len(engine) + 1.0) - (numpy.cumsum(counts) - counts)[engine])
+        return Replicas(engine, numpy.arange(float(len(engine))) + (first + counts - numpy.cumsum(counts))[engine])
 
 
 class Replicas(NamedTuple):
@@ -61,34 +67,35 @@ class Replicas(NamedTuple):
 
 class Lookup(NamedTuple):
     """Where numbers lie among the nodes of their engines and budgets: places below and above in flat arrays of (engine,
-    batch size, budget), and how far from one to the other. Outside of the nodes, the outermost stand."""
+    budget, batch size), and how far from one to the other. Outside of the nodes, the outermost stand."""
 
     low: Indices
     high: Indices
     share: Array
 
     def at(self, values: Array) -> Array:
-        """The values of (engine, batch size, budget) there."""
+        """The values of (engine, budget, batch size) there."""
         flat = values.reshape(-1)
         return between(flat[self.low], flat[self.high], self.share)
 
+    def of(self, nodes: Array, wanted: Array) -> "Lookup":
+        """Where numbers lie among other nodes, which are known to lie between the same places."""
+        flat = nodes.reshape(-1)
+        below, above = flat[self.low], flat[self.high]
+        with numpy.errstate(invalid="ignore", divide="ignore"):
+            share = numpy.where(above > below, (wanted - below) / (above - below), 0.0)
+        return self._replace(share=numpy.clip(share, 0.0, 1.0))
+
 
 def lookup(nodes: Array, used: Truths, engine: Indices, column: Indices, wanted: Array) -> Lookup:
-    """Where the wanted numbers (of an engine and budget each) lie among rising nodes of (engine, batch size, budget),
+    """Where the wanted numbers (of an engine and budget each) lie among rising nodes of (engine, budget, batch size),
     of which the used ones come first."""
-    _, sizes, budgets = nodes.shape
-    last = numpy.maximum(used.sum(axis=1) - 1, 0)[engine, column]
-    flat, first = nodes.reshape(-1), engine * (sizes * budgets) + column
-    low = numpy.zeros(len(wanted), dtype=numpy.intp)
-    step = 1 << sizes.bit_length()
+    _, budgets, sizes = nodes.shape
+    flat, low = nodes.reshape(-1), (engine * budgets + column) * sizes
+    last = low + numpy.maximum(numpy.count_nonzero(used, axis=2) - 1, 0)[engine, column]
+    step = 1 << (sizes - 1).bit_length()
     while step := step // 2:
-        further = low + step
-        inside = numpy.flatnonzero(further <= last)
-        reached = inside[flat[first[inside] + further[inside] * budgets] <= wanted[inside]]
-        low[reached] += step
+        further = numpy.minimum(low + step, last)
+        low = numpy.where(flat[further] <= wanted, further, low)
     high = numpy.minimum(low + 1, last)
-    low, high = first + low * budgets, first + high * budgets
-    below, above = flat[low], flat[high]
-    with numpy.errstate(invalid="ignore", divide="ignore"):
-        share = numpy.where(above > below, (wanted - below) / (above - below), 0.0)
-    return Lookup(low, high, numpy.clip(share, 0.0, 1.0))
+    return Lookup(low, high, numpy.zeros(len(low))).of(nodes, wanted)
