@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity
@@ -112,24 +113,15 @@ class Architecture(NamedTuple):
     embeds: bool = True
     predicts: bool = True
 
-    def counts(self) -> tuple[dict[str, int], dict[str, int]]:
+    def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """How many layers use each mixer, and each FFN."""
-        mixers: dict[str, int] = {}
-        ffns: dict[str, int] = {}
-        for (names_of_layer, ffn_name), times in Counter(self.layers).items():
-            for mixer_name in branches(names_of_layer):
-                mixers[mixer_name] = mixers.get(mixer_name, 0) + times
-            if ffn_name is not None:
-                ffns[ffn_name] = ffns.get(ffn_name, 0) + times
+        mixers, ffns, _ = _uses(self.layers)
         return mixers, ffns
 
-    def sites(self) -> tuple[dict[str, int], dict[str, int]]:
+    def sites(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """How many norms stand before each mixer, and each FFN: parallel branches share that of the first."""
-        first: dict[str, int] = {}
-        for (names_of_layer, _), times in Counter(self.layers).items():
-            for mixer_name in branches(names_of_layer)[:1]:
-                first[mixer_name] = first.get(mixer_name, 0) + times
-        return first, self.counts()[1]
+        _, ffns, first = _uses(self.layers)
+        return first, ffns
 
     @property
     def bidirectional(self) -> bool:
@@ -267,6 +259,21 @@ class Architecture(NamedTuple):
         run = hyper.hyper_connections(self.D, streams, step, precision, iterations)
         sites = self._hyper_sites()
         return [kernel._replace(group="hyper-connections", count=kernel.count * sites) for kernel in run]
+
+
+@lru_cache(maxsize=4096)
+def _uses(layers: tuple[tuple[Mixers, str | None], ...]) -> tuple[Mapping[str, int], ...]:
+    """How many layers use each mixer, each FFN, and each mixer as their first."""
+    mixers, ffns, first = Counter[str](), Counter[str](), Counter[str]()
+    for (names_of_layer, ffn_name), times in Counter(layers).items():
+        names = branches(names_of_layer)
+        for mixer_name in names:
+            mixers[mixer_name] += times
+        for mixer_name in names[:1]:
+            first[mixer_name] += times
+        if ffn_name is not None:
+            ffns[ffn_name] += times
+    return mixers, ffns, first
 
 
 def mixer_parameters(block: Block, D: Quantity) -> Quantity:

@@ -77,7 +77,13 @@ def is_required(item: Field[Any]) -> bool:
 
 def split_fields(dims: Any) -> list[Field[Any]]:
     """The fields that tensor parallelism divides, those that are absent (null) left out."""
-    return [item for item in fields(dims) if item.metadata.get("split") and getattr(dims, item.name) is not None]
+    kind: Any = type(dims)
+    return [item for item in _splittable(kind) if getattr(dims, item.name) is not None]
+
+
+@cache
+def _splittable(kind: Any) -> tuple[Field[Any], ...]:
+    return tuple(item for item in fields(kind) if item.metadata.get("split"))
 
 
 def split_dims(dims: Any, ways: int) -> Any:

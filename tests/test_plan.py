@@ -33,7 +33,7 @@ from costmodel.planning.prices import default_prices, prices_for
 from costmodel.planning.question import OBJECTIVES, Loaded, Question, load
 from costmodel.planning.search import BEATEN, Found, evaluate_batch, search
 from costmodel.planning.snapshots import recurrent, snapshot_tokens
-from costmodel.planning.space import Task, layouts
+from costmodel.planning.space import Tasks, layouts
 from costmodel.planning.traffic import Request
 from costmodel.planning.workload import means
 from costmodel.prediction import loaded
@@ -86,7 +86,7 @@ def test_curves_equal_the_tables_of_the_replay(arch: str, layout: str, overlap: 
     known, only = load(question), numpy.array([0])
     one = parse_layout(layout)
     assert isinstance(one, Layout)
-    engines = Engines(known, [Task("h200-sxm", None, None, 0, one)])
+    engines = Engines(known, Tasks("h200-sxm", None, None, 0, (one,)))
     curves = engines.curves(only, engines.times(only), numpy.array([32.0])).of(0)
     model = known.engine(*engines.tasks[0])
     times = engine(model.served, model.layout, question.settings("h200-sxm", 8192, 0, 64)).times
@@ -147,8 +147,8 @@ def test_waiting_grows_without_bound_towards_saturation() -> None:
 def test_every_plan_holds_the_service_level_and_the_best_is_the_cheapest() -> None:
     question, known, found = planned()
     assert found.best
-    tasks = [Task("h100-sxm", None, None, 0, layout) for layout in layouts(known.model, question.gpus)]
-    plans = [plan for task in tasks for outcome in evaluate(known, [task]) for plan in outcome.plans]
+    tasks = [Tasks("h100-sxm", None, None, 0, (layout,)) for layout in layouts(known.model, question.gpus)]
+    plans = [plan for one in tasks for outcome in evaluate(known, one) for plan in outcome.plans]
     for plan in [*found.best, *plans]:
         assert plan.ttft_s <= 1.0
         assert plan.tpot_s <= 0.02
@@ -159,13 +159,15 @@ def test_every_plan_holds_the_service_level_and_the_best_is_the_cheapest() -> No
 def test_bounds_exclude_no_plan_that_could_be_the_best() -> None:
     question = asked(arch=["llama-3.1-70b"], rate="1/s", ttft_s="600ms", tpot_s="16ms", gpus=(1, 2, 4, 8))
     known = load(question)
-    tasks = [Task("h100-sxm", None, None, 0, layout) for layout in layouts(known.model, question.gpus)]
+    tasks = Tasks("h100-sxm", None, None, 0, tuple(layouts(known.model, question.gpus)))
     (bounded,) = evaluate(known, tasks)
     excluded = [
-        task for task, reason in zip(tasks, bounded.excluded, strict=True) if reason.startswith(("TPOT", "TTFT"))
+        layout
+        for layout, reason in zip(tasks.layouts, bounded.excluded, strict=True)
+        if reason.startswith(("TPOT", "TTFT"))
     ]
     assert excluded
-    (free,) = evaluate(known, excluded, bounds=False)
+    (free,) = evaluate(known, tasks._replace(layouts=tuple(excluded)), bounds=False)
     assert not any(free.excluded)
     assert not free.plans
 
@@ -410,8 +412,8 @@ def test_the_answer_does_not_depend_on_which_engines_are_evaluated_together() ->
 
     def one_by_one(question: Question, batches: Any, bounds: bool) -> Any:
         for batch in batches:
-            for task in batch:
-                yield evaluate_batch(question, [task], bounds)
+            for place in range(len(batch.layouts)):
+                yield evaluate_batch(question, batch.of(slice(place, place + 1)), bounds)
 
     together, apart = search(question), search(question, one_by_one)
     assert next(count.number for count in together.counts) > 4

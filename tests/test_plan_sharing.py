@@ -23,7 +23,7 @@ from costmodel.planning.question import Loaded, Question, load
 from costmodel.planning.room import largest_results, written_bytes
 from costmodel.planning.search import BEATEN, Found, search
 from costmodel.planning.side_by_side import Groups
-from costmodel.planning.space import Count, Task, layouts
+from costmodel.planning.space import Count, Tasks, layouts
 from costmodel.planning.stacks import lookup
 from costmodel.step import Step
 from costmodel.timing import roofline
@@ -38,7 +38,7 @@ def asked(**changes: Any) -> Question:
 def side_by_side(known: Loaded, kv: str | None, context_parallel: bool, drafts: int = 0) -> Engines:
     """All engines of a space."""
     spread = layouts(known.model, known.question.gpus, context_parallel)
-    return Engines(known, [Task("h100-sxm", None, kv, drafts, layout) for layout in spread])
+    return Engines(known, Tasks("h100-sxm", None, kv, drafts, tuple(spread)))
 
 
 SPACES = [
@@ -115,7 +115,7 @@ def test_engines_side_by_side_have_the_room_and_the_curves_of_each_alone(arch: s
     settings = known.question.settings("h100-sxm", 8192, drafts)
     room, send_s = engines.room(settings), engines.send_s()
     for place in every[::7]:
-        one, only = Engines(known, [engines.tasks[place]]), numpy.array([0])
+        one, only = Engines(known, Tasks(*engines.key, (engines.tasks[place].layout,))), numpy.array([0])
         alone = one.curves(only, one.times(only), most[place : place + 1])
         for mine, its in zip(together.of(place), alone.of(0), strict=True):
             assert mine == pytest.approx(its, rel=1e-12), engines.tasks[place].layout
@@ -127,7 +127,7 @@ def test_engines_side_by_side_have_the_room_and_the_curves_of_each_alone(arch: s
 
 def test_weights_that_do_not_fit_leave_less_than_nothing_for_caches() -> None:
     known = load(asked(arch=["llama-3.1-70b"], gpus=(8,)))
-    engines = Engines(known, [Task("h100-sxm", None, None, 0, Layout(pp=pp)) for pp in (1, 3)])
+    engines = Engines(known, Tasks("h100-sxm", None, None, 0, (Layout(), Layout(pp=3))))
     settings = known.question.settings("h100-sxm", 8192)
     whole, parts = engines.room(settings).free
     assert (whole < 0).all()
@@ -185,7 +185,7 @@ def test_the_best_of_many_are_those_that_come_first_in_rank() -> None:
 @pytest.mark.parametrize("load_of", [{}, {"rate": None, "concurrency": 64}])
 def test_points_as_columns_miss_their_limits_by_as_much_as_each_alone(load_of: dict[str, Any]) -> None:
     question = asked(**load_of)
-    (outcome,) = evaluate(load(question), [Task("h100-sxm", None, None, 0, Layout(tp=tp)) for tp in (1, 2, 4)])
+    (outcome,) = evaluate(load(question), Tasks("h100-sxm", None, None, 0, tuple(Layout(tp=tp) for tp in (1, 2, 4))))
     assert outcome.cloud is not None
     points = outcome.cloud.candidates()
     assert len(points) > 20

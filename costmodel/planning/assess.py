@@ -20,7 +20,7 @@ from costmodel.planning.operating import Operating, at_point, decoding, operatin
 from costmodel.planning.points import Candidate
 from costmodel.planning.question import Loaded
 from costmodel.planning.room import Room
-from costmodel.planning.space import Task
+from costmodel.planning.space import Task, Tasks
 from costmodel.step import Step
 from costmodel.timing import Z80, StepTime, errors, expected, time_step
 
@@ -106,7 +106,7 @@ def roles_of(loaded: Loaded, plan: Candidate) -> list[Role]:
 def _role(loaded: Loaded, plan: Candidate, name: str, replicas: int, layout: Layout) -> Role:
     asked = loaded.question
     task = Task(plan.hw, plan.weights, plan.kv, plan.draft_tokens, layout)
-    engines = Engines(loaded, [task])
+    engines = Engines(loaded, Tasks(*task[:4], (layout,)))
     if not engines.tasks:
         loaded.engine(*task)  # which says why not
     settings = asked.settings(plan.hw, plan.budget, plan.draft_tokens)

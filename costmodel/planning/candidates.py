@@ -23,7 +23,7 @@ from costmodel.planning.question import Loaded, Question
 from costmodel.planning.reach import NOBODY, WITHIN, Before, could_matter, good_points
 from costmodel.planning.replicas import Fleet, holds, wants_smallest
 from costmodel.planning.side_by_side import Indices
-from costmodel.planning.space import Task
+from costmodel.planning.space import Tasks
 from costmodel.planning.stacks import Stack
 
 FEW = 32
@@ -34,21 +34,21 @@ DIVIDES = "the model does not divide"
 FITS = "memory: weights, buffers and one sequence do not fit"
 
 
-def evaluate(loaded: Loaded, tasks: Sequence[Task], bounds: bool = True, before: Before = NOBODY) -> list[Outcome]:
-    """Everything about tasks that share device, formats and drafts, of some after others. bounds: leave out those for
+def evaluate(loaded: Loaded, tasks: Tasks, bounds: bool = True, before: Before = NOBODY) -> list[Outcome]:
+    """Everything about tasks, of some after others. bounds: leave out those for
     which even perfect kernels would miss the service level, and those that better ones stand before. before: what
     other tasks of the device left."""
     asked = loaded.question
     stack, excluded = _stack(loaded, tasks, bounds)
     if stack is None:
-        return [Outcome(tuple(tasks), tuple(excluded))]
+        return [Outcome(tasks, tuple(excluded))]
     outcomes = []
     place = numpy.flatnonzero([not why for why in excluded])
     first, start, size = 0, 0, FEW
     while first < len(place):
         last = min(first + size, len(place))
-        end = place[last] if last < len(place) else len(tasks)
-        some = Outcome(tuple(tasks[start:end]), tuple(excluded[start:end]))
+        end = place[last] if last < len(place) else len(excluded)
+        some = Outcome(tasks.of(slice(start, end)), tuple(excluded[start:end]))
         some = _evaluated(asked, stack.of(numpy.arange(first, last)), some, before, bounds)
         before = before.and_after(some)
         outcomes.append(some)
@@ -70,9 +70,9 @@ def _evaluated(asked: Question, stack: Stack, outcome: Outcome, before: Before, 
     return outcome
 
 
-def _stack(loaded: Loaded, tasks: Sequence[Task], bounds: bool) -> tuple[Stack | None, list[str]]:
+def _stack(loaded: Loaded, tasks: Tasks, bounds: bool) -> tuple[Stack | None, list[str]]:
     """The engines that are worth evaluating, and for each task why it is not."""
-    asked, excluded = loaded.question, [DIVIDES] * len(tasks)
+    asked, excluded = loaded.question, [DIVIDES] * len(tasks.layouts)
     try:
         engines = Engines(loaded, tasks)
     except Impossible:

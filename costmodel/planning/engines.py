@@ -35,7 +35,7 @@ from costmodel.planning.part_times import PartTimes, joined, part_times
 from costmodel.planning.question import Loaded
 from costmodel.planning.room import Held, Room, largest_results, mean_bytes, room, written_bytes
 from costmodel.planning.side_by_side import Groups, Indices
-from costmodel.planning.space import Task
+from costmodel.planning.space import Task, Tasks
 from costmodel.planning.spread import Part
 from costmodel.step import Step
 
@@ -48,17 +48,17 @@ class Times(NamedTuple):
 
 
 class Engines:
-    """The engines of tasks that share device, formats and drafts: of those by whose layout the model divides.
+    """The engines of tasks: of those by whose layout the model divides.
 
     tasks: these. asked: their places among all.
     """
 
-    def __init__(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
+    def __init__(self, loaded: Loaded, tasks: Tasks) -> None:
         self.loaded, self.question = loaded, loaded.question
-        self.key = self.hw, self.weights, self.kv, self.draft_tokens = tasks[0][:4]
-        self.spread = loaded.spread(tuple(task.layout for task in tasks), self.draft_tokens > 0)
+        self.key = self.hw, self.weights, self.kv, self.draft_tokens = tasks[:4]
+        self.spread = loaded.spread(tasks.layouts, self.draft_tokens > 0)
         self.asked = self.spread.asked
-        self.tasks = [tasks[place] for place in self.asked]
+        self.tasks = [Task(*self.key, layout) for layout in self.spread.layouts]
         self.hardware = loaded.devices[self.hw]
         self.precision = loaded.precision(*self.key[:3])
         self.formats = formats_of(self.precision)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from costmodel.planning.points import Candidate, Points
 from costmodel.planning.pools import NO_POOLS, Pools
-from costmodel.planning.space import Task
+from costmodel.planning.space import Tasks
 
 
 class Outcome(NamedTuple):
@@ -17,7 +17,7 @@ class Outcome(NamedTuple):
     no other beats. closest: where there is no plan, what comes nearest to the service level.
     """
 
-    tasks: tuple[Task, ...]
+    tasks: Tasks
     excluded: tuple[str, ...]
     points: int = 0
     fitting: int = 0

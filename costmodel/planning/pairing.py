@@ -132,7 +132,7 @@ def _pairs(asked: Question, task: Task, fronts: Pools, backs: Pools) -> _Pairs |
     e2e = ttft + tpot * (asked.work.output - 1.0)
     load = plan_load(asked.work, e2e)
     rates = fronts.rate[:, None], backs.rate[None, :]
-    each = tuple(numpy.array([float(layout.gpus) for layout in of.layouts])[of.layout] for of in (fronts, backs))
+    each = tuple(numpy.array([float(of.layouts[place].gpus) for place in of.layout.tolist()]) for of in (fronts, backs))
     each = each[0][:, None], each[1][None, :]
     if fronts.replicas[0]:
         workers = tuple(

@@ -13,7 +13,7 @@ from costmodel.errors import BadInput, unknown
 from costmodel.planning.outcomes import Outcome
 from costmodel.planning.question import Question
 from costmodel.planning.search import Evaluator, evaluate_batch, here
-from costmodel.planning.space import Task
+from costmodel.planning.space import Tasks
 
 ENGINES = ("local", "dask")
 PIECE = 512
@@ -37,9 +37,7 @@ def evaluator_of(engine: str, jobs: int, scheduler: str | None = None) -> Evalua
     return here if jobs == 1 else partial(_in_processes, jobs)
 
 
-def _in_processes(
-    jobs: int, question: Question, batches: Sequence[list[Task]], bounds: bool
-) -> Iterator[list[Outcome]]:
+def _in_processes(jobs: int, question: Question, batches: Sequence[Tasks], bounds: bool) -> Iterator[list[Outcome]]:
     from concurrent.futures import ProcessPoolExecutor
 
     with ProcessPoolExecutor(jobs) as pool:
@@ -47,7 +45,7 @@ def _in_processes(
 
 
 def _on_dask(
-    jobs: int, scheduler: str | None, question: Question, batches: Sequence[list[Task]], bounds: bool
+    jobs: int, scheduler: str | None, question: Question, batches: Sequence[Tasks], bounds: bool
 ) -> Iterator[list[Outcome]]:
     dask: Any = importlib.import_module("distributed")
     cluster = None
@@ -65,9 +63,9 @@ def _on_dask(
             cluster.close()
 
 
-def _pieces(batches: Sequence[list[Task]]) -> list[list[Task]]:
-    return [batch[start : start + PIECE] for batch in batches for start in range(0, len(batch), PIECE)]
+def _pieces(batches: Sequence[Tasks]) -> list[Tasks]:
+    return [batch.of(slice(at, at + PIECE)) for batch in batches for at in range(0, len(batch.layouts), PIECE)]
 
 
-def _evaluate(question: Question, bounds: bool, batch: list[Task]) -> list[Outcome]:
+def _evaluate(question: Question, bounds: bool, batch: Tasks) -> list[Outcome]:
     return evaluate_batch(question, batch, bounds)

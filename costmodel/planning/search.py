@@ -6,7 +6,7 @@ order of the tasks: the result does not depend on who evaluated what.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial, reduce
+from functools import reduce
 from itertools import groupby
 from typing import NamedTuple
 
@@ -20,14 +20,14 @@ from costmodel.planning.points import Candidate, Points, exceeded, rank, undomin
 from costmodel.planning.pools import joined
 from costmodel.planning.question import Loaded, Question, cache_formats, load, weight_formats
 from costmodel.planning.reach import NOBODY, Before
-from costmodel.planning.space import Count, Dimension, Task, layouts
+from costmodel.planning.space import Count, Dimension, Task, Tasks, layouts
 from costmodel.step import Step
 from costmodel.units import format_bytes
 
 BEATEN = "bounded: even if nobody waited, plans and points that were found before are better"
 """What the count of points of engines says that are asked no more, see `reach`."""
 
-Evaluator = Callable[[Question, Sequence[list[Task]], bool], Iterable[list[Outcome]]]
+Evaluator = Callable[[Question, Sequence[Tasks], bool], Iterable[list[Outcome]]]
 """Evaluates batches of tasks, each of one device, formats and drafts, and gives their outcomes in order."""
 
 
@@ -48,11 +48,11 @@ class Found(NamedTuple):
     counts: tuple[Count, ...]
 
 
-def tasks_of(loaded: Loaded) -> tuple[list[Task], tuple[Dimension, ...], list[Count]]:
-    """The space: its tasks, its dimensions, and what has no engine."""
+def tasks_of(loaded: Loaded) -> tuple[list[Tasks], tuple[Dimension, ...], list[Count]]:
+    """The space: its tasks, in batches of one device, formats and drafts, its dimensions, and what has no engine."""
     asked, model = loaded.question, loaded.model
-    spread = list(asked.layouts) or list(layouts(model, asked.gpus, asked.context_parallel))
-    tasks, left_out = list[Task](), Counter[str]()
+    spread = asked.layouts or tuple(layouts(model, asked.gpus, asked.context_parallel))
+    batches, left_out = list[Tasks](), Counter[str]()
     used: dict[str, dict[str, None]] = {"weights": {}, "kv": {}}
     for hw, device in loaded.devices.items():
         for weights in weight_formats(model, device, asked.weights):
@@ -63,8 +63,7 @@ def tasks_of(loaded: Loaded) -> tuple[list[Task], tuple[Dimension, ...], list[Co
                     left_out[f"no engine ({error})"] += len(spread) * len(asked.drafts)
                     continue
                 used["weights"][weights or "own"] = used["kv"][kv or "own"] = None
-                for draft in asked.drafts:
-                    tasks += map(partial(Task, hw, weights, kv, draft), spread)
+                batches += [Tasks(hw, weights, kv, draft, spread) for draft in asked.drafts]
     dimensions = (
         Dimension("devices", tuple(loaded.devices)),
         Dimension("GPUs of a replica", tuple(map(str, asked.gpus))),
@@ -75,21 +74,21 @@ def tasks_of(loaded: Loaded) -> tuple[list[Task], tuple[Dimension, ...], list[Co
         Dimension("chunk budgets", tuple(map(str, asked.budgets))),
         Dimension("pools", asked.modes),
     )
-    return tasks, dimensions, [Count("engines", count, why) for why, count in left_out.items()]
+    return batches, dimensions, [Count("engines", count, why) for why, count in left_out.items()]
 
 
-def here(question: Question, batches: Sequence[list[Task]], bounds: bool) -> Iterator[list[Outcome]]:
+def here(question: Question, batches: Sequence[Tasks], bounds: bool) -> Iterator[list[Outcome]]:
     """Evaluate in this process."""
     loaded = load(question)
     before: dict[str, Before] = {}
     for batch in batches:
-        hw = batch[0].hw
-        outcomes = evaluate(loaded, batch, bounds, before.get(hw, NOBODY))
-        before[hw] = reduce(Before.and_after, outcomes, before.get(hw, NOBODY))
+        known = before.get(batch.hw, NOBODY)
+        outcomes = evaluate(loaded, batch, bounds, known)
+        before[batch.hw] = reduce(Before.and_after, outcomes, known)
         yield outcomes
 
 
-def evaluate_batch(question: Question, batch: list[Task], bounds: bool) -> list[Outcome]:
+def evaluate_batch(question: Question, batch: Tasks, bounds: bool) -> list[Outcome]:
     """Evaluate one batch in another process, which knows nothing yet."""
     return next(iter(here(question, [batch], bounds)))
 
@@ -102,18 +101,18 @@ def search(
     Raises Impossible where no engine of the space fits at all.
     """
     loaded = load(question.checked())
-    tasks, dimensions, counts = tasks_of(loaded)
-    outcomes = _run(question, tasks, evaluator, True, progress)
+    batches, dimensions, counts = tasks_of(loaded)
+    outcomes = _run(question, batches, evaluator, True, progress)
     found = _together(question, outcomes)
     bounded = any(why.startswith(("TPOT", "TTFT")) for why in _reasons(outcomes))
     if not found.best and (bounded or any(outcome.beaten for outcome in outcomes)):
         # What the bounds excluded may be the closest: now it has to be looked at.
-        outcomes = _run(question, tasks, evaluator, False, progress)
+        outcomes = _run(question, batches, evaluator, False, progress)
         found = _together(question, outcomes)
     if all(all(outcome.excluded) for outcome in outcomes):
-        reasons = _reasons(outcomes)
+        reasons, tasks = _reasons(outcomes), sum(len(batch.layouts) for batch in batches)
         told = "; ".join(
-            [count.why for count in counts] + [f"{count} of {len(tasks)}: {why}" for why, count in reasons.items()]
+            [count.why for count in counts] + [f"{count} of {tasks}: {why}" for why, count in reasons.items()]
         )
         more = _what_would_fit(loaded, outcomes)
         raise Impossible(f"{loaded.model.name}: no layout of up to {question.most} GPUs can serve it ({told}){more}")
@@ -125,10 +124,11 @@ def _what_would_fit(loaded: Loaded, outcomes: Sequence[Outcome]) -> str:
     asked = loaded.question
     nearest: tuple[float, float, float, Task] | None = None
     missed = [
-        task for outcome in outcomes for task, why in zip(outcome.tasks, outcome.excluded, strict=True) if why == FITS
+        outcome.tasks.one(place) for outcome in outcomes for place, why in enumerate(outcome.excluded) if why == FITS
     ]
-    for _, alike in groupby(missed, key=lambda task: task[:4]):
-        engines = Engines(loaded, list(alike))
+    for _, group in groupby(missed, key=lambda task: task[:4]):
+        alike = list(group)
+        engines = Engines(loaded, Tasks(*alike[0][:4], tuple(task.layout for task in alike)))
         found = engines.room(asked.settings(engines.hw, min(asked.budgets)))
         lacking = found.each - found.free.max(axis=1)
         place = int(lacking.argmin())
@@ -153,25 +153,28 @@ def _what_would_fit(loaded: Loaded, outcomes: Sequence[Outcome]) -> str:
 
 def _run(
     question: Question,
-    tasks: list[Task],
+    batches: Sequence[Tasks],
     evaluator: Evaluator,
     bounds: bool,
     progress: Callable[[int, int], None] | None,
 ) -> list[Outcome]:
-    batches = [list(group) for _, group in groupby(tasks, key=lambda task: task[:4])]
     outcomes: list[Outcome] = []
-    done = 0
+    done, tasks = 0, sum(len(batch.layouts) for batch in batches)
     for found in evaluator(question, batches, bounds):
         outcomes += found
-        done += sum(len(outcome.tasks) for outcome in found)
+        done += sum(len(outcome.excluded) for outcome in found)
         if progress is not None:
-            progress(done, len(tasks))
+            progress(done, tasks)
     return outcomes
 
 
 def _reasons(outcomes: Sequence[Outcome]) -> Counter[str]:
     """How many tasks each rule or bound excluded."""
-    return Counter(why for outcome in outcomes for why in outcome.excluded if why)
+    found = Counter[str]()
+    for outcome in outcomes:
+        found.update(outcome.excluded)
+    found.pop("", None)
+    return found
 
 
 def _together(question: Question, outcomes: Sequence[Outcome]) -> Found:
@@ -180,7 +183,7 @@ def _together(question: Question, outcomes: Sequence[Outcome]) -> Found:
     cloud: list[Points | Candidate] = []
     missed: list[Candidate] = []
     pairs = 0
-    for _, group in groupby(outcomes, key=lambda outcome: outcome.tasks[0][:4]):
+    for _, group in groupby(outcomes, key=lambda outcome: outcome.tasks[:4]):
         alike = list(group)
         for outcome in alike:
             plans += outcome.plans
@@ -188,7 +191,7 @@ def _together(question: Question, outcomes: Sequence[Outcome]) -> Found:
             cloud += [outcome.cloud] if outcome.cloud is not None else []
             missed += [outcome.closest] if outcome.closest is not None else []
         front, back = joined([outcome.prefill for outcome in alike]), joined([outcome.decode for outcome in alike])
-        more, edge, near, looked = paired(question, alike[0].tasks[0], front, back)
+        more, edge, near, looked = paired(question, alike[0].tasks.one(0), front, back)
         plans, pairs = plans + more, pairs + looked
         cloud += edge
         within += [point for point in edge if exceeded(question, point)[0] <= 1.0 + 1e-9]
@@ -202,7 +205,7 @@ def _together(question: Question, outcomes: Sequence[Outcome]) -> Found:
 
 
 def _counted(outcomes: Sequence[Outcome], pairs: int) -> Iterator[Count]:
-    engines, excluded = sum(len(outcome.tasks) for outcome in outcomes), _reasons(outcomes)
+    engines, excluded = sum(len(outcome.excluded) for outcome in outcomes), _reasons(outcomes)
     yield Count("engines", engines, "in the space: device, formats, drafts, layout")
     for why, count in excluded.items():
         yield Count("engines", count, f"excluded: {why}")

@@ -22,6 +22,24 @@ class Task(NamedTuple):
     layout: Layout
 
 
+class Tasks(NamedTuple):
+    """Tasks that share device, formats and drafts: a layout for each."""
+
+    hw: str
+    weights: str | None
+    kv: str | None
+    draft_tokens: int
+    layouts: tuple[Layout, ...]
+
+    def one(self, place: int) -> Task:
+        """One of them."""
+        return Task(*self[:4], self.layouts[place])
+
+    def of(self, places: slice) -> "Tasks":
+        """Some of them."""
+        return self._replace(layouts=self.layouts[places])
+
+
 def layouts(model: Architecture, sizes: Sequence[int], context_parallel: bool = False) -> Iterator[Layout]:
     """Every product tp · pp · dp of each size (and cp, if told), with the experts of a stage together or spread over
     all of its devices.

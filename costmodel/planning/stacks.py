@@ -1,9 +1,11 @@
 """Engines of a search side by side: those that share device, formats and drafts, the first axis of arrays."""
 
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy
 
+from costmodel.parallel.layout import Layout
 from costmodel.planning.curves import Curves, Timed, Truths, between, engine_curves
 from costmodel.planning.engine_model import Array, EngineModel
 from costmodel.planning.side_by_side import Indices
@@ -24,10 +26,15 @@ class Stack(NamedTuple):
     mixed: bool
     send_s: Array
 
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Those of the tasks."""
+        return tuple(map(attrgetter("layout"), self.tasks))
+
     def of(self, some: Indices) -> "Stack":
         """Some of them."""
         return Stack(
-            tuple(self.tasks[place] for place in some),
+            tuple(map(self.tasks.__getitem__, some.tolist())),
             self.model,
             self.gpus[some],
             self.engines[some],
