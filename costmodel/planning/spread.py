@@ -145,16 +145,18 @@ class Spread:
 
 def spread(model: Architecture, layouts: Iterable[Layout], options: Options, drafts: bool) -> Spread:
     """The layouts by which a model divides, placed."""
+    mixers, alone = model._replace(ffns={}), dict[tuple[int, int], Places | None]()
     placed: dict[tuple[int, int, int], Places | None] = {}
     cuts: dict[int, tuple[Cut, ...] | None] = {}
     found, asked, splits = list[Layout](), list[int](), list[tuple[int, int, int]]()
     for index, layout in enumerate(layouts):
         split = (layout.tp, layout.ep, layout.cp)
         if split not in placed:
-            try:
-                placed[split] = places(model, layout._replace(pp=1, dp=1), options, drafts)
-            except Impossible:
-                placed[split] = None
+            attention = layout.tp, layout.cp
+            if attention not in alone:
+                alone[attention] = _placed(mixers, Layout(tp=layout.tp, cp=layout.cp), options)
+            # Where mixers do not divide, no spread of the experts helps.
+            placed[split] = alone[attention] and _placed(model, layout._replace(pp=1, dp=1), options, drafts)
         if layout.pp not in cuts:
             try:
                 cuts[layout.pp] = stage_cuts(model, layout.pp)
@@ -175,6 +177,14 @@ def spread(model: Architecture, layouts: Iterable[Layout], options: Options, dra
         tuple(divided.values()),
         {pp: cut for pp, cut in cuts.items() if cut is not None},
     )
+
+
+def _placed(model: Architecture, layout: Layout, options: Options, drafts: bool = False) -> Places | None:
+    """A model under a layout, None where it does not divide."""
+    try:
+        return places(model, layout, options, drafts)
+    except Impossible:
+        return None
 
 
 class Stages(NamedTuple):
