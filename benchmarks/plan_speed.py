@@ -5,6 +5,9 @@ placed on it, its kernels are priced, its memory is shared out, and the curves o
 those too that do not divide, do not fit, or that a bound excludes. A point is a layout at one batch size and chunk
 budget, with its latencies and its rate. Bounded are those of which TPOT and rate are known, but not how long requests
 wait, for better ones stand before them however short that is. A pair is a prefill pool with a decode pool.
+
+The last two searches differ in nothing but sizes. What the further layouts of the last one cost is the speed of a large
+search: what a search does once, however many layouts it has, is in both.
 """
 
 import sys
@@ -39,6 +42,11 @@ CASES: tuple[dict[str, Any], ...] = (
         "gpus": tuple(sorted({2**power * odd for power in range(10) for odd in (1, 3) if 2**power * odd <= 512})),
         "context_parallel": True,
     },
+    {
+        "arch": ["deepseek-v3"], "rate": "10/s", "input": "8k", "output": "1k", "ttft_s": "2s", "tpot_s": "40ms",
+        "hw": ["h100-sxm", "h200-sxm", "b200-sxm", "a100-sxm"], "weights": ["own", "bf16", "nvfp4"],
+        "gpus": (1, 2, 4, 8, *range(16, 2049, 16)), "context_parallel": True,
+    },
 )  # fmt: skip
 ASKED: dict[str, Any] = {
     "hw": ["h100-sxm", "b200-sxm"], "gpus": (1, 2, 4, 8, 16, 32, 64), "trace": None, "skip_bad_lines": False,
@@ -58,6 +66,7 @@ def main() -> None:
     print(f"search of `plan`, CPU time, least of {RUNS} runs, one core\n")
     heads = ("layouts", "points", "bounded", "pairs", "layouts/s", "decided/s", "points/s")
     print(f"{'model':22}{'GPUs':>8}{'CPU s':>8}{''.join(f'{head:>11}' for head in heads)}")
+    known: list[tuple[int, float]] = []
     for case in CASES:
         inputs = read_inputs({**ASKED, **case})
         question = question_of(inputs, Load(inputs))._replace(every_point=False)
@@ -77,6 +86,9 @@ def main() -> None:
             f"{case['arch'][0]:22}{f'1..{question.most}':>8}{least:8.2f}{layouts:11,}{points:11,}{bounded:11,}{pairs:11,}"
             f"{layouts / least:11,.0f}{decided / least:11,.0f}{points / least:11,.0f}"
         )
+        known.append((layouts, least))
+    (few, before), (many, after) = known[-2:]
+    print(f"\nfurther layouts of the last search: {(many - few) / (after - before):,.0f} a second")
 
 
 if __name__ == "__main__":
