@@ -28,7 +28,7 @@ from costmodel.planning.load import Load
 from costmodel.planning.operating import line, places_wait
 from costmodel.planning.plan_row import plan_row
 from costmodel.planning.points import named, rank, undominated
-from costmodel.planning.pools import Pools
+from costmodel.planning.pools import Pools, certainly_beaten
 from costmodel.planning.prices import default_prices, prices_for
 from costmodel.planning.question import OBJECTIVES, Loaded, Question, load
 from costmodel.planning.search import BEATEN, Found, evaluate_batch, search
@@ -219,6 +219,17 @@ def test_pools_that_others_beat_are_dropped() -> None:
     # A good one, a slow one, a large one, the good one again; and the slow one as a pool of known size.
     found = pools([1.0, 2.0, 0.5, 1.0, 2.0], [8.0] * 5, [4.0, 4.0, 8.0, 4.0, 4.0], [0.0] * 4 + [1.0]).undominated()
     assert found.layout.tolist() == [2, 0, 4]
+
+
+def test_no_pool_is_left_out_before_it_is_built_that_no_other_beats() -> None:
+    random = numpy.random.default_rng(5)
+    gpus, rate, slow = random.integers(1, 40, 300) * 1.0, random.uniform(1, 9, 300), random.uniform(0.01, 2, 300)
+    place, zero = numpy.arange(300), numpy.zeros(300)
+    best = Pools((), place, place, zero, gpus, zero, slow, zero, rate, zero).undominated().layout
+    left = numpy.flatnonzero(~certainly_beaten(rate / gpus, gpus, slow))
+    assert len(best) > 5
+    assert len(left) < 150
+    assert set(best) <= set(left)
 
 
 def test_the_space_counts_everything() -> None:

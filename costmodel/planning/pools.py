@@ -55,7 +55,7 @@ class Pools(NamedTuple):
     def _best(self, order: Indices) -> Indices:
         """Of some pools, those that no other of them beats, the fastest first."""
         each, gpus, slow = self.rate[order] / self.gpus[order], self.gpus[order], (self.ttft_s + self.tpot_s)[order]
-        left = ~_beaten(each, gpus, slow)
+        left = ~certainly_beaten(each, gpus, slow)
         order, each, gpus, slow = order[left], each[left], gpus[left], slow[left]
         by = numpy.lexsort((gpus, -each, slow))
         order, each, gpus = order[by], each[by], gpus[by]
@@ -66,7 +66,7 @@ class Pools(NamedTuple):
         return order[kept]
 
 
-def _beaten(each: Array, gpus: Array, slow: Array) -> Truths:
+def certainly_beaten(each: Array, gpus: Array, slow: Array) -> Truths:
     """Which are certainly beaten: most of them, found without sorting. Latencies fall into sixteenths of octaves, of
     which a lower one is faster, and sizes into classes: a pool beats those that are at least as large as the end of its
     own, and is beaten by those that are no larger than the beginning."""
@@ -149,7 +149,7 @@ class Found(NamedTuple):
     def standing(self, stack: Stack) -> Indices:
         """The places of those that answer and are not certainly beaten."""
         gpus = self.gpus(stack)
-        return numpy.flatnonzero(numpy.isfinite(self.slow) & ~_beaten(self.rate / gpus, gpus, self.slow))
+        return numpy.flatnonzero(numpy.isfinite(self.slow) & ~certainly_beaten(self.rate / gpus, gpus, self.slow))
 
     def of(self, some: Indices) -> "Found":
         """Some of them."""
