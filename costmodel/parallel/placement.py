@@ -14,6 +14,7 @@ context parallel deployment), distributed/utils.py (get_pp_indices).
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, floor_div, maximum
@@ -122,29 +123,37 @@ def _local(architecture: Architecture, layout: Layout, ways: int, options: Optio
     for section, found in (("mixers", architecture.mixers), ("ffns", architecture.ffns)):
         local = {}
         for name, block in found.items():
+            ep = layout.ep if isinstance(block.dims, moe.Dims) else 1
             try:
-                local[name] = block._replace(dims=_local_dims(block, layout, ways, options))
+                local[name] = _local_block(block, ep, ways, options)
             except Impossible as error:
                 raise Impossible(f"{layout}: {architecture.name}, {section}.{name}: {error}") from None
-            problems = block.module.check(local[name].dims)
-            if problems:
-                raise Impossible(f"{layout}: {architecture.name}, {section}.{name}: {'; '.join(problems)}")
         blocks.append(local)
     return architecture._replace(mixers=blocks[0], ffns=blocks[1], V=-(-architecture.V // ways))
 
 
-def _local_dims(block: Block, layout: Layout, ways: int, options: Options) -> Any:
+@lru_cache(maxsize=65536)
+def _local_block(block: Block, ep: int, ways: int, options: Options) -> Block:
+    """A block as one of `ways` devices holds it, its experts spread over ep."""
+    local = block._replace(dims=_local_dims(block, ep, ways, options))
+    problems = block.module.check(local.dims)
+    if problems:
+        raise Impossible("; ".join(problems))
+    return local
+
+
+def _local_dims(block: Block, ep: int, ways: int, options: Options) -> Any:
     if not isinstance(block.dims, moe.Dims):
         return split_dims(block.dims, ways)
-    if layout.ep > block.dims.E:
-        raise Impossible(f"ep{layout.ep} exceeds the {block.dims.E} experts")
-    senders = max(1, layout.ep // ways)
+    if ep > block.dims.E:
+        raise Impossible(f"ep{ep} exceeds the {block.dims.E} experts")
+    senders = max(1, ep // ways)
     spread = Placement(
-        ep=layout.ep,
+        ep=ep,
         senders=senders,
         parts=ways if senders > 1 else 1,
         gathered=options.experts == "allgather",
-        hottest=options.imbalance if layout.ep > 1 else 1.0,
+        hottest=options.imbalance if ep > 1 else 1.0,
     )
     return moe.place(block.dims, ways, spread)
 

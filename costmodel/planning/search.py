@@ -20,7 +20,7 @@ from costmodel.planning.points import Candidate, Points, exceeded, rank, undomin
 from costmodel.planning.pools import joined
 from costmodel.planning.question import Loaded, Question, cache_formats, load, weight_formats
 from costmodel.planning.reach import NOBODY, Before
-from costmodel.planning.space import Count, Dimension, Task, Tasks, layouts
+from costmodel.planning.space import Count, Dimension, Layouts, Task, Tasks, layouts
 from costmodel.step import Step
 from costmodel.units import format_bytes
 
@@ -51,7 +51,7 @@ class Found(NamedTuple):
 def tasks_of(loaded: Loaded) -> tuple[list[Tasks], tuple[Dimension, ...], list[Count]]:
     """The space: its tasks, in batches of one device, formats and drafts, its dimensions, and what has no engine."""
     asked, model = loaded.question, loaded.model
-    spread = asked.layouts or tuple(layouts(model, asked.gpus, asked.context_parallel))
+    spread = Layouts(asked.layouts or layouts(model, asked.gpus, asked.context_parallel))
     batches, left_out = list[Tasks](), Counter[str]()
     used: dict[str, dict[str, None]] = {"weights": {}, "kv": {}}
     for hw, device in loaded.devices.items():
@@ -66,12 +66,12 @@ def tasks_of(loaded: Loaded) -> tuple[list[Tasks], tuple[Dimension, ...], list[C
                 batches += [Tasks(hw, weights, kv, draft, spread) for draft in asked.drafts]
     dimensions = (
         Dimension("devices", tuple(loaded.devices)),
-        Dimension("GPUs of a replica", tuple(map(str, asked.gpus))),
-        Dimension("layouts", tuple(map(str, spread))),
+        Dimension("GPUs of a replica", asked.gpus),
+        Dimension("layouts", spread),
         Dimension("weights", tuple(used["weights"])),
         Dimension("KV cache", tuple(used["kv"])),
-        Dimension("drafted tokens", tuple(map(str, asked.drafts))),
-        Dimension("chunk budgets", tuple(map(str, asked.budgets))),
+        Dimension("drafted tokens", asked.drafts),
+        Dimension("chunk budgets", asked.budgets),
         Dimension("pools", asked.modes),
     )
     return batches, dimensions, [Count("engines", count, why) for why, count in left_out.items()]

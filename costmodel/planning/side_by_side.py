@@ -67,10 +67,22 @@ class Rows(numpy.ndarray):
 
 
 def side_by_side(members: Sequence[Any]) -> Any:
-    """Values of one form as one, whose numbers are `Rows` where they differ. All else must be the same."""
+    """Values of one form as one, whose numbers are `Rows` where they differ. All else must be the same.
+
+    >>> from costmodel.parallel.layout import Layout
+    >>> one, other = Layout(tp=8), Layout(tp=4)
+    >>> beside = side_by_side([one, other, one, one, other])
+    >>> beside.tp[:, 0].tolist(), beside.pp
+    ([8.0, 4.0, 8.0, 8.0, 4.0], 1)
+    """
     first = members[0]
-    if len(set(map(id, members))) == 1:
+    apart = dict(zip(map(id, members), members, strict=True))
+    if len(apart) == 1:
         return first
+    if 2 * len(apart) < len(members) and not isinstance(first, int | float):
+        place = dict(zip(apart, range(len(apart)), strict=True))
+        rows = numpy.array([*map(place.__getitem__, map(id, members))])
+        return some_rows(side_by_side([*apart.values()]), rows, len(apart))
     if isinstance(first, int | float) and not isinstance(first, bool):
         return first if len(set(members)) == 1 else numpy.array(members, dtype=numpy.float64)[:, None].view(Rows)
     if isinstance(first, tuple) and hasattr(first, "_fields"):
@@ -140,6 +152,11 @@ def some_rows(value: Any, rows: Indices | slice, among: int) -> Any:
         return type(value)(*(some_rows(entry, rows, among) for entry in value))
     if isinstance(value, Mapping):
         return {name: some_rows(entry, rows, among) for name, entry in value.items()}
+    if is_dataclass(value):
+        kind: Any = type(value)
+        names, values = _values(kind)
+        entries = (some_rows(entry, rows, among) for entry in values(value))
+        return replace(value, **dict(zip(names, entries, strict=True)))  # type: ignore[type-var]
     return value
 
 

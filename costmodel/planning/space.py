@@ -4,7 +4,7 @@ Nothing is left out in silence: what a rule or a bound excludes is counted under
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from costmodel.architecture import Architecture
@@ -20,6 +20,17 @@ class Task(NamedTuple):
     kv: str | None
     draft_tokens: int
     layout: Layout
+
+
+class Layouts(tuple[Layout, ...]):
+    """Layouts by which what is found of all of them is kept: their hash is computed once."""
+
+    @cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 class Tasks(NamedTuple):
@@ -72,10 +83,10 @@ def _divisors(number: int) -> tuple[int, ...]:
 
 
 class Dimension(NamedTuple):
-    """One dimension of the space: what it is, and its values."""
+    """One dimension of the space: what it is, and its values, whose text names them."""
 
     name: str
-    values: tuple[str, ...]
+    values: Sequence[object]
 
 
 class Count(NamedTuple):

@@ -147,8 +147,10 @@ def print_space(form: str, dimensions: Sequence[Dimension], counts: Sequence[Cou
     emit("")
 
 
-def _few(values: Sequence[str]) -> str:
-    return ", ".join(values) if len(values) <= 12 else f"{', '.join(values[:4])} … {', '.join(values[-4:])}"
+def _few(values: Sequence[object]) -> str:
+    if len(values) <= 12:
+        return ", ".join(map(str, values))
+    return f"{', '.join(map(str, values[:4]))} … {', '.join(map(str, values[-4:]))}"
 
 
 def _thinned(points: Rows) -> list[Mapping[str, Any]]:
