@@ -571,6 +571,21 @@ def test_an_interrupted_search_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"tpot_s": "8ms", "ttft_s": None}, "TPOT"),
+        ({"tpot_s": None, "ttft_s": "100ms"}, "TTFT"),
+        ({"tpot_s": None, "ttft_s": None, "max_sequences": 16}, "max sequences"),
+        ({"tpot_s": None, "ttft_s": None, "input": "64k", "rate": "0.2/s"}, "memory"),
+        ({"pools": ["disaggregated"]}, "prefill: TTFT; decode: TPOT"),
+    ],
+)
+def test_a_plan_says_which_limit_a_fuller_engine_meets_first(changes: dict[str, Any], expected: str) -> None:
+    _, known, found = planned(**{"pools": ["aggregated"], **changes})
+    assert plan_row(known, assess(known, found.best[0]))["limited_by"] == expected
+
+
 def test_the_keys_of_a_plan_are_documented(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     assert run("--rate", "5/s", "--tpot", "20ms", "--requests", "200", "--out", str(path)).exit_code == 0
@@ -580,6 +595,7 @@ def test_the_keys_of_a_plan_are_documented(tmp_path: Path) -> None:
     for name in ("rows", "frontier", "replays", "launch", "space", "dimensions"):
         assert found[name], name
         assert {name, *found[name][0]} <= told, name
+    assert {value for of in found["dimensions"] for value in of["values"]} >= {"h100-sxm", "tp1", "tp2", "2048"}
 
 
 def test_a_figure_shows_a_panel_for_each_device(tmp_path: Path) -> None:

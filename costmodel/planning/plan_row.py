@@ -140,10 +140,10 @@ def limit(loaded: Loaded, found: Assessment) -> str:
 
 def _role_limit(loaded: Loaded, role: Role) -> str:
     level, at = loaded.question.level, role.at(loaded)
-    column = 0 if at.rate.shape[1] == 1 else role.column
+    column = 0 if len(at.rate) == 1 else role.column
     over = {
-        "TTFT": at.ttft_s[:, column] > (math.inf if level.ttft_s is None or role.name == "decode" else level.ttft_s),
-        "TPOT": at.tpot_s[:, column] > (math.inf if level.tpot_s is None or role.name == "prefill" else level.tpot_s),
+        "TTFT": at.ttft_s[column] > (math.inf if level.ttft_s is None or role.name == "decode" else level.ttft_s),
+        "TPOT": at.tpot_s[column] > (math.inf if level.tpot_s is None or role.name == "prefill" else level.tpot_s),
     }
     first = {name: int(where.argmax()) for name, where in over.items() if where.any()}
     if first:

@@ -77,7 +77,7 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
         "frontier": [row for answer in answers for row in answer.frontier],
         "replays": [row for answer in answers for row in answer.checks],
         "launch": [row for answer in answers for row in answer.starts],
-        "dimensions": [dimension._asdict() for dimension in dimensions],
+        "dimensions": [{"name": name, "values": [str(value) for value in values]} for name, values in dimensions],
         "space": [count._asdict() for count in counts],
         "closest": [row for answer in answers if not answer.found.best for row in answer.rows],
     }
