@@ -39,9 +39,8 @@ class Layout(NamedTuple):
         >>> str(Layout(dp=8, ep=8)), str(Layout())
         ('dp8ep8', 'tp1')
         """
-        tp, pp, ep, dp, cp = self
-        degrees = zip(("dp", "tp", "cp", "ep", "pp"), (dp, tp, cp, ep, pp), strict=True)
-        return "".join([f"{name}{degree}" for name, degree in degrees if degree > 1]) or "tp1"
+        parts = [f"{name}{getattr(self, name)}" for name in ("dp", "tp", "cp", "ep", "pp") if getattr(self, name) > 1]
+        return "".join(parts) or "tp1"
 
 
 class Workers(NamedTuple):

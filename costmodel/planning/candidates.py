@@ -35,9 +35,8 @@ FITS = "memory: weights, buffers and one sequence do not fit"
 
 
 def evaluate(loaded: Loaded, tasks: Tasks, bounds: bool = True, before: Before = NOBODY) -> list[Outcome]:
-    """Everything about tasks, of some after others. bounds: leave out those for
-    which even perfect kernels would miss the service level, and those that better ones stand before. before: what
-    other tasks of the device left."""
+    """Everything about tasks, of some after others. bounds: leave out those for which even perfect kernels would miss
+    the service level, and those that better ones stand before. before: what other tasks of the device left."""
     asked = loaded.question
     stack, excluded = _stack(loaded, tasks, bounds)
     if stack is None:
@@ -77,7 +76,7 @@ def _stack(loaded: Loaded, tasks: Tasks, bounds: bool) -> tuple[Stack | None, li
         engines = Engines(loaded, tasks)
     except Impossible:
         return None, excluded
-    if not engines.tasks:
+    if not engines.spread.layouts:
         return None, excluded
     settings = asked.settings(engines.hw, max(asked.budgets), engines.draft_tokens)
     places = numpy.minimum(engines.room(settings).sequences, settings.max_sequences)
@@ -92,10 +91,9 @@ def _stack(loaded: Loaded, tasks: Tasks, bounds: bool) -> tuple[Stack | None, li
         return None, excluded
     kept = why[fitting] == ""
     chosen, times = fitting[kept], times._replace(split=times.split[kept])
-    chosen_tasks = tuple(engines.tasks[place] for place in chosen)
     degrees = engines.spread.degrees
     stack = Stack(
-        chosen_tasks,
+        tasks.chosen(engines.asked[chosen].tolist()),
         engines.model(engines.spread.placed[0]),
         degrees.gpus[chosen].astype(numpy.float64),
         (degrees.dp * degrees.pp)[chosen].astype(numpy.float64),
@@ -136,11 +134,11 @@ def _aggregated(
         left = outcome.fitting
         stack, curves, run, good = stack.of(some), curves.rows(some), run.of(some), good[some]
         left -= int(numpy.count_nonzero(good))
-    if not len(stack.tasks):
+    if not len(stack.gpus):
         return outcome._replace(beaten=left)
     at = operating(stack.model, work, curves, stack.places, stack.engines, run)
     held = good & holds(at.ttft_s, level.ttft_s) & holds(at.tpot_s, level.tpot_s)
-    some = numpy.arange(len(stack.tasks))
+    some = numpy.arange(len(stack.gpus))
     per_gpu = stack.tokens_per_s_gpu(run.rate, some[:, None, None], work.output)
     if not asked.every_point:
         # Engines of which no point is beyond those before add nothing to the frontier.
@@ -187,7 +185,7 @@ def _cloud(
     return Points(
         stack.tasks,
         asked.budgets,
-        asked.prices[stack.tasks[0].hw],
+        asked.prices[stack.tasks.hw],
         task,
         budget,
         at.n[task, size],
@@ -210,7 +208,7 @@ def _next_limits(
     further = numpy.minimum(size + 1, at.n.shape[1] - 1)
     more = distinct[task, further] & (further > size)
     later = (task, budget, numpy.where(more, further, size))
-    most = asked.engines[stack.tasks[0].hw].max_sequences
+    most = asked.engines[stack.tasks.hw].max_sequences
     full = numpy.where(stack.places[task, budget] < most, LIMITS.index("memory"), LIMITS.index("max sequences"))
     found = numpy.where(more & good[task, budget, further], LIMITS.index("speed per user"), full)
     for name, values in (("TPOT", at.tpot_s), ("TTFT", at.ttft_s)):

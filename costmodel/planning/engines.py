@@ -5,7 +5,7 @@ all devices, priced once for each, and the times of a layout are the sum of its 
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy
@@ -50,7 +50,7 @@ class Times(NamedTuple):
 class Engines:
     """The engines of tasks: of those by whose layout the model divides.
 
-    tasks: these. asked: their places among all.
+    asked: their places among all.
     """
 
     def __init__(self, loaded: Loaded, tasks: Tasks) -> None:
@@ -58,11 +58,15 @@ class Engines:
         self.key = self.hw, self.weights, self.kv, self.draft_tokens = tasks[:4]
         self.spread = loaded.spread(tasks.layouts, self.draft_tokens > 0)
         self.asked = self.spread.asked
-        self.tasks = [Task(*self.key, layout) for layout in self.spread.layouts]
         self.hardware = loaded.devices[self.hw]
         self.precision = loaded.precision(*self.key[:3])
         self.formats = formats_of(self.precision)
         self.grid = loaded.grid(self.hw, self.draft_tokens)
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """Those that have engines."""
+        return [Task(*self.key, layout) for layout in self.spread.layouts]
 
     def model(self, places: Places) -> EngineModel:
         """The engine of a layout, or of several side by side."""
@@ -93,7 +97,7 @@ class Engines:
         """Seconds in which the fullest device sends its part of a prompt's cache."""
         bandwidth = self.question.link_bandwidth or self.hardware.links.scale_out.bandwidth
         if not bandwidth:
-            return numpy.full(len(self.tasks), numpy.inf)
+            return numpy.full(len(self.asked), numpy.inf)
         tokens = round(self.question.work.input)
 
         def cache(placed: Placed, stage: Stage) -> Quantity:

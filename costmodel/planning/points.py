@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from costmodel.planning.engine_model import Array
 from costmodel.planning.question import Question
 from costmodel.planning.side_by_side import Indices
-from costmodel.planning.space import Task
+from costmodel.planning.space import Tasks
 from costmodel.planning.workload import Workload
 
 LIMITS = ("TTFT", "TPOT", "speed per user", "memory", "max sequences")
@@ -53,7 +53,7 @@ class Points(NamedTuple):
     task, budget, limit: places in tasks, budgets and LIMITS. price: USD per hour of a GPU.
     """
 
-    tasks: tuple[Task, ...]
+    tasks: Tasks
     budgets: tuple[int, ...]
     price: float
     task: Indices
@@ -70,7 +70,7 @@ class Points(NamedTuple):
 
     def candidate(self, row: int) -> Candidate:
         """One of them."""
-        task, gpus = self.tasks[self.task[row]], int(self.gpus[row])
+        task, gpus = self.tasks.one(self.task[row]), int(self.gpus[row])
         return Candidate(
             task.hw, task.weights, task.kv, task.draft_tokens, str(task.layout),
             self.budgets[self.budget[row]], float(self.sequences[row]),

@@ -161,7 +161,7 @@ def _that_prefill(asked: Question, stack: Stack, found: Found, budget: Indices, 
     found = found.of(numpy.flatnonzero(numpy.isfinite(found.slow)) if all_of_them else found.standing(stack))
     zero = numpy.zeros(len(found.engine))
     return Pools(
-        stack.layouts,
+        stack.tasks.layouts,
         found.engine,
         numpy.array(asked.budgets)[budget[found.engine]],
         found.replicas,
@@ -207,7 +207,7 @@ def _that_decode(asked: Question, stack: Stack, found: Found, sequences: Array) 
     left = found.standing(stack)
     found = found.of(left)
     return Pools(
-        stack.layouts,
+        stack.tasks.layouts,
         found.engine,
         numpy.full(len(left), min(asked.budgets)),
         found.replicas,

@@ -22,12 +22,12 @@ def only_prefill(asked: Question, stack: Stack, outcome: Outcome) -> Outcome:
     within = holds(pools.ttft_s, asked.level.ttft_s)
     # Engines that are kept busy, whatever the load.
     kept = within & (pools.replicas == 0)
-    full = numpy.zeros(len(stack.tasks))
+    full = numpy.zeros(len(stack.gpus))
     numpy.maximum.at(full, pools.layout[kept], (pools.rate / pools.gpus)[kept])
     rows = numpy.flatnonzero(within & (pools.replicas > 0) & (pools.gpus >= min(asked.gpus)))
     plans: tuple[Candidate, ...] = ()
     if len(rows):
-        usd, gpus, ttft = (pools.gpus * asked.prices[stack.tasks[0].hw])[rows], pools.gpus[rows], pools.ttft_s[rows]
+        usd, gpus, ttft = (pools.gpus * asked.prices[stack.tasks.hw])[rows], pools.gpus[rows], pools.ttft_s[rows]
         best = {"cost": usd, "gpus": gpus, "latency": ttft, "throughput": -full[pools.layout[rows]]}[asked.optimize]
         plans = tuple(
             _candidate(asked, stack, pools, int(rows[place]), int(pools.replicas[rows[place]]), full)
@@ -57,7 +57,7 @@ def _closest(asked: Question, stack: Stack, pools: Pools, full: Array) -> Candid
 
 def _candidate(asked: Question, stack: Stack, pools: Pools, row: int, count: int, full: Array) -> Candidate:
     """So many replicas as a plan."""
-    task, place = stack.tasks[pools.layout[row]], pools.layout[row]
+    task, place = stack.tasks.one(pools.layout[row]), pools.layout[row]
     single = pools.replicas[row] == 0
     gpus, rate = count * int(stack.gpus[place]), float(pools.rate[row]) * (count if single else 1)
     ttft = float(pools.ttft_s[row])

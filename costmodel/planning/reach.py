@@ -62,7 +62,7 @@ def could_matter(asked: Question, stack: Stack, run: Running, good: Truths, befo
     near = numpy.flatnonzero(fast & soon)
     engine = near // good[0].size
     per_gpu = stack.tokens_per_s_gpu(run.rate.reshape(-1)[near], engine, asked.work.output)
-    found = numpy.zeros(len(stack.tasks), dtype=bool)
+    found = numpy.zeros(len(stack.gpus), dtype=bool)
     found[engine[before.passed_by(tpot.reshape(-1)[near], per_gpu)]] = True
     # A plan lies between two batch sizes, of which at least one keeps each limit, and answers less than the larger.
     able = _or_the_one_before(fast) & _or_the_one_before(soon)

@@ -85,7 +85,7 @@ class Fleet:
         within = numpy.flatnonzero(holds(ttft, level.ttft_s) & holds(tpot, level.tpot_s))
         if not len(within):
             return ()
-        usd = gpus[within] * asked.prices[stack.tasks[0].hw]
+        usd = gpus[within] * asked.prices[stack.tasks.hw]
         rate, full = (each * many)[within], self.full[engine[within], column[within]]
         best = {"cost": usd / rate, "gpus": gpus[within], "latency": e2e[within], "throughput": -full}[asked.optimize]
         chosen = first_of(best, usd, e2e[within], KEPT)
@@ -101,7 +101,7 @@ class Fleet:
 
     def closest(self) -> Candidate | None:
         """Where no plan holds the service level: the one that comes closest with all GPUs."""
-        found = [near for place in range(len(self.stack.tasks)) if (near := self._closest(place)) is not None]
+        found = [near for place in range(len(self.stack.gpus)) if (near := self._closest(place)) is not None]
         return min(found, key=lambda plan: exceeded(self.asked, plan)[0], default=None)
 
     def _closest(self, place: int) -> Candidate | None:
@@ -133,7 +133,7 @@ class Fleet:
 
     def _candidate(self, place: int, column: int, count: int, values: Sequence[float]) -> Candidate:
         """A plan; values: sequences, TTFT, TPOT, seconds of a request, and requests per second."""
-        task, gpus = self.stack.tasks[place], count * int(self.stack.gpus[place])
+        task, gpus = self.stack.tasks.one(place), count * int(self.stack.gpus[place])
         n, ttft, tpot, e2e, rate = values
         return Candidate(
             task.hw, task.weights, task.kv, task.draft_tokens, str(task.layout), self.asked.budgets[column], n, count,

@@ -123,12 +123,17 @@ def _what_would_fit(loaded: Loaded, outcomes: Sequence[Outcome]) -> str:
     """By how much the best of the layouts that memory excludes misses, and what would make it fit."""
     asked = loaded.question
     nearest: tuple[float, float, float, Task] | None = None
-    missed = [
-        outcome.tasks.one(place) for outcome in outcomes for place, why in enumerate(outcome.excluded) if why == FITS
-    ]
-    for _, group in groupby(missed, key=lambda task: task[:4]):
+    for _, group in groupby(outcomes, key=lambda outcome: outcome.tasks[:4]):
         alike = list(group)
-        engines = Engines(loaded, Tasks(*alike[0][:4], tuple(task.layout for task in alike)))
+        missed = tuple(
+            layout
+            for outcome in alike
+            for layout, why in zip(outcome.tasks.layouts, outcome.excluded, strict=True)
+            if why == FITS
+        )
+        if not missed:
+            continue
+        engines = Engines(loaded, alike[0].tasks._replace(layouts=missed))
         found = engines.room(asked.settings(engines.hw, min(asked.budgets)))
         lacking = found.each - found.free.max(axis=1)
         place = int(lacking.argmin())

@@ -3,7 +3,7 @@
 Nothing is left out in silence: what a rule or a bound excludes is counted under its name.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from typing import NamedTuple
 
@@ -49,6 +49,10 @@ class Tasks(NamedTuple):
     def of(self, places: slice) -> "Tasks":
         """Some of them."""
         return self._replace(layouts=self.layouts[places])
+
+    def chosen(self, places: Iterable[int]) -> "Tasks":
+        """Those at these places."""
+        return self._replace(layouts=tuple(map(self.layouts.__getitem__, places)))
 
 
 def layouts(model: Architecture, sizes: Sequence[int], context_parallel: bool = False) -> Iterator[Layout]:

@@ -1,15 +1,13 @@
 """Engines of a search side by side: those that share device, formats and drafts, the first axis of arrays."""
 
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy
 
-from costmodel.parallel.layout import Layout
 from costmodel.planning.curves import Curves, Timed, Truths, between, engine_curves
 from costmodel.planning.engine_model import Array, EngineModel
 from costmodel.planning.side_by_side import Indices
-from costmodel.planning.space import Task
+from costmodel.planning.space import Tasks
 
 
 class Stack(NamedTuple):
@@ -17,7 +15,7 @@ class Stack(NamedTuple):
     each engine can have under way, by chunk budget. timed: what their times are made of. mixed: prompts and decoding
     sequences share iterations. send_s: of a prompt's cache to another pool."""
 
-    tasks: tuple[Task, ...]
+    tasks: Tasks
     model: EngineModel
     gpus: Array
     engines: Array
@@ -26,15 +24,10 @@ class Stack(NamedTuple):
     mixed: bool
     send_s: Array
 
-    @property
-    def layouts(self) -> tuple[Layout, ...]:
-        """Those of the tasks."""
-        return tuple(map(attrgetter("layout"), self.tasks))
-
     def of(self, some: Indices) -> "Stack":
         """Some of them."""
         return Stack(
-            tuple(map(self.tasks.__getitem__, some.tolist())),
+            self.tasks.chosen(some.tolist()),
             self.model,
             self.gpus[some],
             self.engines[some],
