@@ -252,6 +252,21 @@ def test_every_operator_offers_what_a_fit_and_a_judgement_need() -> None:
             assert one.family in families, name
 
 
+def test_latent_attention_runs_torchs_fused_kernel_on_a_cpu() -> None:
+    """With values narrower than keys torch writes every score of the square, which no engine's kernel does."""
+    from torch.profiler import ProfilerActivity, profile
+
+    operator = runner("mla-prefill")
+    shape = operator.points(facts("cpu"), "quick")[0].shape
+    (implementation,) = (each for each in operator.implementations if "cpu" in each.devices)
+    inputs = operator.inputs(shape, torch.device("cpu"), torch.Generator().manual_seed(0))
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        (out,) = implementation.run(shape, inputs)
+    assert any("flash_attention_for_cpu" in event.name for event in trace.events())
+    (expected_out,) = operator.reference(shape, {name: x.double() for name, x in inputs.items()})
+    torch.testing.assert_close(out.double(), expected_out, rtol=1e-4, atol=1e-5)
+
+
 def test_describing_an_operator_needs_no_torch() -> None:
     code = (
         "import sys; from validation.runners import runners\n"

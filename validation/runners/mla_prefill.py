@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.mla_prefill import mla_prefill
-from validation.runners import Planned, Runner, Shape, planned, shapes
+from validation.runners import Implementation, Inputs, Outputs, Planned, Runner, Shape, planned, shapes
 from validation.runners import _attention as shared
 from validation.runners.prefill_attention import reference
 
@@ -18,6 +18,19 @@ COLUMNS = f"{shared.COLUMNS} head_dim v_head_dim"
 def kernels(shape: Shape) -> list[Kernel]:
     """The fused kernel."""
     return [mla_prefill("attention", shared.attention_of(shape))]
+
+
+def filled(shape: Shape, inputs: Inputs) -> Outputs:
+    """Values filled with zeros up to the width of the keys, and the output cut again.
+
+    On a CPU torch's fused kernel has one width for both; without it every score of the square is written and read back
+    several times. Source: vllm-project/vllm, vllm/v1/attention/backends/mla/common.py (`_pad_v`), for the same reason.
+    """
+    import torch
+
+    q, v = inputs["q"], inputs["v"]
+    wide = torch.nn.functional.pad(v, (0, q.shape[-1] - v.shape[-1]))
+    return (shared.sdpa(q, inputs["k"], wide, is_causal=True)[..., : v.shape[-1]],)
 
 
 def expanded(key: int, value: int, *rows: tuple[int, int, int]) -> list[tuple[int, ...]]:
@@ -51,7 +64,10 @@ RUNNER = Runner(
     kernels=kernels,
     inputs=shared.inputs,
     reference=reference,
-    implementations=shared.implementations(shared.causal, shared.whole_sequence),
+    implementations=(
+        Implementation("torch.sdpa-filled", ("cpu",), filled, supports=shared.whole_sequence),
+        *shared.backends(shared.causal, shared.whole_sequence),
+    ),
     points=points,
     small=shared.small,
 )
