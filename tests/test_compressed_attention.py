@@ -258,6 +258,27 @@ def test_output_is_projected_by_groups() -> None:
 # Relations
 
 
+def test_sglang_copies_outputs_of_groups_into_rows() -> None:
+    """A row or a group alone lies right."""
+    narrow = Precision("fp8_block", {"default": "bf16", "mixer": "fp8_block"}, kv="fp8")
+
+    def seconds(tokens: int, groups: int, library: str, joined: bool = True) -> float:
+        d = replace(FLASH_HCA, g=groups, H=8 * groups)
+        kernels = hca.kernels(d, 4096, Step(B=tokens, S=1, P=1024, phase="decode"), narrow)
+        (grouped,) = (kernel for kernel in kernels if kernel.name == "o_a_proj")
+        assert grouped.shape.joined
+        theta = {**grouped.form.priors(), **grouped.form.built.get(library, {})}
+        kernel = grouped._replace(shape=grouped.shape._replace(joined=joined))
+        return float(kernel.form.terms(kernel, load_hardware("b200-sxm"), theta).total())
+
+    assert seconds(8, 8, "vllm") == seconds(8, 8, "vllm", joined=False)
+    copied = seconds(8, 8, "sglang") - seconds(8, 8, "sglang", joined=False)
+    assert 3e-6 < copied < 4e-6
+    for tokens, groups in ((1, 8), (8, 1)):
+        apart = seconds(tokens, groups, "sglang", joined=False)
+        assert seconds(tokens, groups, "sglang") == apart
+
+
 def test_uncompressed_entries_are_all_earlier_tokens() -> None:
     for step, name in ((prefill(300, P=41), "prefill"), (decode(777), "decode")):
         full = pairs.causal(step.P, step.S) + pairs.window(step.P, step.S, 128)

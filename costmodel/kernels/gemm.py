@@ -46,6 +46,8 @@ BLOCKS_A_UNIT = 8
 """Blocks of the quantisation, of 256 threads, that share an SM."""
 MANY_BLOCKS = 2
 """Blocks on every SM from which blocks of several rows are used."""
+IN_PLACE, COPIED = 1, 2
+"""Values of `joining`: outputs of several products are written where they belong, or copied there."""
 NO_SPLIT_S = 1e-4
 """Cost of a reduction from which a fit of a library that cuts no k starts."""
 THROTTLING_S = 3e-4
@@ -56,7 +58,7 @@ class Gemm(NamedTuple):
     """Shape of a product: output m × n, inner k, `batch` independent ones, dtypes of both operands.
 
     parameters says whether the [k × n] operand is a parameter (counted as weight bytes). source is the dtype in which
-    activations arrive.
+    activations arrive. joined: the outputs of all products stand side by side in the rows of the next one.
     """
 
     m: Quantity
@@ -68,6 +70,7 @@ class Gemm(NamedTuple):
     output: str = "bf16"
     parameters: bool = True
     source: str = "bf16"
+    joined: bool = False
 
     @property
     def length(self) -> Quantity:
@@ -115,6 +118,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     Of the tiles that a library ranks, and of cutting k or not, the fastest is taken; a published table fixes the tile
     and never cuts k.
     """
+    copied = kernel.shape.joined and round(nominal(theta["joining"], IN_PLACE)) == COPIED
     shape: Gemm = kernel.shape
     units, pace = hardware.compute.units, _pace(kernel, hardware, theta)
     dispatch = round(nominal(theta["dispatch"], RANKED))
@@ -131,7 +135,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         tensor=busy * computes,
         memory=_memory_seconds(kernel, hardware, theta) + _reread_seconds(shape, hardware, theta),
         chain=busy * (1.0 - computes),
-        launch=theta["launch_s"] + _quantise_seconds(kernel, hardware, theta),
+        launch=theta["launch_s"]
+        + _quantise_seconds(kernel, hardware, theta)
+        + (_joining_seconds(kernel, hardware, theta) if copied else 0.0),
         overlap=_overlap(shape, units, theta),
     )
 
@@ -247,6 +253,18 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
     )
 
 
+def _joining_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    """A pass over outputs that lie product by product, into rows; a single row or product lies right already. Where
+    operands are narrow it is their scales that are laid out anew, for as long in decode.
+
+    Source: sgl-project/sglang, python/sglang/srt/models/deepseek_v4.py (einsum "tgd,grd->tgr", then flatten).
+    """
+    shape: Gemm = kernel.shape
+    moved = 2 * shape.m * shape.batch * shape.n * element_bytes(shape.output)
+    seconds = theta["join_s"] + memory_seconds(_returning(kernel), hardware, theta, moved)
+    return where(shape.m > 1, where(shape.batch > 1, seconds, 0.0), 0.0)
+
+
 def quantises(shape: Gemm) -> bool:
     """Whether activations arrive wider than they are multiplied."""
     return element_bytes(shape.activations) < element_bytes(shape.source)
@@ -293,6 +311,8 @@ PARAMETERS = (
     Parameter("element_s", 6e-11, 1.0, 1e-12, 5e-9, "s", "an element in the chain of such a block"),
     Parameter("dispatch", 1.0, 0.0, 1.0, 3.0, "1", "tile: 1 the fastest, 2 by vLLM's table, 3 by SGLang's"),
     Parameter("rows_a_block", 1.0, 0.0, 1.0, 8.0, "1", "rows that a block of the quantisation takes of many"),
+    Parameter("joining", 1.0, 0.0, 1.0, 2.0, "1", "outputs of several products: 1 written into rows, 2 copied there"),
+    Parameter("join_s", 3e-6, 0.4, 0.5e-6, 1e-5, "s", "launch of the copy of outputs of several products into rows"),
     Parameter("apart", 0.55, 0.8, 0.01, 1.0, "1", "share of block_s that hides behind no other tile's products"),
     Parameter("few_step", 2.0, 0.4, 0.2, 8.0, "1", "time of a step of k of a tile of 16 rows, over what size implies"),
     Parameter("few_block", 0.2, 0.5, 0.05, 5.0, "1", "block_s of a tile of 16 rows over that of a full one"),
@@ -317,7 +337,7 @@ FORM = Form(
     backward=backward,
     sources=("NVIDIA, Matrix Multiplication Background User's Guide", "CUTLASS, Efficient GEMM in CUDA"),
     model_spread=0.18,
-    built={"sglang": {"rows_a_block": 8.0}},
+    built={"sglang": {"rows_a_block": 8.0, "joining": 2.0}},
     starts=({"split_s": NO_SPLIT_S}, {"dispatch": float(VLLM)}, {"dispatch": float(SGLANG)}),
     elsewhere=("area_share", "reread"),
 )

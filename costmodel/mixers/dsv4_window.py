@@ -158,6 +158,7 @@ def out_of_heads(d: Dims, D: Quantity, step: Step, precision: Precision) -> list
         weights=precision.weight("mixer"),
         output=precision.hidden,
         source=operand,
+        joined=True,
     )
     return [
         elementwise(
