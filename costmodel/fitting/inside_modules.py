@@ -12,7 +12,7 @@ HELD, LOOSE = 0.5, 2.0
 """Shares of a prior spread: where a kernel is nearly what was found of it elsewhere, and where that says little."""
 MOVED: Mapping[str, Mapping[str, float]] = {
     "gemm": {
-        **dict.fromkeys(("launch_s", "quantise_s"), LOOSE),
+        **dict.fromkeys(("launch_s", "quantise_s", "join_s"), LOOSE),
         **dict.fromkeys(("tensor_efficiency", "memory_efficiency"), 1.0),
         **dict.fromkeys(("l2_over_hbm", "l2_share", "block_bandwidth", "wave_weight", "overlap", "crowding"), HELD),
         **dict.fromkeys(("block_s", "apart", "split_k", "split_s", "few_step", "few_block"), HELD),

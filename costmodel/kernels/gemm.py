@@ -118,8 +118,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     Of the tiles that a library ranks, and of cutting k or not, the fastest is taken; a published table fixes the tile
     and never cuts k.
     """
-    copied = kernel.shape.joined and round(nominal(theta["joining"], IN_PLACE)) == COPIED
     shape: Gemm = kernel.shape
+    copied = shape.joined and round(nominal(theta["joining"], IN_PLACE)) == COPIED
     units, pace = hardware.compute.units, _pace(kernel, hardware, theta)
     dispatch = round(nominal(theta["dispatch"], RANKED))
     published = None if dispatch == RANKED else published_tile(shape, hardware.generation, dispatch)
