@@ -9,7 +9,19 @@ from costmodel.calibration_entry import read_entry
 from costmodel.errors import BadInput
 from costmodel.ffns import moe
 from costmodel.hardware import load_hardware
-from costmodel.kernels.attention import IN_ORDER, PREFILL, Attention, around, attention, tile, unrotated
+from costmodel.kernels.attention import (
+    BESIDE,
+    IN_ORDER,
+    IN_ORDER_OF_TWO,
+    PREFILL,
+    Attention,
+    around,
+    attention,
+    blocks_of_a_unit,
+    reread,
+    tile,
+    unrotated,
+)
 from costmodel.kernels.base import Form, Kernel
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.grouped_gemm import active_experts
@@ -228,6 +240,38 @@ def test_under_a_mask_the_longest_tile_comes_last_where_blocks_do_not_stay() -> 
         - PREFILL.terms(attention("a", TRAINED._replace(block_per_tile=True, bidirectional=True)), H100, theta).launch
     )
     assert tail == pytest.approx(IN_ORDER * staying.chain, rel=1e-6)
+
+
+def test_two_blocks_of_flash_attention_2_share_a_unit_and_wait_side_by_side() -> None:
+    theta = {**PREFILL.priors(), "launch_s": 1e-6, "exposed": 1e-9, "overlap": 1.2, "wave_weight": 0.01}
+    a = TRAINED._replace(bidirectional=True)
+    two, one = (PREFILL.terms(attention("a", a._replace(dk=width, dv=width)), A100, theta) for width in (128, 192))
+    assert two.launch - 1e-6 == pytest.approx(0.5 * (one.launch - 1e-6), rel=0.02)
+    assert (two.overlap, one.overlap) == (BESIDE, 1.2)
+    for other in (a._replace(appends=True), a._replace(backward=True)):
+        assert blocks_of_a_unit(other, "ampere") == 1
+    assert blocks_of_a_unit(a, "hopper") == 1
+
+
+def test_two_blocks_under_a_mask_end_on_a_whole_longest_tile() -> None:
+    theta = {**PREFILL.priors(), "alone": 1.0}
+    shared = PREFILL.terms(attention("a", TRAINED), A100, theta)
+    unmasked = PREFILL.terms(attention("a", TRAINED._replace(bidirectional=True)), A100, theta)
+    assert shared.launch - unmasked.launch == pytest.approx(IN_ORDER_OF_TWO * unmasked.chain, rel=0.05)
+
+
+def test_warps_of_sixteen_rows_read_keys_and_values_twice_as_often() -> None:
+    theta = PREFILL.priors()
+    a = TRAINED._replace(bidirectional=True, Hkv=8, H=8, dk=256, dv=256)
+    trained, served = (
+        PREFILL.terms(attention("a", a._replace(appends=appends)), A100, {**theta, "large_tiles": 1.0, "packing": 1e-3})
+        for appends in (False, True)
+    )
+    assert 1.05 < trained.tensor / served.tensor < 2.0
+    narrow = a._replace(dk=128, dv=128)
+    assert reread(narrow, A100, 1e-15) == 1.0
+    assert reread(a, A100, 1e-30) == pytest.approx(2.0)
+    assert reread(a, A100, 1.0) == pytest.approx(1.0)
 
 
 def test_a_list_schedule_of_causal_tiles_ends_on_part_of_the_longest() -> None:

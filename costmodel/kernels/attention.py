@@ -267,6 +267,49 @@ IN_ORDER = 0.75
 Blocks are dispatched in the order of the queries, so that each head ends with its longest tile. A list schedule of
 such heads on 132 units gives 0.5 to 0.65 with one block on a unit and 0.8 to 1.1 with two that share it, whether a unit
 has 2 tiles or 30."""
+IN_ORDER_OF_TWO = 1.05
+"""The same where two blocks are known to share a unit: the median of that schedule over heads of 4 to 256 tiles, 8 to
+31 tiles a unit, where a block left alone goes on at the whole rate of its unit or at three quarters of it."""
+
+
+def of_one_length(a: Attention, generation: str) -> bool:
+    """Whether the kernel is the forward pass of FlashAttention-2 over sequences of one length whose keys lie in one
+    piece, of which what follows is known; with pages another kernel runs, with tiles of its own."""
+    return generation == "ampere" and not (a.appends or a.backward)
+
+
+def blocks_of_a_unit(a: Attention, generation: str) -> int:
+    """Thread blocks that share a unit, where that is known: two of FlashAttention-2's forward pass (`of_one_length`),
+    whose 128 threads hold up to 255 registers each and whose tiles take 48 to 96 KiB of shared memory ("since then we
+    can get 2 CTAs per SM"); one with widths of 129 to 192, which have 256 threads.
+
+    One block's prologue, and what it waits for, passes while the other multiplies.
+
+    Source: Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h (run_mha_fwd_hdim64 and others).
+    """
+    return 2 if of_one_length(a, generation) and not 128 < nominal(a.dk, 128) <= 192 else 1
+
+
+SHARED_BYTES = 128
+"""Bytes that a unit reads from shared memory in a clock."""
+
+
+def reread(a: Attention, hardware: Hardware, products: Quantity) -> Quantity:
+    """How much longer a tile's products take where a warp has 16 of its rows, and not 32: each warp reads all keys and
+    values of a tile from shared memory, beside its products (`products`: seconds of a pair).
+
+    FlashAttention-2's tiles have 32 rows a warp up to a width of 128, which its parameters stand for, and 16 above
+    (64 × 64 in 4 warps, 128 × 64 in 8), where half as many rows share a read. What `mma.sync` reaches on Hopper makes
+    that nearly as long as the products.
+
+    Source: Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h; bandwidth of shared memory:
+    CUDA C++ Programming Guide, compute capability 8.x and 9.0, 32 banks of 4 bytes.
+    """
+    if not of_one_length(a, hardware.generation) or nominal(a.dk, 128) <= 128:
+        return 1.0
+    read = 2 * (a.dk + a.dv) / (SHARED_BYTES * hardware.compute.units * hardware.compute.clock)
+    narrow, wide = (root(power(products, 2.0) + power(read / rows, 2.0), 2.0) for rows in (16, 32))
+    return narrow / wide
 
 
 def ends_on_longest(a: Attention, generation: str, theta: Mapping[str, float]) -> bool:
@@ -296,7 +339,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     overlaps with them is another matter: one block on an SM waits for Q and the first keys, so that a short tile's
     bytes nearly add to its products.
     One thread block occupies a unit, so loading Q and storing O overlap with little: rounds · block_s and a share of
-    their traffic are added to the launch, but once where blocks stay (`stays`). A kernel before that rotates Q
+    their traffic are added to the launch, but once where blocks stay (`stays`), and of two blocks that share a unit
+    side by side (`blocks_of_a_unit`). A kernel before that rotates Q
     (TensorRT-LLM) reads and writes it once more, at the bandwidth that it reaches. The longest tile bounds the time
     from below: the others run beside it, and a part of its keys goes to idle units where there are any. Where blocks
     are launched in the order of the queries, most of it comes after the others (`ends_on_longest`).
@@ -304,12 +348,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     a: Attention = kernel.shape
     units = hardware.compute.units
     tiles, pairs, longest = walk(a, hardware.generation, theta)
+    together = blocks_of_a_unit(a, hardware.generation)
     rounds = waves(tiles, units, theta["wave_weight"])
-    waited = 1.0 if stays(a, hardware.generation, theta) else rounds
+    waits = rounds if together == 1 else waves(tiles, units * together, theta["wave_weight"])
+    waited = 1.0 if stays(a, hardware.generation, theta) else waits
     idle = where(tiles < units, 1.0, maximum(rounds * units / tiles, 1.0))
     width = a.dk + a.dv
     peak = hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"]
     products = 2 * width * a.passes / peak
+    products = products * reread(a, hardware, products)
     special_peak = hardware.special_peak
     results = (2 if a.softcap else 1) * (SOFTMAX_BACKWARD if a.backward else 1)
     exponentials = results / (special_peak * theta["special_efficiency"]) if special_peak else 0.0
@@ -331,18 +378,21 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         chain=0.0 if last else alone,
         launch=theta["launch_s"] * kernel.launches
         + waited * theta["block_s"]
-        + (IN_ORDER * alone if last else 0.0)
+        + ((IN_ORDER if together == 1 else IN_ORDER_OF_TWO) * alone if last else 0.0)
         + combined * SPLIT_S
         + partials / (bandwidth * theta["l2_over_hbm"])
         + append_seconds(kernel, hardware, theta)
         + memory_seconds(kernel, hardware, theta, around(a))
         + exposed,
-        overlap=theta["overlap"],
+        overlap=theta["overlap"] if together == 1 else maximum(theta["overlap"], BESIDE),
     )
 
 
 SOFTMAX_OVERLAP = 2.0
 """The exponent of the p-norm of a tile's products and exponentials, of which other warps do one during the other."""
+BESIDE = SOFTMAX_OVERLAP
+"""The least exponent of a tile's arithmetic and its traffic where another block shares the unit, whose warps do one
+during the other as well."""
 
 MASKED = Parameter(
     "masked", 1e-6, 0.1, 1e-7, 1.0, "1", "share of the tiles outside the window that is walked all the same"
