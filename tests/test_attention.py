@@ -12,6 +12,7 @@ from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import (
     BESIDE,
     IN_ORDER,
+    IN_ORDER_OF_ONE,
     IN_ORDER_OF_TWO,
     PREFILL,
     Attention,
@@ -253,11 +254,31 @@ def test_two_blocks_of_flash_attention_2_share_a_unit_and_wait_side_by_side() ->
     assert blocks_of_a_unit(a, "hopper") == 1
 
 
+def test_blocks_that_stay_end_on_the_longest_tile_where_they_take_tiles_in_order() -> None:
+    theta = PREFILL.priors()
+    sorted_, ordered = (
+        PREFILL.terms(attention("a", TRAINED._replace(in_order=in_order)), H100, theta) for in_order in (False, True)
+    )
+    assert (sorted_.chain > 0, ordered.chain) == (True, 0)
+    assert ordered.launch - sorted_.launch == pytest.approx(IN_ORDER_OF_ONE * sorted_.chain)
+    unmasked = [TRAINED._replace(bidirectional=True, in_order=in_order) for in_order in (False, True)]
+    first, second = (PREFILL.terms(attention("a", a), H100, theta) for a in unmasked)
+    assert first == second
+
+
 def test_two_blocks_under_a_mask_end_on_a_whole_longest_tile() -> None:
     theta = {**PREFILL.priors(), "alone": 1.0}
     shared = PREFILL.terms(attention("a", TRAINED), A100, theta)
     unmasked = PREFILL.terms(attention("a", TRAINED._replace(bidirectional=True)), A100, theta)
     assert shared.launch - unmasked.launch == pytest.approx(IN_ORDER_OF_TWO * unmasked.chain, rel=0.05)
+
+
+def test_without_pingpong_tiles_take_as_much_longer_as_flash_attention_3_measured() -> None:
+    theta = PREFILL.priors()
+    taking_turns = PREFILL.terms(attention("a", TRAINED), H100, theta)
+    not_so = PREFILL.terms(attention("a", TRAINED._replace(pingpong=False)), H100, theta)
+    assert not_so.tensor == pytest.approx(taking_turns.tensor * 630 / 570)
+    assert (not_so.memory, not_so.launch) == (taking_turns.memory, taking_turns.launch)
 
 
 def test_warps_of_sixteen_rows_read_keys_and_values_twice_as_often() -> None:

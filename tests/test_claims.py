@@ -20,6 +20,7 @@ from costmodel.analysis.claims.setups import SetUp, calibration_of, device_of, m
 from costmodel.analysis.claims.steps import _counted_kernels, kernels_of, time
 from costmodel.analysis.claims.values import Value, counted, cut, less, more
 from costmodel.analysis.claims.wording import commands
+from costmodel.analysis.comparisons import papers_folder
 from costmodel.calibration_files import find_calibration
 from costmodel.cli import app
 from costmodel.errors import BadInput
@@ -157,6 +158,24 @@ def test_kernels_of_another_implementation_are_less_certain_and_no_other_time() 
     spread = between_libraries()["prefill-attention"]
     assert math.log(of_another.high / of_another.value) > 1.28 * spread
     assert (time(own).basis, of_another.basis) == ("fitted", "transferred")
+
+
+def test_a_block_for_every_tile_makes_a_started_round_of_a_product_a_whole_one() -> None:
+    settings = ("ffns.ffn.d_ff=4096",)
+    architecture = str(papers_folder() / "tilelang" / "one-gemm.yaml")
+    product = SetUp(
+        architecture=architecture,
+        settings=settings,
+        hardware="h100-sxm",
+        phase="prefill",
+        kernels=("down_proj",),
+        context=8192,
+    )
+    tuned = product._replace(block_per_tile=True)
+    assert time(product).value < time(tuned).value < 1.05 * time(product).value
+    # 8448 rows of 128 are 66 times 64 tiles of 128 x 128: whole rounds of 132 units.
+    even = (product._replace(context=8448), tuned._replace(context=8448))
+    assert time(even[1]).value == pytest.approx(time(even[0]).value, rel=2e-3)
 
 
 def test_the_step_of_an_engine_is_as_uncertain_as_its_predictions_of_unseen_models() -> None:

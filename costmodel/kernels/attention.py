@@ -38,7 +38,8 @@ class Attention(NamedTuple):
     dtypes; c: tokens of a chunk, outside which a query sees nothing, or None; passes: FLOPs of a pair over those of the
     forward pass. appends: the new keys and values are written into a cache first, which training does not have.
     backward: the kernel is that of the gradients. block_per_tile: the launch has a thread block for every query tile,
-    whatever the device's own kernels do.
+    whatever the device's own kernels do. in_order: blocks that stay take a head's tiles in the order of its queries, not
+    the longest first. pingpong: on Hopper, warpgroups take turns at products and softmax.
     """
 
     B: Quantity
@@ -61,6 +62,8 @@ class Attention(NamedTuple):
     appends: bool = True
     backward: bool = False
     block_per_tile: bool = False
+    in_order: bool = False
+    pingpong: bool = True
 
     @property
     def length(self) -> Quantity:
@@ -267,9 +270,10 @@ IN_ORDER = 0.75
 Blocks are dispatched in the order of the queries, so that each head ends with its longest tile. A list schedule of
 such heads on 132 units gives 0.5 to 0.65 with one block on a unit and 0.8 to 1.1 with two that share it, whether a unit
 has 2 tiles or 30."""
-IN_ORDER_OF_TWO = 1.05
-"""The same where two blocks are known to share a unit: the median of that schedule over heads of 4 to 256 tiles, 8 to
-31 tiles a unit, where a block left alone goes on at the whole rate of its unit or at three quarters of it."""
+IN_ORDER_OF_ONE, IN_ORDER_OF_TWO = 0.62, 1.05
+"""The same where one block is known to have a unit to itself, and where two are known to share it: the medians of that
+schedule over heads of 4 to 256 tiles, 8 to 31 tiles a unit; of two, one left alone goes on at the whole rate of the
+unit or at three quarters of it."""
 
 
 def of_one_length(a: Attention, generation: str) -> bool:
@@ -312,16 +316,24 @@ def reread(a: Attention, hardware: Hardware, products: Quantity) -> Quantity:
     return narrow / wide
 
 
-def ends_on_longest(a: Attention, generation: str, theta: Mapping[str, float]) -> bool:
-    """Whether a block per tile is launched in the order of the queries under a causal mask: on Ampere always, on Hopper
-    for sequences of one length where blocks do not stay (those of varied lengths are sorted).
+def last_share(a: Attention, generation: str, theta: Mapping[str, float]) -> float:
+    """Of the longest tile, what comes after all others where a causal launch takes tiles in the order of the queries;
+    0 where it does not.
+
+    With a block per tile on Ampere always, on Hopper for sequences of one length (those of varied lengths are sorted).
+    Blocks that stay take the longest tile first since the end of 2024; in the kernels of FlashAttention-3's report
+    they took them in order (`in_order`).
 
     Source: Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h (grid of run_flash_fwd and
-    run_flash_splitkv_fwd) and hopper/tile_scheduler.hpp.
+    run_flash_splitkv_fwd) and hopper/tile_scheduler.hpp (get_block_coord of DynamicPersistentTileScheduler).
     """
-    masked = not a.bidirectional and a.w is None and a.c is None
-    in_order = generation == "ampere" or (generation == "hopper" and not a.appends)
-    return masked and in_order and not stays(a, generation, theta)
+    if a.bidirectional or a.w is not None or a.c is not None:
+        return 0.0
+    if stays(a, generation, theta):
+        return IN_ORDER_OF_ONE if a.in_order else 0.0
+    if blocks_of_a_unit(a, generation) > 1:
+        return IN_ORDER_OF_TWO
+    return IN_ORDER if generation == "ampere" or (generation == "hopper" and not a.appends) else 0.0
 
 
 SPLIT_S = 4e-6
@@ -343,7 +355,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     side by side (`blocks_of_a_unit`). A kernel before that rotates Q
     (TensorRT-LLM) reads and writes it once more, at the bandwidth that it reaches. The longest tile bounds the time
     from below: the others run beside it, and a part of its keys goes to idle units where there are any. Where blocks
-    are launched in the order of the queries, most of it comes after the others (`ends_on_longest`).
+    are launched in the order of the queries, most of it comes after the others (`last_share`).
     """
     a: Attention = kernel.shape
     units = hardware.compute.units
@@ -361,6 +373,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     results = (2 if a.softcap else 1) * (SOFTMAX_BACKWARD if a.backward else 1)
     exponentials = results / (special_peak * theta["special_efficiency"]) if special_peak else 0.0
     pair_s = root(power(products, SOFTMAX_OVERLAP) + power(exponentials, SOFTMAX_OVERLAP), SOFTMAX_OVERLAP)
+    pair_s = pair_s if a.pingpong else pair_s / WITHOUT_PINGPONG
     multiplies = where(products >= exponentials, 1.0, 0.0)
     busy = pairs * idle * pair_s
     possible = maximum(minimum(units / tiles, longest / (STEP * SPLIT_STEPS)), 1.0)
@@ -369,7 +382,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     partials = combined * splits * a.B * a.S * a.H * (a.dv + 1) * 8
     bandwidth = hardware.memory.hbm.bandwidth
     alone = longest * units * theta["alone"] * pair_s / splits
-    last = ends_on_longest(a, hardware.generation, theta)
+    last = last_share(a, hardware.generation, theta)
     exposed = theta["exposed"] * waited / rounds * memory_seconds(kernel, hardware, theta, a.B * a.S * a.H * width * 2)
     return Terms(
         tensor=busy * multiplies,
@@ -378,7 +391,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         chain=0.0 if last else alone,
         launch=theta["launch_s"] * kernel.launches
         + waited * theta["block_s"]
-        + ((IN_ORDER if together == 1 else IN_ORDER_OF_TWO) * alone if last else 0.0)
+        + last * alone
         + combined * SPLIT_S
         + partials / (bandwidth * theta["l2_over_hbm"])
         + append_seconds(kernel, hardware, theta)
@@ -390,6 +403,11 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
 SOFTMAX_OVERLAP = 2.0
 """The exponent of the p-norm of a tile's products and exponentials, of which other warps do one during the other."""
+WITHOUT_PINGPONG = 570 / 630
+"""Rate of FlashAttention-3's tiles where barriers do not make one warpgroup's softmax fall into the other's products:
+"from 570 TFLOPS to 620-640 TFLOPS for FP16 forward with head dimension 128 and sequence length 8192".
+
+Source: arXiv:2407.08608, section 3.1."""
 BESIDE = SOFTMAX_OVERLAP
 """The least exponent of a tile's arithmetic and its traffic where another block shares the unit, whose warps do one
 during the other as well."""

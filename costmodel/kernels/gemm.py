@@ -59,6 +59,8 @@ class Gemm(NamedTuple):
 
     parameters says whether the [k × n] operand is a parameter (counted as weight bytes). source is the dtype in which
     activations arrive. joined: the outputs of all products stand side by side in the rows of the next one.
+    block_per_tile: each tile, all of one size, has a thread block of its own, so that a started
+    round of them is a whole one.
     """
 
     m: Quantity
@@ -71,6 +73,7 @@ class Gemm(NamedTuple):
     parameters: bool = True
     source: str = "bf16"
     joined: bool = False
+    block_per_tile: bool = False
 
     @property
     def length(self) -> Quantity:
@@ -169,8 +172,9 @@ def _tiles_seconds(
         across = ceil_div(across, tile.cluster_columns) * tile.cluster_columns
     tiles = down * across * shape.batch
     resident = maximum(1.0 + SHARED * (2 * FULL / (rows + columns) - 1.0), 1.0)
-    alone = waves(tiles, units, theta["wave_weight"])
-    shared = waves(tiles, units * resident, theta["wave_weight"])
+    weight = 1.0 if shape.block_per_tile else theta["wave_weight"]
+    alone = waves(tiles, units, weight)
+    shared = waves(tiles, units * resident, weight)
     step = sized(tile, theta, "step") * (1.0 + theta["crowding"] * minimum(tiles / units, 1.0))
     flops = k * 2 * area * (1.0 + RAMP / root(area, 2)) * pace.flop_s * step
     feed = k * (pace.row_bytes * minimum(m, rows) + pace.column_bytes * minimum(n, columns)) * pace.byte_s * step

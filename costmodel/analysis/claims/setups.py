@@ -35,8 +35,10 @@ class SetUp(NamedTuple):
     Ampere multiply by `mma.sync`, and in their own tiles, wherever they run. calibration: instead, a file beside the
     claim with parameters of the claim's own kernels, fitted to other numbers of its tables, or to another source's
     tables, in whose folder it is (`validation/paper_kernels.py`). substitute: the kernels are of another implementation
-    than the measured ones. block_per_tile: no thread block stays for several query tiles, as FlashAttention-3's do in
-    training.
+    than the measured ones. block_per_tile: no thread block stays for several tiles, as FlashAttention-3's do in
+    training, and of a product a started round of tiles is a whole one. in_order: blocks that stay take tiles in the
+    order of the queries, as in FlashAttention-3's report. without_pingpong: warpgroups of attention on Hopper do not
+    take turns at products and softmax.
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
     unquantised: roles whose weights `weights` leaves in 16 bit, as in an architecture's file (a checkpoint in nvfp4
     most often keeps `mixer`). drafter: the layers that predict further tokens run over the step's tokens as well, as in
@@ -66,6 +68,8 @@ class SetUp(NamedTuple):
     calibration: str = ""
     substitute: bool = False
     block_per_tile: bool = False
+    in_order: bool = False
+    without_pingpong: bool = False
     layout: str = ""
     overlap: float = 0.0
     imbalance: float = 1.0

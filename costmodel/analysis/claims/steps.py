@@ -22,7 +22,7 @@ from costmodel.kernels.attention import Attention
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.chunk_scan import Pipeline
 from costmodel.kernels.elementwise import elementwise
-from costmodel.kernels.gemm import without_quantisation
+from costmodel.kernels.gemm import Gemm, without_quantisation
 from costmodel.parallel.options import Options
 from costmodel.parallel.rows import predict_layout
 from costmodel.planning.cache import sequence_cache
@@ -83,14 +83,18 @@ def kernels_of(setup: SetUp) -> list[Kernel]:
     if setup.concatenated and step.decoding:
         kernels.append(concatenation(setup, step))
     found = served(chosen(setup, kernels), setup.caches)
-    if setup.block_per_tile:
-        found = [
-            kernel._replace(shape=kernel.shape._replace(block_per_tile=True))
-            if isinstance(kernel.shape, Attention)
-            else kernel
-            for kernel in found
-        ]
+    found = [as_compiled(setup, kernel) for kernel in found]
     return [without_quantisation(kernel) for kernel in found] if setup.quantised else found
+
+
+def as_compiled(setup: SetUp, kernel: Kernel) -> Kernel:
+    """The kernel with what the set-up says of how its tiles are run."""
+    shape = kernel.shape
+    if setup.block_per_tile and isinstance(shape, Attention | Gemm):
+        shape = shape._replace(block_per_tile=True)
+    if (setup.in_order or setup.without_pingpong) and isinstance(shape, Attention):
+        shape = shape._replace(in_order=setup.in_order, pingpong=not setup.without_pingpong)
+    return kernel if shape is kernel.shape else kernel._replace(shape=shape)
 
 
 def concatenation(setup: SetUp, step: Step) -> Kernel:

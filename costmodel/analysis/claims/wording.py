@@ -57,7 +57,11 @@ def _entry_text(name: str, value: Any) -> str:
     if name == "substitute":
         return "kernels of another implementation" if value else "the measured kernels"
     if name == "block_per_tile":
-        return "a thread block for each query tile" if value else "thread blocks of the measured kernels"
+        return "a thread block for each tile" if value else "thread blocks of the measured kernels"
+    if name == "in_order":
+        return "tiles in the order of the queries" if value else "the longest tile first"
+    if name == "without_pingpong":
+        return "warpgroups do not take turns" if value else "warpgroups take turns"
     if name in ("context", "prompt", "output", "tokens"):
         return f"{'' if name == 'context' else f'{name} '}{format_count(value)}"
     if name == "contexts":
