@@ -38,8 +38,8 @@ class Attention(NamedTuple):
     dtypes; c: tokens of a chunk, outside which a query sees nothing, or None; passes: FLOPs of a pair over those of the
     forward pass. appends: the new keys and values are written into a cache first, which training does not have.
     backward: the kernel is that of the gradients. block_per_tile: the launch has a thread block for every query tile,
-    whatever the device's own kernels do. in_order: blocks that stay take a head's tiles in the order of its queries, not
-    the longest first. pingpong: on Hopper, warpgroups take turns at products and softmax.
+    whatever the device's own kernels do. in_order: blocks that stay take a head's tiles in the order of its queries,
+    not the longest first. pingpong: on Hopper, warpgroups take turns at products and softmax.
     """
 
     B: Quantity
