@@ -11,7 +11,7 @@ the tables' file of claims names them and a calibration file, and set-ups of the
 the numbers by which a claim is judged gave its parameters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy
@@ -121,10 +121,20 @@ def fitted(claims: list[Claim], whole: bool = False) -> Entry:
         return known.fit(kernel)
 
     pools = [Points(table, every(table)) for table in tables]
-    form = kernels_of(first)[-1].form
-    one = block(form, (tables[0].family, tables[0].instance, ""))
+    kernel = kernels_of(first)[-1]
+    one = block(kernel.form, (tables[0].family, tables[0].instance, ""), start(kernel, known.fit(kernel)))
     result = fit(pools, device_of(first), [one], lookup)
     return described(pools, device_of(first), [one], result, known)[0]
+
+
+def start(kernel: Kernel, measured_one: Fit) -> Mapping[str, float] | None:
+    """Where the parameters start, and stay as far as a table says nothing of them: at those of the measured kernel that
+    would be priced without the table, None (nothing was measured): at the form's priors. Kernels of mechanisms are too
+    unlike each other to start at another's."""
+    if kernel.form.by_mechanism or measured_one.flops is None:
+        return None
+    known = kernel.form.priors()
+    return {name: value for name, value in measured_one.values.items() if name in known}
 
 
 def every(table: Series) -> Indices:
