@@ -64,9 +64,11 @@ def test_a_busy_node_prefills_more_than_the_days_average_and_exchanges_slow_it(l
 def test_nodes_that_were_seen_busy_are_met() -> None:
     for name in ("profile-prefill", "profile-decode", "sglang-prefill-balanced"):
         assert claim(name)["verdict"] == "reproduced"
-        assert claim(name)["ratio"] == pytest.approx(1.0, abs=0.1), name
-    # With experts as uneven as that engine had them, a busy node is still predicted too fast, by less than a fifth.
-    assert all(1.0 < ratio < 1.2 for ratio in claim("sglang-prefill")["condition_ratio"])
+        assert claim(name)["ratio"] == pytest.approx(1.0, abs=0.13), name
+    # With experts as uneven as that engine had them, too: even loads gain 18 % at 4k tokens, as its authors measured.
+    uneven, even = claim("sglang-prefill"), claim("sglang-prefill-balanced")
+    assert uneven["verdict"] == "reproduced"
+    assert even["predicted"] / uneven["predicted"][-1] == pytest.approx(59_337 / 50_302, rel=0.01)
 
 
 def test_the_parts_and_the_claims_are_one_computation() -> None:
