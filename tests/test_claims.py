@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from costmodel.analysis.claims import Claim, claim_files, judge, judged, load_claims, read_claims, tally
 from costmodel.analysis.claims import record as record_module
+from costmodel.analysis.claims.compiled import after_clearing
 from costmodel.analysis.claims.curves import exponent, knee, slope
 from costmodel.analysis.claims.judging import CONDITIONAL, CONTRADICTED, REPRODUCED, UNSTATED, evaluate
 from costmodel.analysis.claims.quantities import QUANTITIES
@@ -176,6 +177,24 @@ def test_a_block_for_every_tile_makes_a_started_round_of_a_product_a_whole_one()
     # 8448 rows of 128 are 66 times 64 tiles of 128 x 128: whole rounds of 132 units.
     even = (product._replace(context=8448), tuned._replace(context=8448))
     assert time(even[1]).value == pytest.approx(time(even[0]).value, rel=2e-3)
+
+
+def test_what_was_cleared_before_a_call_is_written_back_in_it() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", phase="prefill", context=512, kernels=("o_proj",))
+    flushed = setup._replace(flushed=True)
+    before, after = (after_clearing(each, kernels_of(each)) for each in (setup, flushed))
+    left = sum(kernel.count * kernel.ideal.hbm_bytes for kernel in after) - sum(
+        kernel.count * kernel.ideal.hbm_bytes for kernel in before
+    )
+    assert left == pytest.approx(load_hardware("h100-sxm").memory.l2.capacity)
+    assert time(flushed).value > time(setup).value
+    assert QUANTITIES["hbm-bytes"](flushed).value == QUANTITIES["hbm-bytes"](setup).value
+
+
+def test_products_leave_in_the_format_that_the_set_up_names() -> None:
+    setup = SetUp(architecture="llama-3.1-8b", hardware="h100-sxm", phase="prefill", context=512, kernels=("o_proj",))
+    wide, narrow = (kernels_of(setup._replace(outputs=name))[0] for name in ("", "fp8"))
+    assert (wide.ideal.written, narrow.ideal.written) == (512 * 4096 * 2, 512 * 4096)
 
 
 def test_the_step_of_an_engine_is_as_uncertain_as_its_predictions_of_unseen_models() -> None:

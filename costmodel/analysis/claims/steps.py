@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from costmodel.analysis.claims.compiled import after_clearing, as_compiled
 from costmodel.analysis.claims.setups import (
     SetUp,
     calibration_of,
@@ -18,11 +19,10 @@ from costmodel.analysis.claims.values import Value, counted, weaker
 from costmodel.analysis.crossover import model_precision
 from costmodel.dtypes import element_bytes
 from costmodel.errors import BadInput
-from costmodel.kernels.attention import Attention
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.chunk_scan import Pipeline
 from costmodel.kernels.elementwise import elementwise
-from costmodel.kernels.gemm import Gemm, without_quantisation
+from costmodel.kernels.gemm import without_quantisation
 from costmodel.parallel.options import Options
 from costmodel.parallel.rows import predict_layout
 from costmodel.planning.cache import sequence_cache
@@ -87,16 +87,6 @@ def kernels_of(setup: SetUp) -> list[Kernel]:
     return [without_quantisation(kernel) for kernel in found] if setup.quantised else found
 
 
-def as_compiled(setup: SetUp, kernel: Kernel) -> Kernel:
-    """The kernel with what the set-up says of how its tiles are run."""
-    shape = kernel.shape
-    if setup.block_per_tile and isinstance(shape, Attention | Gemm):
-        shape = shape._replace(block_per_tile=True)
-    if (setup.in_order or setup.without_pingpong) and isinstance(shape, Attention):
-        shape = shape._replace(in_order=setup.in_order, pingpong=not setup.without_pingpong)
-    return kernel if shape is kernel.shape else kernel._replace(shape=shape)
-
-
 def concatenation(setup: SetUp, step: Step) -> Kernel:
     """The copies of all keys and values to where the new ones follow them, `torch.cat` in every layer; states that do
     not grow are not copied.
@@ -122,7 +112,8 @@ def time(setup: SetUp) -> Value:
     if layout_of(setup).gpus > 1:
         found = _placed_time(setup)
     else:
-        step = time_step(kernels_of(setup), device_of(setup), calibration_of(setup))
+        run = after_clearing(setup, kernels_of(setup))
+        step = time_step(run, device_of(setup), calibration_of(setup))
         found = Value(step.time_s, step.low_s, step.high_s, step.basis)
     return _with_host(setup, _of_another(setup, found))
 

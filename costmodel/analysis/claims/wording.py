@@ -46,6 +46,10 @@ def _entry_text(name: str, value: Any) -> str:
         return "full attention in every layer" if value else "its own mixers"
     if name == "quantised":
         return "activations arrive quantised" if value else "activations are quantised first"
+    if name == "flushed":
+        return "L2 cleared before each call" if value else "L2 as it is"
+    if name == "outputs":
+        return f"outputs in {value}" if value else "outputs in the model's format"
     if name == "whole_prompts":
         return "all prompts at once, each in one piece" if value else "prompts in chunks"
     if name == "concatenated":
