@@ -43,8 +43,8 @@ class SetUp(NamedTuple):
     unquantised: roles whose weights `weights` leaves in 16 bit, as in an architecture's file (a checkpoint in nvfp4
     most often keeps `mixer`). drafter: the layers that predict further tokens run over the step's tokens as well, as in
     the prefill of an engine that drafts with them (without the 2D → D matrix before each).
-    quantised: activations arrive in the format of the products, so that no quantisation is timed; outputs: the format in
-    which products leave (none: the model's). flushed: before each call a buffer larger than L2 was cleared.
+    quantised: activations arrive in the format of the products, so that no quantisation is timed. outputs: the format
+    in which products leave (none: the model's). flushed: before each call a buffer larger than L2 was cleared.
     whole_prompts: a batch that fills memory runs all prompts at once in one piece, and nothing is kept back (Hugging
     Face transformers).
     concatenated: decode copies all keys and values to where the new ones follow (transformers' DynamicCache).
