@@ -110,7 +110,9 @@ def variants(setup: SetUp) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """
     prompt = 2 * DAY_6.spread_prompt
     spread = {"context": round(prompt), "new_tokens": round(prompt * DAY_6.new), "batch": int(setup.batch) // 2}
-    uneven = {"imbalance": _claim("sglang-prefill").setup.imbalance}
+    met = _claim("sglang-prefill").condition
+    assert met is not None
+    uneven = met.setup
     yield "prefill, a busy node", {}
     yield "prefill, experts loaded as in sglang-prefill", uneven
     yield "prefill, if lengths were exponential", spread
