@@ -29,6 +29,7 @@ from costmodel.fitting.entries import Entry, described
 from costmodel.fitting.least_squares import Points, block, fit
 from costmodel.fitting.series import Indices, Part, Series
 from costmodel.kernels.base import Kernel
+from costmodel.kernels.chunk_scan import Pipeline
 from costmodel.loading import write_atomically
 
 FEWEST = 5
@@ -81,7 +82,7 @@ def seconds(quantity: str, setup: SetUp, value: float) -> float:
 def series_of(claim: Claim, whole: bool = False) -> Series:
     """The numbers of a claim that give parameters, as a table of one kernel."""
     setups, times = zip(*measured(claim, whole), strict=True)
-    kernels = [tuple(kernels_of(setup)) for setup in setups]
+    kernels = [tuple(for_all_heads(kernel) for kernel in kernels_of(setup)) for setup in setups]
     last = kernels[0][-1]
 
     def build(shapes: pandas.DataFrame) -> list[Part]:
@@ -101,6 +102,12 @@ def series_of(claim: Claim, whole: bool = False) -> Series:
         tokens=numpy.array([float(setup.context) for setup in setups]),
         build=build,
     )
+
+
+def for_all_heads(kernel: Kernel) -> Kernel:
+    """A scan as the instance that kernels of every number of heads share, which a library's compiler may tune for: a
+    table has one number of heads or two, the claim another. Other kernels as they are."""
+    return kernel._replace(instance=kernel.shape.stages[0].instance) if isinstance(kernel.shape, Pipeline) else kernel
 
 
 def entries(claims: Iterable[Claim], whole: bool = False) -> list[Entry]:

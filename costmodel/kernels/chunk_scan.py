@@ -38,6 +38,17 @@ The tile takes 16 of the 256 KiB of a unit's registers, two tiles of keys and va
 of its shared memory. Source: fla-org/flash-linear-attention, fla/ops/common/chunk_h.py, chunk_fwd_kernel_h.
 """
 
+SHARED_STATE = 3
+"""Times that a step of 16 tokens moves a state that lies in shared memory, in 16 bit: read for the products with keys
+and queries, read and written by its update.
+
+Source: MoonshotAI/FlashKDA, csrc/smxx/fwd_kernel2.cuh, phases 1 and 6; vllm-project/FlashKDA keeps it in registers
+(pull request 4).
+"""
+
+SHARED_BYTES = 128
+"""Bytes that a unit's shared memory moves in a clock: 32 banks of 4. Source: CUDA C++ Programming Guide."""
+
 Flops = tuple[Quantity, Quantity]
 """Ideal and executed FLOPs of one product."""
 
@@ -50,7 +61,8 @@ class Scan(NamedTuple):
     bytes per element of the state.
 
     pipeline names the compiled pipeline that a calibration belongs to. apart: a chunk runs on any unit, as a launch of
-    its own passes the states on; else one unit walks the chunks of a head.
+    its own passes the states on; else one unit walks the chunks of a head. shared_state: a fused chain keeps the state
+    in shared memory and not in registers.
     """
 
     pipeline: str
@@ -63,6 +75,7 @@ class Scan(NamedTuple):
     dtype: str = "bf16"
     state: float = 4
     apart: bool = False
+    shared_state: bool = False
 
     @property
     def chunks(self) -> Quantity:
@@ -252,12 +265,20 @@ def _longest(a: Quantity, b: Quantity, c: Quantity) -> Quantity:
     return root(power(a, WALK_OVERLAP) + power(b, WALK_OVERLAP) + power(c, WALK_OVERLAP), WALK_OVERLAP)
 
 
-def _chain(scan: Scan, units: Quantity, theta: Mapping[str, float]) -> Quantity:
+def _through_shared(scan: Scan, clock: float) -> Quantity:
+    """Seconds in which the steps of a chunk move a state that lies in shared memory."""
+    if not scan.shared_state:
+        return 0.0
+    return ceil_div(scan.C, SUB_TILE) * SHARED_STATE * 2 * scan.dk * scan.dv / (SHARED_BYTES * clock)
+
+
+def _chain(scan: Scan, hardware: "Hardware", theta: Mapping[str, float]) -> Quantity:
     """Waves of heads, one on a unit at a time, times a start and all chunks; of chunks where they run apart."""
-    heads, chunks = scan.B * scan.H, scan.chunks
+    heads, chunks, units = scan.B * scan.H, scan.chunks, hardware.compute.units
+    step = theta["step_s"] + _through_shared(scan, hardware.compute.clock)
     if scan.apart:
-        return waves(heads * chunks, units, theta["wave_weight"]) * (theta["block_s"] / chunks + theta["step_s"])
-    return waves(heads, units, theta["wave_weight"]) * (theta["block_s"] + chunks * theta["step_s"])
+        return waves(heads * chunks, units, theta["wave_weight"]) * (theta["block_s"] / chunks + step)
+    return waves(heads, units, theta["wave_weight"]) * (theta["block_s"] + chunks * step)
 
 
 def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> Terms:
@@ -265,7 +286,8 @@ def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> T
 
     t = (1 + materialised · (launches − 1)) · launch_s + pnorm(walk, products, memory). The walk is whichever is slower
     of the chain (waves of heads, one on a unit at a time, times block_s + chunks · step_s), its own products, and the
-    states that come in and go out; a chunk's inverse takes its rows one after another as well. The other products,
+    states that come in and go out; a chunk's inverse takes its rows one after another as well. A step takes longer by
+    the time in which a state in shared memory is moved (`shared_state`), as products wait for it. The other products,
     with the fp32 arithmetic beside them, run in all chunks at once. Memory is what the tokens bring: needed bytes, cold
     as served, and the materialised part of the others, written a moment ago and found in L2 where they fit.
     """
@@ -278,7 +300,7 @@ def terms(kernel: Kernel, hardware: "Hardware", theta: Mapping[str, float]) -> T
     states = memory_seconds(kernel, hardware, theta, heads * state)
     # The states of the first wave come in, and those of the last go out, while nothing else can run.
     alone = states * minimum(1.0, units / heads)
-    chain = _chain(scan, units, theta) + alone
+    chain = _chain(scan, hardware, theta) + alone
     peak = hardware.tensor_peak(scan.dtype) * theta["tensor_efficiency"]
     walk = _longest(chain, pipeline.walked / peak, states)
     needed = kernel.ideal.hbm_bytes

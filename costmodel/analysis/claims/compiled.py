@@ -4,6 +4,7 @@ from costmodel.analysis.claims.setups import SetUp, device_of
 from costmodel.dtypes import element_bytes
 from costmodel.kernels.attention import Attention
 from costmodel.kernels.base import Kernel
+from costmodel.kernels.chunk_scan import Pipeline
 from costmodel.kernels.gemm import Gemm
 
 
@@ -14,6 +15,8 @@ def as_compiled(setup: SetUp, kernel: Kernel) -> Kernel:
         shape = shape._replace(block_per_tile=True)
     if (setup.in_order or setup.without_pingpong) and isinstance(shape, Attention):
         shape = shape._replace(in_order=setup.in_order, pingpong=not setup.without_pingpong)
+    if setup.shared_state and isinstance(shape, Pipeline):
+        shape = shape._replace(scan=shape.scan._replace(shared_state=True))
     if setup.outputs and isinstance(shape, Gemm):
         shape = shape._replace(output=setup.outputs)
         written = shape.m * shape.n * shape.batch * element_bytes(setup.outputs)
