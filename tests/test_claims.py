@@ -241,6 +241,17 @@ def test_kernels_of_ampere_multiply_by_mma_sync_on_hopper() -> None:
     assert device_of(setup._replace(hardware="a100-sxm")).compute == load_hardware("a100-sxm").compute
 
 
+def test_a_build_that_keeps_its_state_in_shared_memory_takes_longer() -> None:
+    mixer = {"kind": "kda", "heads": 16, "d_k": 128, "d_v": 128, "decay_rank": 128}
+    setup = SetUp(mixer=mixer, hardware="h100-sxm", library="vllm", context=8192, phase="prefill")
+    setup = setup._replace(kernels=("chunk scan",))
+    own = setup._replace(shared_state=True)
+    assert [kernel.shape.scan.shared_state for kernel in kernels_of(own)] == [True]
+    assert time(own).value > 1.2 * time(setup).value
+    elsewhere = setup._replace(kernels=("q_proj",))
+    assert kernels_of(elsewhere._replace(shared_state=True)) == kernels_of(elsewhere)
+
+
 def test_flops_as_so_many_in_fp8_weigh_each_product_by_its_width() -> None:
     dense = SetUp(mixer={"kind": "gqa", "heads": 2, "kv_heads": 2, "head_dim": 64}, context=64, phase="prefill")
     assert QUANTITIES["fp8-flops"](dense).value == 2 * QUANTITIES["flops"](dense).value

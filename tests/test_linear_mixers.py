@@ -332,6 +332,14 @@ def test_chunks_that_run_apart_fill_the_units_with_few_heads_and_take_as_long_wi
     assert ratio(1320) == pytest.approx(1.0, rel=0.01)  # ten whole waves of heads either way
 
 
+def test_a_state_in_shared_memory_is_moved_three_times_in_each_step_of_16_tokens_of_the_chain() -> None:
+    (scan,) = kda.scan(kda.Dims(H=4, dk=128, dv=128, r=128), prefill(8192), BF16)
+    shared = scan._replace(shape=scan.shape._replace(scan=scan.shape.scan._replace(shared_state=True)))
+    hardware, values = load_hardware("h100-sxm"), {**FORM.priors(), **FUSED}
+    longer = FORM.terms(shared, hardware, values).chain - FORM.terms(scan, hardware, values).chain
+    assert longer == pytest.approx(512 * 3 * 128 * 128 * 2 / (128 * hardware.compute.clock), rel=0.01)
+
+
 def test_one_wave_of_heads_fits_on_the_units_and_the_next_head_starts_another() -> None:
     one, two = (scan_seconds(heads, 8192, **FUSED) for heads in (132, 133))
     assert two / one > 1.8

@@ -60,6 +60,15 @@ def test_all_numbers_of_published_tables_give_parameters(path: Path) -> None:
     assert sum(entry.fit.points for entry in entries(claims, whole=True)) == sum(len(claim.claimed) for claim in claims)
 
 
+def test_a_table_of_one_number_of_heads_gives_parameters_for_another() -> None:
+    [given, asking] = load_claims(["sglang-fla-kda-h20", "fla-kda-h20-96"])
+    [kernel] = paper_kernels.kernels_of(asking.setup.changed(asking.points[0]))
+    [fit] = read_calibration(Path(asking.setup.calibration)).fits(kernel.form)
+    assert fit.key[1] == series_of(given, whole=True).instance == "kda-128x128-bf16"
+    assert kernel.instance == "kda-128x128-bf16-h96"
+    assert read_calibration(Path(asking.setup.calibration)).fit(kernel).values == fit.values
+
+
 def test_the_host_s_part_of_a_call_does_not_go_into_a_kernel_s_parameters() -> None:
     [claim] = load_claims(["sweep-fa3"])
     alone = claim._replace(setup=claim.setup._replace(host_s=0.0))
