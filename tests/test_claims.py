@@ -252,6 +252,17 @@ def test_a_build_that_keeps_its_state_in_shared_memory_takes_longer() -> None:
     assert kernels_of(elsewhere._replace(shared_state=True)) == kernels_of(elsewhere)
 
 
+def test_a_benchmark_of_a_recurrence_s_kernels_alone_moves_no_state() -> None:
+    mixer = {"kind": "retnet", "heads": 8, "d_k": 64, "d_v": 128}
+    setup = SetUp(mixer=mixer, hardware="h100-sxm", context=512, batch=4, phase="prefill", kernels=("chunk-scan",))
+    walk, output = kernels_of(setup)
+    alone, same = kernels_of(setup._replace(stateless=True))
+    state = 4 * 8 * 64 * 128 * 4
+    assert walk.executed.read - alone.executed.read == walk.executed.written - alone.executed.written == state
+    assert walk.executed.l2 - alone.executed.l2 == walk.ideal.hbm_bytes - alone.ideal.hbm_bytes == 2 * state
+    assert same == output
+
+
 def test_flops_as_so_many_in_fp8_weigh_each_product_by_its_width() -> None:
     dense = SetUp(mixer={"kind": "gqa", "heads": 2, "kv_heads": 2, "head_dim": 64}, context=64, phase="prefill")
     assert QUANTITIES["fp8-flops"](dense).value == 2 * QUANTITIES["flops"](dense).value

@@ -399,6 +399,28 @@ def chunk_kernel(
     )
 
 
+def without_states(kernel: Kernel) -> Kernel:
+    """The launch that walks the chunks of a pipeline priced launch by launch, if no state comes in and none goes out.
+
+    >>> scan = Scan("gla", B=1, S=128, H=2, dk=4, dv=4, C=64)
+    >>> k = without_states(chunk_kernel("states", scan, needed=(200, 128), moved=(256, 160), slices=1))
+    >>> k.ideal.hbm_bytes, k.executed.hbm_bytes
+    (72, 160)
+    """
+    stage = kernel.shape
+    if not isinstance(stage, Stage) or not stage.serial:
+        return kernel
+    scan = stage.scan
+    state = scan.B * scan.H * scan.dk * scan.dv * scan.state
+    ideal, executed = kernel.ideal, kernel.executed
+    return kernel._replace(
+        ideal=ideal._replace(read=ideal.read - state, written=ideal.written - state),
+        executed=executed._replace(
+            read=executed.read - state, written=executed.written - state, l2=executed.l2 - 2 * state
+        ),
+    )
+
+
 def whole(name: str, stages: Sequence[Kernel], variant: str = "") -> Kernel:
     """All launches of a scan as one kernel.
 

@@ -4,12 +4,14 @@ from costmodel.analysis.claims.setups import SetUp, device_of
 from costmodel.dtypes import element_bytes
 from costmodel.kernels.attention import Attention
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.chunk_scan import Pipeline
+from costmodel.kernels.chunk_scan import Pipeline, without_states
 from costmodel.kernels.gemm import Gemm
 
 
 def as_compiled(setup: SetUp, kernel: Kernel) -> Kernel:
     """The kernel with what the set-up says of how its tiles are run, and of the format in which products leave."""
+    if setup.stateless:
+        kernel = without_states(kernel)
     shape = kernel.shape
     if setup.block_per_tile and isinstance(shape, Attention | Gemm):
         shape = shape._replace(block_per_tile=True)

@@ -39,7 +39,8 @@ class SetUp(NamedTuple):
     training, and of a product a started round of tiles is a whole one. in_order: blocks that stay take tiles in the
     order of the queries, as in FlashAttention-3's report. without_pingpong: warpgroups of attention on Hopper do not
     take turns at products and softmax. shared_state: FlashKDA's own build, whose state lies in shared
-    memory, where the measured one keeps it in registers.
+    memory, where the measured one keeps it in registers. stateless: a recurrence's kernels start from no state and
+    leave none, as benchmarks of them alone do.
     batch: sequences, or "fill", as many as memory holds; tokens: instead, so many tokens in all sequences together.
     unquantised: roles whose weights `weights` leaves in 16 bit, as in an architecture's file (a checkpoint in nvfp4
     most often keeps `mixer`). drafter: the layers that predict further tokens run over the step's tokens as well, as in
@@ -74,6 +75,7 @@ class SetUp(NamedTuple):
     in_order: bool = False
     without_pingpong: bool = False
     shared_state: bool = False
+    stateless: bool = False
     layout: str = ""
     overlap: float = 0.0
     imbalance: float = 1.0

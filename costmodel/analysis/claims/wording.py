@@ -66,6 +66,8 @@ def _entry_text(name: str, value: Any) -> str:
         return "tiles in the order of the queries" if value else "the longest tile first"
     if name == "without_pingpong":
         return "warpgroups do not take turns" if value else "warpgroups take turns"
+    if name == "stateless":
+        return "no state in or out" if value else "a state in and out"
     if name == "shared_state":
         return "the state in shared memory" if value else "the state where the measured kernel has it"
     if name in ("context", "prompt", "output", "tokens"):
