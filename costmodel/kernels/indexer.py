@@ -32,7 +32,8 @@ class Indexer(NamedTuple):
     k: tokens selected per query, which alone receive a gradient in training; clean_logits: masked logits are
     written as well; decoding: the paged kernel that splits the keys; ratio: tokens per key where the keys are
     compressed blocks, of which a query sees the finished ones (k counts keys then); gathered: the ragged kernel's keys
-    are first copied out of their pages; packed: its tiles do not end where a sequence does.
+    are first copied out of their pages; packed: its tiles do not end where a sequence does; chunks: launches in which
+    the queries are scored and selected one after another, the host waiting for each of them (1: all at once).
     """
 
     B: Quantity
@@ -49,6 +50,7 @@ class Indexer(NamedTuple):
     ratio: Quantity | None = None
     gathered: bool = False
     packed: bool = False
+    chunks: Quantity = 1
 
     @property
     def keys(self) -> Quantity:
@@ -162,6 +164,10 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     together share the engine's power and the keys' way from L2. A row of logits is as long as the keys of all
     sequences: where the blocks at work store over more memory than address translation holds, each row of a tile
     waits page_s for its turn there.
+
+    Where SGLang scores in chunks, each fills the device for itself, and its selection asks for a length that only the
+    device knows (`torch.repeat_interleave`): the host launches what follows once that is there (chunk_s), and has no
+    lead left over the device after the last of them (behind_s).
     """
     grid, x, work = kernel.grid, kernel.shape, kernel.executed
     assert grid is not None
@@ -173,7 +179,11 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         chain = by_page(x, grid.blocks, units, theta)
     elif isinstance(x, Indexer):
         rows = queries_per_tile(x.H)
-        crowding = minimum(grid.blocks, units) * rows * 4 * x.B * x.keys / theta["page_reach"]
+        blocks = ceil_div(grid.blocks, x.chunks)
+        chain = x.chunks * waves(blocks, units, weight) * (theta["block_s"] + grid.chain_steps * theta["step_s"])
+        waited = theta["behind_s"] + x.chunks * theta["chunk_s"]
+        launch = launch * x.chunks + where(x.chunks > 1, waited, 0.0)
+        crowding = minimum(blocks, units) * rows * 4 * x.B * x.keys / theta["page_reach"]
         thrashing = crowding * crowding / (1.0 + crowding * crowding)
         stores = grid.blocks * grid.chain_steps * rows * theta["page_s"] * thrashing
         if x.gathered:
@@ -262,6 +272,10 @@ FORM = Form(
         Parameter(
             "reads", 1.0, 0.0, 1.0, 2.0, "1", "compressed keys in prefill: 1 by tiles of queries, 2 as in decode"
         ),
+        Parameter(
+            "chunk_s", 1.1e-4, 0.3, 1e-6, 1e-3, "s", "launches of a chunk's selection, for which the device waits"
+        ),
+        Parameter("behind_s", 3.5e-4, 0.4, 1e-6, 3e-3, "s", "launches of the module after its last chunk of queries"),
         Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
         Parameter("l2_over_hbm", 2.2, 0.2, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
         Parameter("wave_weight", 0.6, 0.4, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),

@@ -67,7 +67,7 @@ card that holds no weights is most of it."""
 
 
 class Chunks(NamedTuple):
-    """Launches that rows are selected in: all but the last of `rows`, which has `rest`."""
+    """Launches that rows are scored and selected in: all but the last of `rows`, which has `rest`."""
 
     count: Quantity
     rows: Quantity
@@ -87,7 +87,8 @@ class Selection(NamedTuple):
     have without looking at them (None: every row is open). ties: the scores are equal, as constant inputs make them.
     threads: those of a row (None: k, between 512 and 1024). ranked: equal scores are ranked, each against all that are
     kept, in place of further rounds. width: logits that a row has room for, where the keys of all sequences lie side by
-    side (None: its own, and all rows are selected at once).
+    side (None: its own, and all rows are selected at once); logits_share: of the device's memory, what those of one
+    chunk may take; tables: bytes of the page tables that are copied out for the rows, one each, where there are chunks.
     """
 
     rows: Quantity
@@ -100,6 +101,8 @@ class Selection(NamedTuple):
     threads: Quantity | None = None
     ranked: bool = False
     width: Quantity | None = None
+    logits_share: float = LOGITS_SHARE
+    tables: Quantity = 0
 
     @property
     def share(self) -> Quantity:
@@ -135,7 +138,7 @@ class Selection(NamedTuple):
         """
         if self.width is None:
             return Chunks(1, self.rows, self.rows)
-        rows = maximum(floor_div(round(LOGITS_SHARE * memory), self.width * self.logit_bytes), 1)
+        rows = maximum(floor_div(round(self.logits_share * memory), self.width * self.logit_bytes), 1)
         count = ceil_div(self.rows, rows)
         return Chunks(count, rows, self.rows - (count - 1) * rows)
 
@@ -156,7 +159,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     holds (`resident`); the rows that share a unit also by what it issues, which its threads (scan_s) and its logits
     (stream_s) take. Every row is begun and written out, and one that is not open does nothing else: idle_s. Equal
     scores are refined in four more rounds, as many as shared memory keeps (tie_s), or ranked by one block (rank_s). A
-    row of a chunk looks for itself (search_s), and reads its own page table.
+    row of a chunk looks for itself (search_s), and reads its own page table, which was copied out for it before.
     """
     grid, x = kernel.grid, kernel.shape
     assert grid is not None
@@ -178,6 +181,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     latency = rounds * theta["block_s"] + grid.chain_steps * step / x.share + refined
     traffic = read * logits * x.logit_bytes + kernel.executed.written
     traffic = traffic + where(chunks.count > 1, kernel.executed.written, 0)
+    copied = where(chunks.count > 1, 2 * x.tables, 0)
+    launch = chunks.count * theta["launch_s"]
 
     def rounds_of(slots: Quantity) -> Quantity:
         """Waves of the open rows, chunk by chunk."""
@@ -189,7 +194,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         vector=some * rounds_of(units) * issued + written,
         memory=memory_seconds(kernel, hardware, theta, traffic),
         chain=some * rounds_of(resident * units) * latency,
-        launch=chunks.count * theta["launch_s"],
+        launch=launch + copied / (hardware.memory.hbm.bandwidth * theta["memory_efficiency"]),
         overlap=theta["overlap"],
     )
 

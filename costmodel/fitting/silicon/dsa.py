@@ -5,17 +5,20 @@ generation tables `step` counts the tokens cached before, except that vLLM count
 SGLang's kernels tell the branch: dense below top-k, a selection of its own, or that of an earlier layer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
 import pandas
 
+from costmodel.algebra import minimum, where
 from costmodel.fitting.series import Floats, Part, Series, by_columns
 from costmodel.fitting.silicon import Read, Table, dtype_names, flag, flag_outdone, require, series
 from costmodel.kernels.base import Kernel, replayed
+from costmodel.kernels.elementwise import elementwise
+from costmodel.kernels.indexer import indexer
 from costmodel.kernels.sparse_attention import SparseAttention, sparse_attention
-from costmodel.kernels.top_k import top_k
+from costmodel.kernels.top_k import Selection, top_k
 from costmodel.mixers import dsa
 from costmodel.step import Phase, Precision, Step
 
@@ -32,10 +35,19 @@ MOST_ROWS = 65_535
 """Tokens of a batch, beyond which FlashInfer runs another kernel: a grid has no more blocks in its second dimension."""
 HOST_FACTOR = 1.2
 """Rows of an eager benchmark up to so much slower than the fastest ones show the host."""
+REPEATED = 1.05
+"""By how much the host's own time varies from row to row."""
 DISTURBED = 1.3
 """A row so much slower than one that has more work waited for something else."""
 WIDE_TABLES = 131_072
 """Context from which SGLang's host builds the page tables of every sequence at the width of a longer model."""
+LOGITS_SHARE = 0.2 * 0.15
+"""Of the device's memory, what SGLang gives the logits of one chunk of queries: a fifth of what its pool of pages
+leaves free, which is 15 % (`mem_fraction_static`, SGLANG_DSA_MQA_LOGITS_FREE_MEM_FRACTION)."""
+REPLAYED = 65_536
+"""Cached tokens beyond which SGLang's benchmark makes the metadata of each step within its time."""
+METADATA, METADATA_OF_SEQUENCE = 14, 2
+"""Launches that this takes, and those for each sequence, as rows of the same work on either side show."""
 EAGER_FACTOR = 2.2
 """A doubled batch that costs so much more in the median of short rows is one that no graph was captured for."""
 
@@ -74,6 +86,35 @@ def kernels(
     return found
 
 
+def of_one_forward(run: Sequence[Kernel], d: dsa.Dims, step: Step, memory: float) -> list[Kernel]:
+    """A prefill's kernels as SGLang runs them on a device with so much memory, and as they were measured there.
+
+    Queries are scored against the keys of all sequences side by side, in chunks where the logits outgrow their share of
+    the memory. The cache was empty: all queries of a sequence select the same rows of it, so that time does not grow
+    with the context where attention runs alone. Behind a long prefix each step also built the metadata of its forward
+    pass, which takes launches for every sequence.
+
+    Source: sgl-project/sglang, python/sglang/srt/layers/attention/dsa/dsa_indexer.py (`_get_topk_ragged`) and
+    dsa_backend.py (`topk_transform`, `_cal_indexer_k_start_end`); ai-dynamo/aiconfigurator,
+    collector/sglang/collect_mla_module.py (`use_module_eager_dsa_context`).
+    """
+    width, tables = step.B * step.L, 4 * step.tokens * step.L
+    chunks = Selection(step.tokens, 0, d.k, width=width, logits_share=LOGITS_SHARE).chunks(memory).count
+    found = []
+    for kernel in run:
+        if kernel.family == "top-k":
+            whole = kernel.shape._replace(width=width, logits_share=LOGITS_SHARE, tables=tables)
+            kernel = top_k(kernel.name, whole)
+        elif kernel.family == "indexer":
+            kernel = indexer(kernel.name, kernel.shape._replace(chunks=chunks))
+        elif isinstance(kernel.shape, SparseAttention):
+            kernel = sparse_attention(kernel.name, kernel.shape._replace(entries=minimum(kernel.shape.entries, d.k)))
+        found.append(kernel)
+    metadata = elementwise("metadata of the forward pass", read=0, written=0)
+    launches = where(step.P > REPLAYED, METADATA + METADATA_OF_SEQUENCE * step.B, 0)
+    return [*found, metadata._replace(launches=launches)]
+
+
 def goes_through_all(table: Table, source: str, formats: Precision) -> bool:
     """Whether attention goes through all k slots of a query that sees fewer tokens.
 
@@ -94,15 +135,12 @@ def builder(table: Table, source: str, phase: Phase, formats: Precision) -> Any:
 
     def run(fixed: Mapping[str, Any], s: Mapping[str, Floats]) -> tuple[Kernel, ...]:
         D = int(fixed["d_model"])
-        found = kernels(
-            geometry(D, s["num_heads"], **branch),
-            D,
-            Step(B=s["batch_size"], S=s["new_tokens"], P=s["cached"], phase=phase),
-            formats,
-            short=bool(fixed["short"]) and not vllm,
-            every_slot=every_slot,
-            ties=vllm,
-        )
+        d = geometry(D, s["num_heads"], **branch)
+        step = Step(B=s["batch_size"], S=s["new_tokens"], P=s["cached"], phase=phase)
+        short = bool(fixed["short"]) and not vllm
+        found = kernels(d, D, step, formats, short=short, every_slot=every_slot, ties=vllm)
+        if table.library == "sglang" and phase == "prefill":
+            found = of_one_forward(found, d, step, table.hardware.memory.hbm.capacity)
         return replayed(found)
 
     def build(shapes: pandas.DataFrame) -> list[Part]:
@@ -115,7 +153,23 @@ def builder(table: Table, source: str, phase: Phase, formats: Precision) -> Any:
 def flag_host(rows: pandas.DataFrame, classes: list["pandas.Series[Any]"]) -> None:
     """Mark the rows of an eager benchmark that are about as fast as the fastest of their class."""
     floor = rows.groupby(classes)["latency"].transform(lambda times: times.quantile(0.05))
-    flag(rows, rows["latency"] <= HOST_FACTOR * floor, "host plateau")
+    host = rows["latency"] <= HOST_FACTOR * floor
+    flag(rows, host, "host plateau")
+    flag(rows, slower_than_host(rows, host), "slower than a larger one on the host's plateau")
+
+
+def slower_than_host(rows: pandas.DataFrame, host: "pandas.Series[bool]") -> "pandas.Series[bool]":
+    """Which rows are slower than one with as much work or more that the host bound: their device was faster than that
+    one took, so that they show another state of the host."""
+    found = pandas.Series(False, index=rows.index)
+    for _, same in rows.groupby(["num_heads", "d_model"], sort=False):
+        shown = same[host[same.index]]
+        larger = numpy.ones((len(same), len(shown)), dtype=bool)
+        for name in ("batch_size", "new_tokens", "length"):
+            larger &= numpy.less_equal.outer(same[name].to_numpy(), shown[name].to_numpy())
+        bound = numpy.where(larger, shown["latency"].to_numpy(), numpy.inf).min(axis=1, initial=numpy.inf)
+        found[same.index] = same["latency"].to_numpy() > REPEATED * bound
+    return found
 
 
 def flag_uncaptured(rows: pandas.DataFrame) -> None:
