@@ -167,20 +167,16 @@ def select(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kerne
 
 
 def core(d: Dims, step: Step, precision: Precision) -> Kernel:
-    """Absorbed latent attention over the selected tokens: Σ min(j, k) pairs, so all of them while L ≤ k.
-
-    A query goes through as many rows as it selects, which the first of a prompt have fewer of.
-    """
+    """Absorbed latent attention over the selected tokens: Σ min(j, k) pairs, so all of them while L ≤ k."""
     slots = minimum(step.L, d.k)
-    selected = step.S * slots if step.bidirectional else pairs.top_k(step.P, step.S, d.k)
     x = SparseAttention(
         B=step.B,
         S=step.S,
         H=d.H,
         dk=d.c + d.dr,
         dv=d.c,
-        pairs=selected,
-        slots=slots if step.decoding or step.bidirectional else selected / step.S,
+        pairs=step.S * slots if step.bidirectional else pairs.top_k(step.P, step.S, d.k),
+        slots=slots,
         entries=step.L,
         row_bytes=mla.latent_bytes(d, precision),
         dtype=precision.attention,

@@ -86,13 +86,14 @@ def kernels(
     return found
 
 
-def of_one_forward(run: Sequence[Kernel], d: dsa.Dims, step: Step, memory: float) -> list[Kernel]:
+def of_one_forward(run: Sequence[Kernel], d: dsa.Dims, step: Step, memory: float, every_slot: bool) -> list[Kernel]:
     """A prefill's kernels as SGLang runs them on a device with so much memory, and as they were measured there.
 
     Queries are scored against the keys of all sequences side by side, in chunks where the logits outgrow their share of
     the memory. The cache was empty: all queries of a sequence select the same rows of it, so that time does not grow
-    with the context where attention runs alone. Behind a long prefix each step also built the metadata of its forward
-    pass, which takes launches for every sequence.
+    with the context where attention runs alone. The first queries of a prompt go through the rows that they see, where
+    a kernel does not go through all slots (every_slot). Behind a long prefix each step also built the metadata of its
+    forward pass, which takes launches for every sequence.
 
     Source: sgl-project/sglang, python/sglang/srt/layers/attention/dsa/dsa_indexer.py (`_get_topk_ragged`) and
     dsa_backend.py (`topk_transform`, `_cal_indexer_k_start_end`); ai-dynamo/aiconfigurator,
@@ -108,7 +109,8 @@ def of_one_forward(run: Sequence[Kernel], d: dsa.Dims, step: Step, memory: float
         elif kernel.family == "indexer":
             kernel = indexer(kernel.name, kernel.shape._replace(chunks=chunks))
         elif isinstance(kernel.shape, SparseAttention):
-            kernel = sparse_attention(kernel.name, kernel.shape._replace(entries=minimum(kernel.shape.entries, d.k)))
+            x = kernel.shape._replace(entries=minimum(kernel.shape.entries, d.k))
+            kernel = sparse_attention(kernel.name, x if every_slot else x._replace(slots=x.pairs / x.S))
         found.append(kernel)
     metadata = elementwise("metadata of the forward pass", read=0, written=0)
     launches = where(step.P > REPLAYED, METADATA + METADATA_OF_SEQUENCE * step.B, 0)
@@ -140,7 +142,7 @@ def builder(table: Table, source: str, phase: Phase, formats: Precision) -> Any:
         short = bool(fixed["short"]) and not vllm
         found = kernels(d, D, step, formats, short=short, every_slot=every_slot, ties=vllm)
         if table.library == "sglang" and phase == "prefill":
-            found = of_one_forward(found, d, step, table.hardware.memory.hbm.capacity)
+            found = of_one_forward(found, d, step, table.hardware.memory.hbm.capacity, every_slot)
         return replayed(found)
 
     def build(shapes: pandas.DataFrame) -> list[Part]:
