@@ -23,10 +23,11 @@ from costmodel.kernels.key_splits import (
     VLLM_TRITON,
     masked_multihead,
     tensorrt_gen,
+    tensorrt_gen_mla,
     vllm_mla,
     xqa,
 )
-from costmodel.kernels.mla_decode import mla_decode, vllm_triton
+from costmodel.kernels.mla_decode import GENERATED, mla_decode, vllm_triton
 
 H100, L40S, B200 = (load_hardware(name) for name in ("h100-sxm", "l40s", "b200-sxm"))
 ALONE = Attention(B=1, S=1, P=65_535, H=8, Hkv=1, dk=128, dv=128)
@@ -207,6 +208,33 @@ def test_vllms_latent_kernel_splits_by_length_in_newer_versions() -> None:
         for form in (vllm_triton(by_length=True), vllm_triton(by_length=False))
     )
     assert older > 4 * newer
+
+
+def test_generated_latent_kernels_take_heads_as_rows_once_splits_are_long() -> None:
+    short, long = tensorrt_gen_mla(16, 128, 1024, 148), tensorrt_gen_mla(16, 128, 2048, 148)
+    assert (short.tiles, short.splits, short.width) == (128, 1, 1)
+    assert (long.tiles, long.splits, long.pair, long.width) == (32, 4, 2, 0)
+    assert tensorrt_gen_mla(1024, 32, 10**5, 148).width == 1  # up to 32 heads never
+    assert [tensorrt_gen_mla(B, 8, 2048, 148).width for B in (4, 8, 16)] == [0.25, 0.5, 1]
+    assert tensorrt_gen_mla(1, 8, 10**6, 148)[2:] == (74, 1, 0.5)
+
+
+def test_a_batch_that_occupies_few_units_streams_more_slowly_from_hbm() -> None:
+    latent = Attention(B=100, S=1, P=65_535, H=8, Hkv=1, dk=576, dv=512, shared_kv=True)
+    known = GENERATED.priors()
+    fewer, whole = (
+        float(GENERATED.terms(mla_decode("a", latent._replace(B=B)), B200, known).memory) / B for B in (100, 148)
+    )
+    assert fewer / whole == pytest.approx(148 / (100 * known["unit_share"]), rel=1e-3)
+
+
+def test_queries_are_narrowed_where_latents_are_multiplied_in_8_bit() -> None:
+    latent = Attention(B=1024, S=1, P=1, H=128, Hkv=1, dk=576, dv=512, shared_kv=True)
+    wide, narrow = (
+        float(GENERATED.terms(mla_decode("a", a), B200, GENERATED.priors()).launch)
+        for a in (latent, latent._replace(dtype="fp8", kv="fp8"))
+    )
+    assert narrow > wide
 
 
 def test_a_calibration_from_before_the_rules_splits_as_it_was_fitted() -> None:

@@ -21,7 +21,7 @@ from costmodel.kernels.attention import Attention, visible_keys
 FILLING, SGLANG_TRITON, VLLM_TRITON, TENSORRT = 1, 2, 3, 5
 FLASH_TWO, FLASHINFER, TENSORRT_GEN, FLASH_THREE = 6, 7, 8, 9
 """Values of `splits_by` of decode attention."""
-VLLM_MLA, VLLM_MLA_FOUR = 2, 3
+VLLM_MLA, VLLM_MLA_FOUR, TENSORRT_GEN_MLA = 2, 3, 4
 """Values of `splits_by` of latent attention."""
 
 
@@ -240,3 +240,45 @@ def vllm_mla(keys: Quantity, units: int, rule: int) -> Quantity:
         return minimum(4, keys)
     wanted = power(2.0, ceil(log2(maximum(floor_div(keys, VLLM_MLA_KEYS), 1))))
     return minimum(wanted, 2.0 * units)
+
+
+FEW_HEADS, MIDDLE_HEADS, MANY_HEADS, PAIR_HEADS = 16, 32, 64, 128
+"""Heads of a tile whose heads are the columns of an instruction, up to how many always are, of one that has them as
+rows, and of two blocks that run an instruction together."""
+SHORT_KEYS = 1024
+"""Keys of a split up to which more heads are columns as well."""
+
+
+class LatentDivision(NamedTuple):
+    """Thread blocks without splits, rows that their tiles hold of one sequence, splits of each, blocks that load a key
+    between them, and share of the values that each writes (0 where heads are rows)."""
+
+    tiles: Quantity
+    rows: Quantity
+    splits: Quantity
+    pair: Quantity
+    width: Quantity
+
+
+def tensorrt_gen_mla(B: Quantity, heads: Quantity, keys: Quantity, units: int) -> LatentDivision:
+    """TensorRT-LLM's generated kernels for latents.
+
+    Up to 32 heads, and more in splits of up to 1,024 keys that fit on the units at once, are tiles of 16 heads, whose
+    values are divided over two or four thread blocks where these would leave half of the units idle (or any, of a
+    single sequence); else tiles are of 64 heads. Splits fill the units once, with 256 keys each at least.
+
+    >>> tensorrt_gen_mla(1, 128, 4096, 148)[:3], tensorrt_gen_mla(16, 128, 8192, 148)[:4]
+    ((16, 128, 9), (32, 128, 4, 2))
+    """
+    groups = ceil_div(heads, FEW_HEADS)
+    longest = ceil_div(keys, GEN_LEAST)
+    several = minimum(longest, maximum(floor_div(units, B * groups), 1))
+    columns = (heads <= MIDDLE_HEADS) | ((ceil_div(keys, several) <= SHORT_KEYS) & (B * groups <= units))
+    busy = B * groups * several * where(B <= 1, 1, 2)
+    parts = where(busy * 2 <= units, 4, where(busy <= units, 2, 1))
+    wide = ceil_div(heads, MANY_HEADS)
+    tiles = B * where(columns, groups * parts, wide)
+    splits = minimum(longest, maximum(floor_div(units, tiles), 1))
+    pair = where(columns, 1, where(heads >= PAIR_HEADS, 2, 1))
+    rows, width = where(columns, FEW_HEADS * groups, MANY_HEADS * wide), where(columns, 1 / parts, 0.0)
+    return LatentDivision(tiles, rows, splits, pair, width)

@@ -4,7 +4,8 @@ All heads share one latent per token, so the tile of one sequence is 64 rows of 
 leave the rest empty.
 
 Source: deepseek-ai/FlashMLA, README and docs/20250422-new-kernel-deep-dive.md; vllm-project/vllm,
-vllm/v1/attention/ops/triton_decode_attention.py (16 heads per thread block before Hopper).
+vllm/v1/attention/ops/triton_decode_attention.py (16 heads per thread block before Hopper); NVIDIA/TensorRT-LLM,
+cpp/tensorrt_llm/kernels/trtllmGenKernels/fmha/fmhaKernels.h (selectMlaGenerationKernel, computeNumCtas).
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from costmodel.kernels.base import (
     waves,
 )
 from costmodel.kernels.decode_attention import decode_attention
-from costmodel.kernels.key_splits import FILLING, VLLM_MLA, VLLM_MLA_FOUR, vllm_mla
+from costmodel.kernels.key_splits import FILLING, TENSORRT_GEN_MLA, VLLM_MLA, VLLM_MLA_FOUR, tensorrt_gen_mla, vllm_mla
 from costmodel.kernels.processor import PROCESSOR
 
 BLOCK = 64
@@ -44,8 +45,11 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
     A thread block holds 64 heads (128 on Blackwell), or 16 where `small_tiles` is 1. Splits fill the device, at most
     one per two key tiles and `most_splits`; the scheduler balances them, so that their number is no whole one. Where a
-    kernel's source states a rule (`key_splits`), they follow it. Where
-    the cache is 8 bit, an engine that widens it beforehand pays `conversion` passes.
+    kernel's source states a rule (`key_splits`), they follow it; of generated kernels it says the tiles as well, and
+    the share of the values that each block writes, by which it takes longer to end (row_tiles where heads are rows).
+    Theirs, a unit that streams while others idle draws no more than `unit_share` of its share of HBM's bandwidth.
+    Where the cache is 8 bit, an engine that widens it beforehand pays `conversion` passes, and one that multiplies
+    8 bits narrows the queries first.
     """
     a: Attention = kernel.shape
     work = kernel.executed
@@ -60,9 +64,16 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         rows = a.B * a.H * a.S  # a core has no tile to fill
     blocks = ceil_div(keys, BLOCK)
     rule = round(nominal(theta["splits_by"], FILLING))
+    pair: Quantity = 1
+    clustered: Quantity = False
+    width: Quantity = 1.0
     if rule == FILLING:
         splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
         splits = maximum(theta["least_splits"], splits)
+    elif rule == TENSORRT_GEN_MLA:
+        tiles, sequence_rows, splits, pair, width = tensorrt_gen_mla(a.B, a.H * a.S, keys, hardware.compute.units)
+        clustered = width > 0
+        rows = a.B * sequence_rows
     else:
         splits = vllm_mla(keys, hardware.compute.units, rule)
     rounds = waves(tiles * splits * ONE_ROUND, slots, theta["wave_weight"])
@@ -70,7 +81,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * splits * several
     flops = 2 * rows * keys * (a.dk + a.dv)
     tensor = flops / (hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"])
-    ends = rounds * theta["block_s"]
+    ends = rounds * where(width > 0, width, theta["row_tiles"]) * theta["block_s"]
     rows_bytes = a.B * a.S * a.H * (a.dk + a.dv) * 2
     in_and_out = memory_seconds(kernel, hardware, theta, rows_bytes)
     cache = work.hbm_bytes - rows_bytes
@@ -79,16 +90,23 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     between = cache if rule == FILLING else cache / splits
     memory = memory_seconds(kernel, hardware, theta, cache * fetches(a, between, tiles, hardware, theta) + partials)
     # Kernels that put the heads into the columns of an instruction (up to 32 on Blackwell) lose speed when these fill.
-    wide = where((a.H > 16) & (a.H <= 32), theta["wide_columns"], 1.0)
+    columns = (a.H > 16) & (a.H <= 32) & (rule != TENSORRT_GEN_MLA)
+    wide = where(columns, theta["wide_columns"], 1.0)
     # A single head needs no matrix instruction: Triton runs it on the vector lanes, in a kernel of its own.
     wide = wide * where(a.H * a.S <= 1, theta["lone_head"], 1.0)
     memory = memory * wide
-    chain = rounds * blocks / splits * theta["step_s"] * wide + (1.0 - theta["exposed"]) * ends
-    combine = several * theta["combine_s"] + (splits - 1.0) * theta["split_s"]
+    if rule == TENSORRT_GEN_MLA:
+        # A unit draws little more than its share of HBM's bandwidth.
+        memory = memory * maximum(1.0, hardware.compute.units / (tiles * splits * theta["unit_share"]))
+    step_s = where(width > 0, theta["step_s"], theta["row_step_s"])
+    chain = rounds * blocks / splits / pair * step_s * wide + (1.0 - theta["exposed"]) * ends
+    combine = several * where(clustered, theta["cluster_s"], theta["combine_s"]) + (splits - 1.0) * theta["split_s"]
     launch = theta["launch_s"] + combine + theta["exposed"] * ends + in_and_out
+    if a.dtype == "fp8":
+        launch = launch + theta["narrowing"] * 3 * a.B * a.S * a.H * a.dk / hardware.memory.hbm.bandwidth
     if a.kv == "fp8":
         launch = launch + theta["conversion"] * 3 * a.B * keys * a.dk / hardware.memory.hbm.bandwidth
-    l2 = tiles / a.B * cache / (hardware.memory.hbm.bandwidth * theta["l2_over_hbm"])
+    l2 = tiles / pair / a.B * cache / (hardware.memory.hbm.bandwidth * theta["l2_over_hbm"])
     return Terms(tensor=tensor, memory=memory, l2=l2, chain=chain, launch=launch, overlap=theta["overlap"])
 
 
@@ -113,11 +131,18 @@ PARAMETERS = (
     Parameter("launch_s", 9.0e-6, 0.4, 1e-6, 1e-4, "s", "launch, scheduling and the tail of the kernel"),
     Parameter("combine_s", 3.0e-6, 0.4, 0.3e-6, 2e-5, "s", "the kernel that combines the splits"),
     Parameter("block_s", 3.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one split"),
+    Parameter(
+        "cluster_s", 1.0e-6, 0.5, 0.1e-6, 2e-5, "s", "the same where the splits combine themselves, as a cluster"
+    ),
+    Parameter("unit_share", 1.1, 0.2, 1.0, 4.0, "1", "HBM bandwidth of a unit while others idle, over its share"),
+    Parameter("narrowing", 0.5, 1.0, 0.01, 8.0, "1", "traffic of narrowing queries to 8 bits, over one pass"),
+    Parameter("row_tiles", 0.7, 0.5, 0.1, 5.0, "1", "block_s where heads are rows of an instruction over columns"),
     Parameter("exposed", 0.5, 0.4, 0.02, 1.0, "1", "share of block_s during which nothing of the cache streams"),
     Parameter("split_s", 0.04e-6, 0.7, 0.001e-6, 1e-6, "s", "one more split to combine"),
     Parameter("wide_columns", 1.0, 0.2, 0.8, 3.0, "1", "time of a key block for 17 to 32 heads over that for fewer"),
     Parameter("lone_head", 1.0, 0.2, 0.8, 3.0, "1", "time of a key block for a single head over that for more"),
     Parameter("step_s", 1.5e-6, 0.6, 0.05e-6, 2e-5, "s", "64 keys in the chain of one thread block"),
+    Parameter("row_step_s", 1.0e-6, 0.5, 0.05e-6, 2e-5, "s", "the same where heads are rows of an instruction"),
     Parameter("occupancy", 1.1, 0.3, 1.0, 8.0, "1", "thread blocks that share a unit"),
     Parameter("most_splits", 32.0, 1.0, 1.0, 256.0, "1", "splits of one sequence at most"),
     Parameter("least_splits", 1.05, 0.5, 1.0, 32.0, "1", "splits that are launched however short the sequence"),
@@ -128,13 +153,14 @@ PARAMETERS = (
     Parameter("memory_efficiency", 0.90, 0.06, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_share", 0.72, 0.3, 0.1, 1.5, "1", "share of L2 that keeps replayed buffers"),
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
+    Parameter("l2_sharpness", 4.0, 0.05, 1.0, 20.0, "1", "how abruptly replayed buffers fall out of L2"),
     Parameter("refetch", 0.1, 1.5, 0.001, 1.0, "1", "share of a later wave's cache reads that L2 does not answer"),
     Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
     Parameter(
-        "conversion", 0.03, 1.0, 0.01, 8.0, "1", "traffic of widening an 8-bit cache, over one pass at full bandwidth"
+        "conversion", 0.03, 1.0, 0.001, 8.0, "1", "traffic of widening an 8-bit cache, over one pass at full bandwidth"
     ),
     Parameter(
-        "splits_by", 1.0, 0.0, 1.0, 3.0, "1", "splits: 1 as fitted, 2 by the length as vLLM's Triton kernel, 3 four"
+        "splits_by", 1.0, 0.0, 1.0, 4.0, "1", "splits: 1 as fitted, else by the rule of this number in `key_splits`"
     ),
     Parameter("overlap", 4.0, 0.3, 1.5, 8.0, "1", "exponent of the p-norm"),
 )
@@ -166,6 +192,17 @@ def vllm_triton(by_length: bool) -> Form:
     known = {**TRITON, "splits_by": float(VLLM_MLA if by_length else VLLM_MLA_FOUR)}
     form = MLA_DECODE.adjusted({name: {"prior": value} for name, value in known.items()})
     return form._replace(starts=({"splits_by": float(FILLING)},) if by_length else ())
+
+
+GENERATED = MLA_DECODE.adjusted(
+    {
+        "splits_by": {"prior": float(TENSORRT_GEN_MLA)},
+        "conversion": {"prior": 0.002},
+        "split_s": {"prior": 0.02e-6, "spread": 0.3},
+        "l2_sharpness": {"spread": 0.5},
+    }
+)._replace(starts=({"step_s": 3e-6, "occupancy": 1.0}, {"splits_by": float(FILLING)}))
+"""For fits of TensorRT-LLM's generated kernels for Blackwell."""
 
 
 def mla_decode(name: str, a: Attention) -> Kernel:

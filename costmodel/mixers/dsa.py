@@ -15,6 +15,7 @@ True
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from costmodel import pairs
 from costmodel.algebra import Quantity, maximum, minimum
@@ -74,6 +75,7 @@ class Dims(mla.Dims):
         "auto",
         ("auto", "absorbed", "expanded"),
     )
+    scaled: ClassVar[bool] = True
 
 
 EXAMPLES = (

@@ -16,6 +16,7 @@ side, so that all heads attend to the latent itself: FLOP per pair 2H(2c + dr), 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from costmodel.algebra import Quantity, ceil_div, maximum, minimum
 from costmodel.dims import choice, dim, flag
@@ -58,6 +59,8 @@ class Dims:
     rope: bool = flag("rope", "the d_rope part is rotated", True)
     gate: bool = flag("output_gate", "a sigmoid gate on the output with a projection of its own")
     form: str = choice("form", "the form that runs; auto: absorbed in decode", "auto", ("auto", "expanded", "absorbed"))
+    scaled: ClassVar[bool] = False
+    """Whether an fp8 cache keeps scales beside each latent, and its d_rope part in bf16."""
 
 
 EXAMPLES = (
@@ -100,12 +103,16 @@ def extra_parameters(d: Dims, D: Quantity) -> Quantity:
 
 
 def latent_bytes(d: Dims, precision: Precision) -> Quantity:
-    """Bytes of one cached token: c + dr elements; fp8 keeps an fp32 scale per 128 elements and dr in bf16.
+    """Bytes of one cached token: c + dr elements; where fp8 is `scaled`, an fp32 scale per 128, and dr in bf16.
 
-    >>> latent_bytes(Dims(H=1, q_l=1, c=512, dn=1, dr=64, dv=1), Precision(kv="fp8"))  # 512 + 4 · 4 + 64 · 2
-    656
+    Kernels over all tokens take one scale for the whole cache, those over selected ones FlashMLA's layout with scales.
+
+    Source: vllm-project/vllm, vllm/v1/attention/backends/mla/flashmla_sparse.py (`get_kv_cache_shape`); FlashMLA.
+
+    >>> latent_bytes(Dims(H=1, q_l=1, c=512, dn=1, dr=64, dv=1), Precision(kv="fp8"))
+    576
     """
-    if precision.kv == "fp8":
+    if precision.kv == "fp8" and d.scaled:
         return d.c + 4 * ceil_div(d.c, 128) + 2 * d.dr
     return (d.c + d.dr) * precision.kv_bytes
 

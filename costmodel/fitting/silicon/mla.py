@@ -14,7 +14,8 @@ import pandas
 from costmodel.fitting.series import Part, Series, arrays, by_columns, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag_outdone, flag_plateau, flag_spikes, require, series
 from costmodel.kernels.base import Kernel, replayed
-from costmodel.kernels.mla_decode import vllm_triton
+from costmodel.kernels.key_splits import WITHOUT_XQA
+from costmodel.kernels.mla_decode import GENERATED, vllm_triton
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import mla
 from costmodel.step import Phase, Precision, Step
@@ -36,6 +37,8 @@ NEAR_FASTEST = 1.4
 """Prefills of wide expert parallelism are launched one by one as well; rows this near the fastest show the host."""
 UNORDERED = 1.3
 """A row so much slower than one with at least as much of everything was disturbed."""
+GENERATED_NAMES = (("trtllm", "default"), ("sglang", "trtllm_mla"), ("vllm", "FLASHINFER_MLA"))
+"""Libraries' names of TensorRT-LLM's generated kernels for Blackwell."""
 ABSORBED = ("flash_attention", "triton")
 """SGLang's names of prefill kernels that attend to the latents themselves."""
 SHORT = ("FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA", "FLASHINFER_MLA")
@@ -158,10 +161,13 @@ def chosen(table: Table, source: str, phase: Phase, module: bool) -> tuple[str, 
 
 
 def splitting(table: Table, source: str, run: Kernels) -> Kernels:
-    """The kernels with the rule by which vLLM's Triton kernel splits, if it is among them."""
-    if table.library != "vllm" or "triton" not in source.lower():
+    """The kernels with the rule by which vLLM's Triton kernel or TensorRT-LLM's generated ones split, if among them."""
+    if (table.library, source) in GENERATED_NAMES and table.hardware.generation in WITHOUT_XQA:
+        form = GENERATED
+    elif table.library == "vllm" and "triton" in source.lower():
+        form = vllm_triton(by_length=table.version not in EAGER)
+    else:
         return run
-    form = vllm_triton(by_length=table.version not in EAGER)
 
     def ruled(d: mla.Dims, step: Step, precision: Precision) -> Sequence[Kernel]:
         return [one._replace(form=form) if one.family == form.family else one for one in run(d, step, precision)]
