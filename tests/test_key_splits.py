@@ -219,6 +219,17 @@ def test_generated_latent_kernels_take_heads_as_rows_once_splits_are_long() -> N
     assert tensorrt_gen_mla(1, 8, 10**6, 148)[2:] == (74, 1, 0.5)
 
 
+def test_latent_splits_that_no_cluster_holds_meet_in_memory() -> None:
+    latent = Attention(B=8, S=1, P=65_535, H=8, Hkv=1, dk=576, dv=512, shared_kv=True)
+    known = {**GENERATED.priors(), "exposed": 0.0}
+
+    def launched(B: int) -> float:
+        return float(GENERATED.terms(mla_decode("a", latent._replace(B=B)), B200, {**known, "launch_s": 0.0}).launch)
+
+    apart, clustered = launched(8), launched(16)  # 18 and 9 splits
+    assert apart - clustered > known["gather_s"] + 17 * known["met_split_s"] - 8 * known["split_s"] - 1e-6
+
+
 def test_a_batch_that_occupies_few_units_streams_more_slowly_from_hbm() -> None:
     latent = Attention(B=100, S=1, P=65_535, H=8, Hkv=1, dk=576, dv=512, shared_kv=True)
     known = GENERATED.priors()

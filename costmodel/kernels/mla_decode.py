@@ -24,7 +24,15 @@ from costmodel.kernels.base import (
     waves,
 )
 from costmodel.kernels.decode_attention import decode_attention
-from costmodel.kernels.key_splits import FILLING, TENSORRT_GEN_MLA, VLLM_MLA, VLLM_MLA_FOUR, tensorrt_gen_mla, vllm_mla
+from costmodel.kernels.key_splits import (
+    CLUSTER,
+    FILLING,
+    TENSORRT_GEN_MLA,
+    VLLM_MLA,
+    VLLM_MLA_FOUR,
+    tensorrt_gen_mla,
+    vllm_mla,
+)
 from costmodel.kernels.processor import PROCESSOR
 
 BLOCK = 64
@@ -48,6 +56,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     kernel's source states a rule (`key_splits`), they follow it; of generated kernels it says the tiles as well, and
     the share of the values that each block writes, by which it takes longer to end (row_tiles where heads are rows).
     Theirs, a unit that streams while others idle draws no more than `unit_share` of its share of HBM's bandwidth.
+    More than a cluster holds meet in memory, as do all of heads that are rows; contexts of 2,048 keys never show the
+    former, so that its priors are what decode attention's kernels of the same code took, of values four times as wide.
     Where the cache is 8 bit, an engine that widens it beforehand pays `conversion` passes, and one that multiplies
     8 bits narrows the queries first.
     """
@@ -66,6 +76,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     rule = round(nominal(theta["splits_by"], FILLING))
     pair: Quantity = 1
     clustered: Quantity = False
+    meeting: Quantity = 0
     width: Quantity = 1.0
     if rule == FILLING:
         splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
@@ -73,6 +84,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     elif rule == TENSORRT_GEN_MLA:
         tiles, sequence_rows, splits, pair, width = tensorrt_gen_mla(a.B, a.H * a.S, keys, hardware.compute.units)
         clustered = width > 0
+        meeting = where((splits > CLUSTER) | ((width == 0) & (splits > 1)), 1, 0)
         rows = a.B * sequence_rows
     else:
         splits = vllm_mla(keys, hardware.compute.units, rule)
@@ -100,7 +112,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         memory = memory * maximum(1.0, hardware.compute.units / (tiles * splits * theta["unit_share"]))
     step_s = where(width > 0, theta["step_s"], theta["row_step_s"])
     chain = rounds * blocks / splits / pair * step_s * wide + (1.0 - theta["exposed"]) * ends
-    combine = several * where(clustered, theta["cluster_s"], theta["combine_s"]) + (splits - 1.0) * theta["split_s"]
+    combine = several * where(clustered, theta["cluster_s"], theta["combine_s"])
+    more = (splits - 1.0) * where(meeting > 0, theta["met_split_s"], theta["split_s"])
+    combine = combine + where(clustered, meeting, 0) * theta["gather_s"] + more
     launch = theta["launch_s"] + combine + theta["exposed"] * ends + in_and_out
     if a.dtype == "fp8":
         launch = launch + theta["narrowing"] * 3 * a.B * a.S * a.H * a.dk / hardware.memory.hbm.bandwidth
@@ -134,6 +148,8 @@ PARAMETERS = (
     Parameter(
         "cluster_s", 1.0e-6, 0.5, 0.1e-6, 2e-5, "s", "the same where the splits combine themselves, as a cluster"
     ),
+    Parameter("gather_s", 3.1e-6, 0.2, 0.1e-6, 2e-5, "s", "more where too many of them for a cluster meet in memory"),
+    Parameter("met_split_s", 0.12e-6, 0.3, 0.001e-6, 1e-6, "s", "one more split that meets others in memory"),
     Parameter("unit_share", 1.1, 0.2, 1.0, 4.0, "1", "HBM bandwidth of a unit while others idle, over its share"),
     Parameter("narrowing", 0.5, 1.0, 0.01, 8.0, "1", "traffic of narrowing queries to 8 bits, over one pass"),
     Parameter("row_tiles", 0.7, 0.5, 0.1, 5.0, "1", "block_s where heads are rows of an instruction over columns"),
