@@ -250,7 +250,7 @@ def routed_experts(d: Dims, width: Quantity, routing: Routing, precision: Precis
         output=precision.hidden,
         active=routing.active,
         even=routing.even,
-        idle_rows=rows - computed,
+        idle_rows=0 if routing.passed is None else rows - computed,
         idle_experts=routing.idle_experts,
     )
     up = grouped_gemm("experts up", experts)

@@ -8,10 +8,10 @@ Source: expectation over independent uniform choices; tiles as in vLLM's fused_m
 grouped GEMM; one pass each as in TensorRT-LLM's fused_moe module.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, maximum, named, where
+from costmodel.algebra import Quantity, ceil_div, maximum, named, power, where
 from costmodel.dtypes import compute_dtype, element_bytes, product_name
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
@@ -79,16 +79,13 @@ def tile_rows(tokens_per_expert: Quantity) -> Quantity:
     return where(n <= 16, 16, where(n <= 32, 32, where(n <= 64, 64, 128)))
 
 
-def tiles_of(shape: GroupedGemm, active: Quantity, rows: int) -> Quantity:
-    """Tiles along the rows: whole ones per expert; of uneven loads the last is half full on average.
+def tiles_of(rows_of_each: Quantity, rows: int, even: bool) -> Quantity:
+    """Tiles of an expert along its rows: whole ones; of uneven loads the last is half full on average.
 
-    >>> tiles_of(GroupedGemm(tokens=64, E=8, k=2, d_in=1, d_out=1, even=True), 8, 16)
-    8.0
-    >>> tiles_of(GroupedGemm(tokens=64, E=8, k=2, d_in=1, d_out=1), 8, 16)
-    12.0
+    >>> tiles_of(16, 16, even=True), tiles_of(16, 16, even=False)
+    (1, 1.5)
     """
-    each = shape.tokens * shape.k / active
-    return active * (ceil_div(each, rows) if shape.even else maximum(each / rows + 0.5, 1.0))
+    return ceil_div(rows_of_each, rows) if even else maximum(rows_of_each / rows + 0.5, 1.0)
 
 
 def active_of(shape: GroupedGemm) -> Quantity:
@@ -131,42 +128,42 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     peak_per_unit = hardware.tensor_peak(dtype) * theta["tensor_efficiency"] / units
     block_bandwidth = hardware.memory.hbm.bandwidth / units * theta["block_bandwidth"]
     columns = ceil_div(shape.d_out, COLUMNS)
+    rows_of_each = shape.tokens * shape.k / active
     # Triton's default tiles are for streaming weights only while there are no more tokens than experts.
     streamed = where(shape.tokens > shape.E, theta["many_tokens_bandwidth"], 1.0)
     memory = memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes / streamed)
     weights = COLUMNS * element_bytes(shape.weights)
     activation = element_bytes(shape.activations)
     elsewhere = not (isinstance(shape.idle_experts, int) and shape.idle_experts == 0)
-    best: Terms | None = None
+    best: tuple[Quantity, ...] | None = None
     core = hardware.generation == PROCESSOR
     # A core calls one product per expert, however many rows it has, and computes no others.
     for rows in TILE_ROWS[-1:] if core else TILE_ROWS:
-        rounds = waves(tiles_of(shape, active, rows) * columns, units, theta["wave_weight"])
+        tiles = active * tiles_of(rows_of_each, rows, shape.even) * columns
+        rounds = waves(tiles, units, theta["wave_weight"])
         operands = (rows * activation + weights) * shape.d_in
         chain = rounds * (theta["block_s"] + operands / block_bandwidth)
         if elsewhere:
             idle = maximum(shape.idle_rows / rows + shape.idle_experts / 2, shape.idle_experts)
             chain = chain + idle * columns / units * theta["idle_block_s"]
-        candidate = Terms(
-            tensor=kernel.ideal.tensor[dtype] / peak_per_unit
-            if core
-            else rounds * 2 * rows * COLUMNS * shape.d_in / peak_per_unit,
-            memory=memory,
-            chain=chain,
-            launch=theta["launch_s"],
-            overlap=theta["overlap"],
-        )
-        best = candidate if best is None else faster(best, candidate)
+        flops = kernel.ideal.tensor[dtype] if core else rounds * (2 * rows * COLUMNS * shape.d_in)
+        tensor = flops / peak_per_unit
+        # All other terms are the same of every tile.
+        candidate = power(tensor, theta["overlap"]) + power(chain, theta["overlap"]), tensor, chain
+        best = candidate if best is None else first_least(best, candidate)
     assert best is not None
-    return best
+    _, tensor, chain = best
+    return Terms(tensor=tensor, memory=memory, chain=chain, launch=theta["launch_s"], overlap=theta["overlap"])
 
 
-def faster(a: Terms, b: Terms) -> Terms:
-    """The terms of the faster tile, element by element."""
-    choose = a.total() <= b.total()
-    if isinstance(choose, bool):
-        return a if choose else b
-    return a._replace(tensor=where(choose, a.tensor, b.tensor), chain=where(choose, a.chain, b.chain))
+def first_least(a: Sequence[Quantity], b: Sequence[Quantity]) -> tuple[Quantity, ...]:
+    """The one of two whose first number is the least, element by element.
+
+    >>> first_least((3, "a"), (2, "b"))
+    (2, 'b')
+    """
+    choose = a[0] <= b[0]
+    return tuple(where(choose, *terms) for terms in zip(a, b, strict=True))
 
 
 def backward(kernel: Kernel) -> tuple[Kernel, ...]:

@@ -130,7 +130,7 @@ def _aggregated(
     left = 0
     if bounds and not asked.every_point:
         # The points of each layout are not asked for, so only those matter that could be in the answer.
-        some = numpy.flatnonzero(could_matter(asked, stack, run, good, before))
+        some = could_matter(asked, stack, run, good, before)
         left = outcome.fitting
         stack, curves, run, good = stack.of(some), curves.rows(some), run.of(some), good[some]
         left -= int(numpy.count_nonzero(good))

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy
 from numpy.typing import NDArray
 
-from costmodel.architecture import Architecture
-from costmodel.parallel.pipeline import Cut
 from costmodel.planning.deployment import host_of
 from costmodel.planning.engine_model import Array, EngineModel
 from costmodel.planning.grid import Grid
@@ -61,10 +59,10 @@ class Whole(NamedTuple):
     """All layers on one device of each stage, of different splits of them (the first axis): what engines of the same
     split share, however many stages they have.
 
-    n: batch sizes. decode: seconds of an iteration. added, chunks, together: as in `Curves`, and how many short prompts
-    share an iteration. tokens, prompts: seconds at the datasheet's peaks, per token of one sequence and of a prompt
-    alone. host_s, sequence_s: what the host adds to an iteration and to each sequence in it. samples: seconds of each
-    group where `SAMPLE` sequences decode.
+    n: batch sizes. decode: seconds of an iteration. added: what a chunk, or short prompts that share one, add to it.
+    chunks, together: iterations that a prompt takes, and how many share one. token_peak, prompt_peak: seconds at the
+    datasheet's peaks, per token of one sequence and of a prompt alone. host_s, sequence_s: what the host adds to an
+    iteration and to each sequence in it. samples: seconds of each group where `SAMPLE` sequences decode.
     """
 
     n: Array
@@ -75,7 +73,7 @@ class Whole(NamedTuple):
     token_peak: Array
     prompt_peak: Array
     host_s: Array
-    sequence_s: Array
+    sequence_s: float
     samples: Mapping[str, Array]
 
     def of(self, splits: Indices) -> "Whole":
@@ -86,7 +84,6 @@ class Whole(NamedTuple):
             token_peak=self.token_peak[splits],
             prompt_peak=self.prompt_peak[splits],
             host_s=self.host_s[splits],
-            sequence_s=self.sequence_s[splits],
             samples={name: values[splits] for name, values in self.samples.items()},
         )
 
@@ -113,7 +110,7 @@ def whole(model: EngineModel, at: Grid, parts: Sequence[PartTimes], drafting: Ar
         times.first / model.pace,
         prompt_peak,
         numpy.asarray(host["host_s"]),
-        numpy.full(len(times.first), host["sequence_s"]),
+        float(host["sequence_s"]),
         times.samples,
     )
 
@@ -154,7 +151,7 @@ class Hops(NamedTuple):
 
 class Timed(NamedTuple):
     """What the times of engines are made of: split: their places in those of whole layers; pp: stages; stretch: see
-    `stretch`; most: sequences that each can have under way; hops: seconds from stage to stage."""
+    `slowest_stage.stretch`; most: sequences that each can have under way; hops: seconds from stage to stage."""
 
     whole: Whole
     split: Indices
@@ -198,33 +195,50 @@ def engine_curves(timed: Timed, mixed: bool, batches: bool = True) -> Curves:
     last = _most_among(at.n, timed.most)
     n = numpy.minimum(at.n, timed.most[:, None])
     further, longer = timed.pp[:, None] - 1.0, timed.stretch[:, None]
-    host_s, sequence_s = at.host_s[split, None], at.sequence_s[split, None]
+    host_s = at.host_s[split, None]
     hop = last.placed(hops.decoding[hops.row], hops.last_decoding[last.engines])
-    decode = longer * (last.of(at.decode, split) + further * hop) + host_s + n * sequence_s
+    decode = longer * (last.of(at.decode, split) + further * hop) + host_s + n * at.sequence_s
     decode = numpy.take_along_axis(decode, last.repeated(n), axis=1)
     gaps = numpy.maximum(n[:, 1:] - n[:, :-1], 1.0)
     fewer = between(decode[:, :-1], decode[:, 1:], (gaps - 1.0) / gaps)
     alone = numpy.concatenate([numpy.zeros((len(n), 1)), fewer], axis=1)
     sizes = slice(None) if batches else slice(1)
     last = last if batches else _most_among(at.n[:1], timed.most)
-    every = numpy.zeros_like(split)
-    chunks, together = (last.of(values[None, :, sizes], every) for values in (at.chunks, at.together))
-    passed = last.placed(hops.passing[:, :, sizes][hops.row], hops.last_passing[last.engines])
-    lone, others = (n > 1.0)[:, sizes], alone[:, sizes]
-    added = last.of(at.added[:, :, sizes], split)
-    passed -= numpy.where(lone, hop[:, sizes], 0.0)[:, None]
-    passed *= further[..., None]
-    added += passed
+    # From stage to stage go those of a chunk instead of those of the others.
+    passed = hops.passing - numpy.where(at.n > 1.0, hops.decoding, 0.0)[:, None]
+    added = passed[:, :, sizes][hops.row]
+    added *= further[..., None]
+    added += at.added[:, :, sizes][split]
     added *= longer[..., None]
-    added += together * sequence_s[..., None]
-    added += numpy.where(lone, others, host_s)[:, None]
-    added -= others[:, None]
-    added *= chunks
-    added /= together
+    added += at.together[:, sizes] * at.sequence_s
+    # Whose prompt is alone pays for the host.
+    others = alone[:, None, sizes]
+    added += numpy.where(n[:, None, sizes] > 1.0, others, host_s[..., None])
+    added -= others
+    added *= at.chunks[:, sizes]
+    added /= at.together[:, sizes]
+    added = last.placed(added, _added_at_most(timed, last, alone))
+    chunks = last.of(at.chunks[None, :, sizes], numpy.zeros_like(split))
     if not mixed:
         # Prompts run alone, while the others wait.
         added = numpy.broadcast_to(added[..., :1], added.shape)
     return Curves(n, decode, alone, added, chunks)
+
+
+def _added_at_most(timed: Timed, last: "Most", alone: Array) -> Array:
+    """What all chunks of a prompt add with the most sequences of each engine that holds fewer, by budget."""
+    at, engines = timed.whole, last.engines
+    split, lone = timed.split[engines], timed.most[engines, None] <= 1.0
+    others, host_s = alone[engines, last.low + 1, None], at.host_s[split, None]
+    added = last.at(at.added, split)
+    chunks, together = (last.at(values[None], numpy.zeros_like(split)) for values in (at.chunks, at.together))
+    decoding = numpy.where(lone, 0.0, timed.hops.last_decoding[engines, None])
+    added += (timed.hops.last_passing[engines] - decoding) * (timed.pp[engines, None] - 1.0)
+    added *= timed.stretch[engines, None]
+    added += together * at.sequence_s
+    added += numpy.where(lone, host_s, others)
+    added -= others
+    return added * chunks / together
 
 
 class Most(NamedTuple):
@@ -240,11 +254,14 @@ class Most(NamedTuple):
         values[self.engines, ..., self.low + 1] = of_most
         return values
 
+    def at(self, values: Array, rows: Indices) -> Array:
+        """The values of rows, one for each of these engines, at their most sequences: between those at two n."""
+        low, high = (values[rows, ..., place] for place in (self.low, self.low + 1))
+        return between(low, high, self.share.reshape(-1, *(1,) * (values.ndim - 2)))
+
     def of(self, values: Array, rows: Indices) -> Array:
-        """The values of each engine's row, with those at its most sequences between two of them."""
-        mine, share = rows[self.engines], self.share.reshape(-1, *(1,) * (values.ndim - 2))
-        low, high = (values[mine, ..., place] for place in (self.low, self.low + 1))
-        return self.placed(values[rows], between(low, high, share))
+        """The values of each engine's row, with those at its most sequences in their place."""
+        return self.placed(values[rows], self.at(values, rows[self.engines]))
 
     def repeated(self, n: Array) -> Indices:
         """Of each batch size the place where its value is: that of the most for all beyond."""
@@ -257,37 +274,3 @@ def _most_among(n: Array, most: Array) -> Most:
     engines = numpy.flatnonzero(most < n[-1])
     low = numpy.searchsorted(n, most[engines], side="right") - 1
     return Most(engines, low, (most[engines] - n[low]) / (n[low + 1] - n[low]))
-
-
-class Shares(NamedTuple):
-    """Of the different stages of a pipeline (rows), the parts of each group's kernels that they have, and how many
-    stages are like each."""
-
-    groups: tuple[str, ...]
-    parts: Array
-    times: Array
-
-
-def stage_shares(model: Architecture, cuts: Sequence[Cut]) -> Shares:
-    """The parts of the groups in the stages of a pipeline."""
-    every = {name: count for counts in model.counts() for name, count in counts.items()}
-    groups = ("embedding", *every, "head")
-    parts = []
-    for cut in cuts:
-        part = model._replace(layers=cut.layers)
-        here = {name: count for counts in part.counts() for name, count in counts.items()}
-        blocks = [here.get(name, 0) / count for name, count in every.items()]
-        parts.append([float(cut.embeds), *blocks, float(cut.predicts)])
-    return Shares(groups, numpy.array(parts), numpy.array([float(cut.times) for cut in cuts]))
-
-
-def stretch(shares: Shares, samples: Mapping[str, Array]) -> Array:
-    """How much longer the slowest stage of a pipeline takes than the mean one: the pace of all.
-
-    samples: seconds of each group, of several splits of the layers.
-    """
-    none = numpy.zeros_like(next(iter(samples.values())))
-    groups = zip(shares.parts.T[..., None], (samples.get(name, none) for name in shares.groups), strict=True)
-    seconds = sum(part * of_group for part, of_group in groups)
-    total = sum(times * of_stage for times, of_stage in zip(shares.times, seconds, strict=True))
-    return seconds.max(axis=0) * shares.times.sum() / total

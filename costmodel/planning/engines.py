@@ -23,8 +23,6 @@ from costmodel.planning.curves import (
     engine_curves,
     last_passing_tokens,
     passing_tokens,
-    stage_shares,
-    stretch,
     whole,
 )
 from costmodel.planning.deployment import Settings, stage_cache
@@ -35,6 +33,7 @@ from costmodel.planning.part_times import PartTimes, joined, part_times
 from costmodel.planning.question import Loaded
 from costmodel.planning.room import Held, Room, largest_results, mean_bytes, room, written_bytes
 from costmodel.planning.side_by_side import Groups, Indices
+from costmodel.planning.slowest_stage import stage_shares, stretch
 from costmodel.planning.space import Task, Tasks
 from costmodel.planning.spread import Part
 from costmodel.step import Step

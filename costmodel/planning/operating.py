@@ -66,7 +66,12 @@ class Running(NamedTuple):
 
     def tpot_s(self, output: float) -> Array:
         """Mean seconds of a token, of answers of so many."""
-        return self.passing_s / max(output - 1.0, 1.0) if output > 1 else numpy.zeros_like(self.passing_s)
+        return tpot_s(self.passing_s, output)
+
+
+def tpot_s(passing_s: Array, output: float) -> Array:
+    """Mean seconds of a token of so many that a sequence gets in some time."""
+    return passing_s / max(output - 1.0, 1.0) if output > 1 else numpy.zeros_like(passing_s)
 
 
 def running(model: EngineModel, work: Workload, found: Curves) -> Running:
@@ -141,7 +146,7 @@ def _passing(decoding: Array, prompts: Array, own: Array) -> Array:
         root = 4.0 * decoding * own
         root += rest**2
         rest += numpy.sqrt(root, out=root)
-    rest /= 2.0
+    rest *= 0.5
     return rest
 
 

@@ -10,11 +10,12 @@ import numpy
 
 from costmodel.planning.curves import Curves, Truths
 from costmodel.planning.engine_model import Array
-from costmodel.planning.operating import Running, least_ttft_s
+from costmodel.planning.operating import Running, least_ttft_s, tpot_s
 from costmodel.planning.outcomes import Outcome
 from costmodel.planning.points import fastest_first
 from costmodel.planning.question import Question
 from costmodel.planning.replicas import holds, wants_smallest
+from costmodel.planning.side_by_side import Indices
 from costmodel.planning.stacks import Stack
 
 WITHIN = 1.0 + 1e-9
@@ -54,26 +55,51 @@ def good_points(stack: Stack, curves: Curves, run: Running) -> Truths:
     return good
 
 
-def could_matter(asked: Question, stack: Stack, run: Running, good: Truths, before: Before) -> Truths:
-    """Which engines could have a point that those before do not beat, or be a plan that is no larger than theirs."""
+def could_matter(asked: Question, stack: Stack, run: Running, good: Truths, before: Before) -> Indices:
+    """Engines that could have a point that those before do not beat, or be a plan that is no larger than theirs."""
+    some = numpy.flatnonzero(_at_best(asked, stack, run, good, before))
+    return some[_matters(asked, stack.of(some), run.of(some), good[some], before)]
+
+
+def _at_best(asked: Question, stack: Stack, run: Running, good: Truths, before: Before) -> Truths:
+    """Which could if at each batch size all budgets were as fast, and answered as much, as the best of them."""
+    work, level = asked.work, asked.level
+    rate, passing = numpy.where(good, run.rate, 0.0).max(axis=1), numpy.fmin.reduce(run.passing_s, axis=1)
+    if work.rate is None:
+        return rate.max(axis=1) > 0
+    tpot = tpot_s(passing, work.output)
+    near = engine, _ = numpy.nonzero((rate > 0) & holds(tpot, level.tpot_s, WITHIN))
+    found = _affordable(asked, stack, asked.usable * rate.max(axis=1), before)
+    found[engine[before.passed_by(tpot[near], stack.tokens_per_s_gpu(rate[near], engine, work.output))]] = True
+    return found
+
+
+def _affordable(asked: Question, stack: Stack, rate: Array, before: Before) -> Truths:
+    """Which could be a plan that is no larger than those before, each engine answering so many requests per second."""
+    assert asked.work.rate is not None
+    with numpy.errstate(divide="ignore"):
+        count = numpy.ceil(asked.work.rate / (stack.engines * rate) / WITHIN)
+    limit = min(asked.most, before.gpus) if wants_smallest(asked) else asked.most
+    found: Truths = numpy.maximum(count, 1.0) * stack.gpus <= limit
+    return found
+
+
+def _matters(asked: Question, stack: Stack, run: Running, good: Truths, before: Before) -> Truths:
+    """Which could, each budget for itself."""
     level, tpot = asked.level, run.tpot_s(asked.work.output)
     fast = good & holds(tpot, level.tpot_s, WITHIN)
     soon = good & holds(least_ttft_s(stack.model, run), level.ttft_s, WITHIN)
-    near = numpy.flatnonzero(fast & soon)
-    engine = near // good[0].size
-    per_gpu = stack.tokens_per_s_gpu(run.rate.reshape(-1)[near], engine, asked.work.output)
+    near = engine, _, _ = numpy.nonzero(fast & soon)
+    per_gpu = stack.tokens_per_s_gpu(run.rate[near], engine, asked.work.output)
     found = numpy.zeros(len(stack.gpus), dtype=bool)
-    found[engine[before.passed_by(tpot.reshape(-1)[near], per_gpu)]] = True
+    found[engine[before.passed_by(tpot[near], per_gpu)]] = True
     # A plan lies between two batch sizes, of which at least one keeps each limit, and answers less than the larger.
     able = _or_the_one_before(fast) & _or_the_one_before(soon)
     if asked.work.rate is None:
-        return found | able.reshape(len(able), -1).any(axis=1)
+        return found | able.any(axis=(1, 2))
     rate = numpy.where(good, run.rate, 0.0)
-    able_rate, rate = ((of.reshape(len(of), -1)).max(axis=1) for of in (rate * able, rate))
-    with numpy.errstate(divide="ignore"):
-        count = numpy.ceil(asked.work.rate / (stack.engines * numpy.minimum(able_rate, asked.usable * rate)) / WITHIN)
-    limit = min(asked.most, before.gpus) if wants_smallest(asked) else asked.most
-    return found | (numpy.maximum(count, 1.0) * stack.gpus <= limit)
+    able_rate, rate = (of.max(axis=(1, 2)) for of in (rate * able, rate))
+    return found | _affordable(asked, stack, numpy.minimum(able_rate, asked.usable * rate), before)
 
 
 def _or_the_one_before(which: Truths) -> Truths:
