@@ -38,11 +38,10 @@ def evaluate(loaded: Loaded, tasks: Tasks, bounds: bool = True, before: Before =
     """Everything about tasks, of some after others. bounds: leave out those for which even perfect kernels would miss
     the service level, and those that better ones stand before. before: what other tasks of the device left."""
     asked = loaded.question
-    stack, excluded = _stack(loaded, tasks, bounds)
+    stack, place, excluded = _stack(loaded, tasks, bounds)
     if stack is None:
         return [Outcome(tasks, tuple(excluded))]
     outcomes = []
-    place = numpy.flatnonzero([not why for why in excluded])
     first, start, size = 0, 0, FEW
     while first < len(place):
         last = min(first + size, len(place))
@@ -69,15 +68,15 @@ def _evaluated(asked: Question, stack: Stack, outcome: Outcome, before: Before, 
     return outcome
 
 
-def _stack(loaded: Loaded, tasks: Tasks, bounds: bool) -> tuple[Stack | None, list[str]]:
-    """The engines that are worth evaluating, and for each task why it is not."""
+def _stack(loaded: Loaded, tasks: Tasks, bounds: bool) -> tuple[Stack | None, list[int], list[str]]:
+    """The engines that are worth evaluating with their places among all tasks, and for each task why it is not."""
     asked, excluded = loaded.question, [DIVIDES] * len(tasks.layouts)
     try:
         engines = Engines(loaded, tasks)
     except Impossible:
-        return None, excluded
+        return None, [], excluded
     if not engines.spread.layouts:
-        return None, excluded
+        return None, [], excluded
     settings = asked.settings(engines.hw, max(asked.budgets), engines.draft_tokens)
     places = numpy.minimum(engines.room(settings).sequences, settings.max_sequences)
     why = numpy.where(places.max(axis=1) < 1, FITS, "").astype(object)
@@ -85,15 +84,15 @@ def _stack(loaded: Loaded, tasks: Tasks, bounds: bool) -> tuple[Stack | None, li
     times = engines.times(fitting) if len(fitting) else None
     if times is not None and bounds:
         why[fitting] = _bounds(asked, times)
-    for place, reason in zip(engines.asked, why, strict=True):
+    for place, reason in zip(engines.asked.tolist(), why.tolist(), strict=True):
         excluded[place] = reason
     if times is None or all(why):
-        return None, excluded
+        return None, [], excluded
     kept = why[fitting] == ""
     chosen, times = fitting[kept], times._replace(split=times.split[kept])
-    degrees = engines.spread.degrees
+    degrees, worth = engines.spread.degrees, engines.asked[chosen].tolist()
     stack = Stack(
-        tasks.chosen(engines.asked[chosen].tolist()),
+        tasks.chosen(worth),
         engines.model(engines.spread.placed[0]),
         degrees.gpus[chosen].astype(numpy.float64),
         (degrees.dp * degrees.pp)[chosen].astype(numpy.float64),
@@ -102,7 +101,7 @@ def _stack(loaded: Loaded, tasks: Tasks, bounds: bool) -> tuple[Stack | None, li
         asked.engines[engines.hw].mixed,
         numpy.zeros(len(chosen)) if asked.work.prefill_only else engines.send_s()[chosen],
     )
-    return stack, excluded
+    return stack, worth, excluded
 
 
 def _bounds(asked: Question, times: Times) -> NDArray[numpy.object_]:

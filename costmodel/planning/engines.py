@@ -31,7 +31,7 @@ from costmodel.planning.grid import chunk_step, decode_step
 from costmodel.planning.kernel_kinds import KernelSource
 from costmodel.planning.part_times import PartTimes, joined, part_times
 from costmodel.planning.question import Loaded
-from costmodel.planning.room import Held, Room, largest_results, mean_bytes, room, written_bytes
+from costmodel.planning.room import Held, Room, Written, largest_results, mean_bytes, room, written_bytes
 from costmodel.planning.side_by_side import Groups, Indices
 from costmodel.planning.slowest_stage import stage_shares, stretch
 from costmodel.planning.space import Task, Tasks
@@ -124,12 +124,11 @@ class Engines:
         return self._once(("results", domain(self.hardware), *self.formats), self._results)
 
     def _results(self) -> Array:
-        parts, order = self.spread.parts(self.hardware), list[Array]()
-        found: dict[str, Array] = {}
+        parts, found = self.spread.parts(self.hardware), dict[str, Written]()
         for part in parts:
             if part.what == "computed":
                 found |= self._written(part, self._built(part), self.grid.prompts.different, self.grid.largest)
-        order += [found[name] for name in dict.fromkeys(self.spread.model.groups)]
+        order = [found[name] for name in dict.fromkeys(self.spread.model.groups)]
         if parts[-1].what == "sent":
             # What devices send of all groups, one after another, which the last part tells apart the most.
             step = chunk_step(self.question.budgets, self.question.work.longest)
@@ -141,18 +140,18 @@ class Engines:
                 return run
 
             order += self._written(parts[-1], sent, step, numpy.arange(len(self.question.budgets))).values()
-        return largest_results(numpy.concatenate(order, axis=1))
+        return largest_results(order)
 
     def _written(
         self, part: Part, kernels: Callable[[Places, Indices], KernelSource], step: Step, largest: Indices
-    ) -> dict[str, Array]:
-        """Bytes that the kernels of a part write, of each group, by engine, kernel and budget."""
+    ) -> dict[str, Written]:
+        """What the kernels of a part write, of each group."""
 
         def compute(beside: Places, places: Indices) -> dict[str, Array]:
             return written_bytes(kernels(beside, places)(step), len(places), largest)
 
         found = _padded(list(part.beside.each(compute)), len(part.beside.members))
-        return {name: values[part.row] for name, values in found.items()}
+        return {name: Written(part.row, values) for name, values in found.items()}
 
     def times(self, chosen: Indices) -> Times:
         """The times of some engines."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy
@@ -17,9 +18,19 @@ from costmodel.planning.side_by_side import Indices
 from costmodel.planning.workload import Workload
 
 
-def largest_results(written: Array) -> Array:
-    """Bytes of the results of two kernels in a row, where they are largest. written: by engine, kernel and budget."""
-    return (written[:, 1:] + written[:, :-1]).max(axis=1)
+class Written(NamedTuple):
+    """Bytes that each kernel of a group writes, by row, kernel and budget; row: that of each engine."""
+
+    row: Indices
+    bytes: Array
+
+
+def largest_results(run: Sequence[Written]) -> Array:
+    """Bytes of the results of two kernels in a row, where they are largest, by engine and budget. run: of the groups of
+    a chunk, one after another."""
+    within = [(of[:, 1:] + of[:, :-1]).max(axis=1)[row] for row, of in run if of.shape[1] > 1]
+    between = [of[row, -1] + later[further, 0] for (row, of), (further, later) in pairwise(run)]
+    return numpy.maximum.reduce([*within, *between])
 
 
 def written_bytes(run: Sequence[Kernel], engines: int, places: Indices) -> dict[str, Array]:

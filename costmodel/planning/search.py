@@ -4,8 +4,10 @@ Tasks are independent, each answers with the little that no other part of it bea
 order of the tasks: the result does not depend on who evaluated what.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from itertools import groupby
 from typing import NamedTuple
@@ -77,15 +79,28 @@ def tasks_of(loaded: Loaded) -> tuple[list[Tasks], tuple[Dimension, ...], list[C
     return batches, dimensions, [Count("engines", count, why) for why, count in left_out.items()]
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No look for cycles of garbage meanwhile: a search leaves none, and keeps much that each look would go through."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def here(question: Question, batches: Sequence[Tasks], bounds: bool) -> Iterator[list[Outcome]]:
     """Evaluate in this process."""
     loaded = load(question)
     before: dict[str, Before] = {}
-    for batch in batches:
-        known = before.get(batch.hw, NOBODY)
-        outcomes = evaluate(loaded, batch, bounds, known)
-        before[batch.hw] = reduce(Before.and_after, outcomes, known)
-        yield outcomes
+    with _without_collection():
+        for batch in batches:
+            known = before.get(batch.hw, NOBODY)
+            outcomes = evaluate(loaded, batch, bounds, known)
+            before[batch.hw] = reduce(Before.and_after, outcomes, known)
+            yield outcomes
 
 
 def evaluate_batch(question: Question, batch: Tasks, bounds: bool) -> list[Outcome]:
@@ -104,7 +119,7 @@ def search(
     batches, dimensions, counts = tasks_of(loaded)
     outcomes = _run(question, batches, evaluator, True, progress)
     found = _together(question, outcomes)
-    bounded = any(why.startswith(("TPOT", "TTFT")) for why in _reasons(outcomes))
+    bounded = any(count.why.startswith(("excluded: TPOT", "excluded: TTFT")) for count in found.counts)
     if not found.best and (bounded or any(outcome.beaten for outcome in outcomes)):
         # What the bounds excluded may be the closest: now it has to be looked at.
         outcomes = _run(question, batches, evaluator, False, progress)

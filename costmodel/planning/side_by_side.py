@@ -125,13 +125,22 @@ def different(keys: Iterable[Hashable]) -> tuple[Indices, Indices]:
 
 
 def different_among(columns: Iterable[Any]) -> tuple[Indices, Indices]:
-    """The same of rows of numbers.
+    """The same of rows of whole numbers from 0.
 
     >>> row, first = different_among([numpy.array([1, 2, 1]), numpy.array([5, 5, 5])])
     >>> row.tolist(), first.tolist()
     ([0, 1, 0], [0, 1])
     """
-    return different(zip(*(column.tolist() for column in columns), strict=True))
+    row: Any = 0
+    for column in columns:
+        number = column.astype(numpy.intp)
+        row = row * (number.max(initial=0) + 1) + number
+        _, first, row = numpy.unique(row, return_index=True, return_inverse=True)
+    # In the order in which they stand first.
+    order = numpy.argsort(first)
+    place = numpy.empty_like(order)
+    place[order] = numpy.arange(len(order))
+    return place[row], first[order]
 
 
 def different_rows(values: Sequence[Any]) -> tuple[Indices, Indices] | None:
@@ -140,8 +149,12 @@ def different_rows(values: Sequence[Any]) -> tuple[Indices, Indices] | None:
     columns = [value for value in values if isinstance(value, numpy.ndarray) and value.ndim == 2]
     if not columns:
         return None
-    row, first = different(zip(*(map(bytes, numpy.ascontiguousarray(column)) for column in columns), strict=True))
-    return (row, first) if 2 * len(first) < len(row) else None
+    # Rows that differ in a few of the numbers differ.
+    for few in ([column[:, ::16] for column in columns], columns):
+        row, first = different(zip(*(map(bytes, numpy.ascontiguousarray(column)) for column in few), strict=True))
+        if 2 * len(first) >= len(row):
+            return None
+    return row, first
 
 
 def some_rows(value: Any, rows: Indices | slice, among: int) -> Any:
@@ -158,6 +171,31 @@ def some_rows(value: Any, rows: Indices | slice, among: int) -> Any:
         entries = (some_rows(entry, rows, among) for entry in values(value))
         return replace(value, **dict(zip(names, entries, strict=True)))  # type: ignore[type-var]
     return value
+
+
+def narrowed(beside: Any, first: Any, rows: Indices) -> Any:
+    """Some rows of values side by side, as `side_by_side` of these has them; first: the values of the first row.
+
+    >>> from costmodel.parallel.layout import Layout
+    >>> members = [Layout(tp=8), Layout(tp=4), Layout(tp=4)]
+    >>> narrowed(side_by_side(members), members[1], numpy.array([1, 2]))
+    Layout(tp=4, pp=1, ep=1, dp=1, cp=1)
+    """
+    if beside is first:
+        return first
+    if isinstance(beside, Rows):
+        column = beside[rows]
+        return first if numpy.asarray(column == column[0]).all() else column
+    if isinstance(beside, tuple) and hasattr(beside, "_fields"):
+        return type(beside)(*(narrowed(entry, one, rows) for entry, one in zip(beside, first, strict=True)))
+    if isinstance(beside, Mapping):
+        return {name: narrowed(entry, first[name], rows) for name, entry in beside.items()}
+    if is_dataclass(beside):
+        kind: Any = type(beside)
+        names, values = _values(kind)
+        entries = (narrowed(entry, one, rows) for entry, one in zip(values(beside), values(first), strict=True))
+        return replace(beside, **dict(zip(names, entries, strict=True)))  # type: ignore[type-var]
+    return first
 
 
 def form_of(placed: Placed) -> Hashable:
@@ -181,13 +219,22 @@ class Groups:
         for place, of in enumerate(forms):
             found.setdefault(of, []).append(place)
         self.groups = [numpy.array(places) for places in found.values()]
+        self._forms = tuple(self.groups)
+        self._form, self._row = (numpy.zeros(len(members), dtype=numpy.intp) for _ in range(2))
+        for form, places in enumerate(self._forms):
+            self._form[places], self._row[places] = form, numpy.arange(len(places))
         self._beside: dict[bytes, Any] = {}
 
     def beside(self, places: Indices) -> Any:
-        """Some members side by side."""
+        """Some members of one form side by side."""
         key = places.tobytes()
         if key not in self._beside:
-            self._beside[key] = side_by_side([self.members[place] for place in places])
+            first = places[0]
+            every = self._forms[self._form[first]]
+            if places is every:
+                self._beside[key] = side_by_side([self.members[place] for place in places])
+            else:
+                self._beside[key] = narrowed(self.beside(every), self.members[first], self._row[places])
         return self._beside[key]
 
     def each(

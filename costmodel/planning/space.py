@@ -69,11 +69,11 @@ def layouts(model: Architecture, sizes: Sequence[int], context_parallel: bool = 
                     tp = size // pp // dp // cp
                     stage = tp * dp * cp
                     if dp > 1:
-                        yield Layout(tp=tp, pp=pp, ep=stage, dp=dp, cp=cp)
+                        yield Layout(tp, pp, stage, dp, cp)
                         continue
-                    yield Layout(tp=tp, pp=pp, cp=cp)
+                    yield Layout(tp, pp, 1, 1, cp)
                     if experts and tp > 1:
-                        yield Layout(tp=tp, pp=pp, ep=tp, cp=cp)
+                        yield Layout(tp, pp, tp, 1, cp)
 
 
 @cache

@@ -7,6 +7,7 @@ of one form side by side.
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy
@@ -145,38 +146,44 @@ class Spread:
 
 def spread(model: Architecture, layouts: Iterable[Layout], options: Options, drafts: bool) -> Spread:
     """The layouts by which a model divides, placed."""
-    mixers, alone = model._replace(ffns={}), dict[tuple[int, int], Places | None]()
-    placed: dict[tuple[int, int, int], Places | None] = {}
-    cuts: dict[int, tuple[Cut, ...] | None] = {}
-    found, asked, splits = list[Layout](), list[int](), list[tuple[int, int, int]]()
-    for index, layout in enumerate(layouts):
-        split = (layout.tp, layout.ep, layout.cp)
-        if split not in placed:
-            attention = layout.tp, layout.cp
-            if attention not in alone:
-                alone[attention] = _placed(mixers, Layout(tp=layout.tp, cp=layout.cp), options)
-            # Where mixers do not divide, no spread of the experts helps.
-            placed[split] = alone[attention] and _placed(model, layout._replace(pp=1, dp=1), options, drafts)
-        if layout.pp not in cuts:
-            try:
-                cuts[layout.pp] = stage_cuts(model, layout.pp)
-            except Impossible:
-                cuts[layout.pp] = None
-        if placed[split] is not None and cuts[layout.pp] is not None:
-            found.append(layout)
-            asked.append(index)
-            splits.append(split)
-    divided = {split: of for split, of in placed.items() if of is not None}
-    order = {split: place for place, split in enumerate(divided)}
+    every = tuple(layouts)
+    degrees: Any = Layout(*numpy.fromiter(chain.from_iterable(every), numpy.intp).reshape(-1, len(Layout._fields)).T)
+    split, first = different_among((degrees.tp, degrees.ep, degrees.cp))
+    splits = zip(*(degree[first].tolist() for degree in (degrees.tp, degrees.ep, degrees.cp)), strict=True)
+    placed = _splits(model, (Layout(tp=tp, ep=ep, cp=cp) for tp, ep, cp in splits), options, drafts)
+    cuts = {pp: cut for pp in dict.fromkeys(degrees.pp.tolist()) if (cut := _cuts(model, pp)) is not None}
+    divides = numpy.array([of is not None for of in placed], dtype=bool)
+    asked = numpy.flatnonzero(divides[split] & numpy.isin(degrees.pp, [*cuts]))
+    order = numpy.cumsum(divides) - 1
     return Spread(
         model,
-        tuple(found),
-        Layout(*numpy.array(found, dtype=numpy.intp).reshape(-1, len(Layout._fields)).T),
-        numpy.array(asked, dtype=numpy.intp),
-        numpy.array([order[split] for split in splits], dtype=numpy.intp),
-        tuple(divided.values()),
-        {pp: cut for pp, cut in cuts.items() if cut is not None},
+        tuple(map(every.__getitem__, asked.tolist())),
+        Layout(*(degree[asked] for degree in degrees)),
+        asked,
+        order[split[asked]],
+        tuple(of for of in placed if of is not None),
+        cuts,
     )
+
+
+def _splits(model: Architecture, layouts: Iterable[Layout], options: Options, drafts: bool) -> list[Places | None]:
+    """A model under layouts without stages, None where it does not divide."""
+    mixers, alone, found = model._replace(ffns={}), dict[tuple[int, int], bool](), list[Places | None]()
+    for layout in layouts:
+        attention = layout.tp, layout.cp
+        if attention not in alone:
+            alone[attention] = _placed(mixers, Layout(tp=layout.tp, cp=layout.cp), options) is not None
+        # Where mixers do not divide, no spread of the experts helps.
+        found.append(_placed(model, layout, options, drafts) if alone[attention] else None)
+    return found
+
+
+def _cuts(model: Architecture, stages: int) -> tuple[Cut, ...] | None:
+    """The stages of a pipeline of so many, None where there are not as many layers."""
+    try:
+        return stage_cuts(model, stages)
+    except Impossible:
+        return None
 
 
 def _placed(model: Architecture, layout: Layout, options: Options, drafts: bool = False) -> Places | None:
