@@ -84,7 +84,7 @@ def running(model: EngineModel, work: Workload, found: Curves) -> Running:
         met = numpy.concatenate([more, found.decode[..., -1:]], axis=-1)[..., None, :]
         own = found.chunks * decode
         own += found.added
-        passing = _passing(met * iterations, n * found.added, own)
+        passing = _passing(met * iterations, n, found.added, own)
     else:
         own = found.chunks * found.alone[..., None, :]
         own += found.added
@@ -137,14 +137,15 @@ def _front_s(model: EngineModel) -> float:
     return model.served.host.front_end_s
 
 
-def _passing(decoding: Array, prompts: Array, own: Array) -> Array:
+def _passing(decoding: Array, n: Array, added: Array, own: Array) -> Array:
     """The p that solves p = decoding + prompts · p/(own + p): all n prompts of a stay, the part that falls into p."""
     # A chunk that decoding sequences leave no room for takes forever: ∞ − ∞ is no number, and such points are dropped.
     with numpy.errstate(invalid="ignore"):
-        rest = decoding + prompts
+        rest = n * added
+        rest += decoding
         rest -= own
         root = 4.0 * decoding * own
-        root += rest**2
+        root += rest * rest
         rest += numpy.sqrt(root, out=root)
     rest *= 0.5
     return rest

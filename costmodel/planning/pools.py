@@ -182,9 +182,13 @@ def decode_pools(asked: Question, stack: Stack, curves: Curves) -> tuple[Pools, 
     fits = (at.n <= most[:, None]) & curves.distinct
     rates, tpot = at.rate[:, 0], at.tpot_s[:, 0]
     better = rises(numpy.where(fits & numpy.isfinite(tpot), rates, 0.0))
-    here = engine, _ = numpy.nonzero(better)
-    found = Found(engine, numpy.zeros(len(engine)), tpot[here], rates[here] * stack.engines[engine])
-    single, looked = _that_decode(asked, stack, found, at.n[here]), found.number
+    here, engine = (
+        numpy.flatnonzero(better),
+        numpy.repeat(numpy.arange(len(better)), numpy.count_nonzero(better, axis=1)),
+    )
+    slow, rate, n = (values.reshape(-1)[here] for values in (tpot, rates, at.n))
+    found = Found(engine, numpy.zeros(len(engine)), slow, rate * stack.engines[engine])
+    single, looked = _that_decode(asked, stack, found, n), found.number
     if work.rate is None:
         return single, looked
     rising = numpy.maximum.accumulate(numpy.where(fits, rates, 0.0), axis=1)

@@ -68,9 +68,10 @@ def _at_best(asked: Question, stack: Stack, run: Running, good: Truths, before: 
     if work.rate is None:
         return rate.max(axis=1) > 0
     tpot = tpot_s(passing, work.output)
-    near = engine, _ = numpy.nonzero((rate > 0) & holds(tpot, level.tpot_s, WITHIN))
-    found = _affordable(asked, stack, asked.usable * rate.max(axis=1), before)
-    found[engine[before.passed_by(tpot[near], stack.tokens_per_s_gpu(rate[near], engine, work.output))]] = True
+    near = numpy.flatnonzero((rate > 0) & holds(tpot, level.tpot_s, WITHIN))
+    engine, found = near // rate.shape[1], _affordable(asked, stack, asked.usable * rate.max(axis=1), before)
+    per_gpu = stack.tokens_per_s_gpu(rate.reshape(-1)[near], engine, work.output)
+    found[engine[before.passed_by(tpot.reshape(-1)[near], per_gpu)]] = True
     return found
 
 
