@@ -169,7 +169,7 @@ PARAMETERS = (
     Parameter("memory_efficiency", 0.90, 0.06, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
     Parameter("l2_share", 0.72, 0.3, 0.1, 1.5, "1", "share of L2 that keeps replayed buffers"),
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
-    Parameter("l2_sharpness", 4.0, 0.05, 1.0, 20.0, "1", "how abruptly replayed buffers fall out of L2"),
+    Parameter("l2_sharpness", 4.0, 0.0, 1.0, 20.0, "1", "how abruptly replayed buffers fall out of L2"),
     Parameter("refetch", 0.1, 1.5, 0.001, 1.0, "1", "share of a later wave's cache reads that L2 does not answer"),
     Parameter("wave_weight", 0.25, 0.6, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
     Parameter(
