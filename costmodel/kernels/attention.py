@@ -16,7 +16,17 @@ from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention_walk import GENERATION, STEP, walk
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, waves
+from costmodel.kernels.base import (
+    SHARED_BYTES_A_CLOCK,
+    Form,
+    Grid,
+    Kernel,
+    Parameter,
+    Terms,
+    Work,
+    memory_seconds,
+    waves,
+)
 from costmodel.pairs import (
     bidirectional,
     causal,
@@ -294,10 +304,6 @@ def blocks_of_a_unit(a: Attention, generation: str) -> int:
     return 2 if of_one_length(a, generation) and not 128 < nominal(a.dk, 128) <= 192 else 1
 
 
-SHARED_BYTES = 128
-"""Bytes that a unit reads from shared memory in a clock."""
-
-
 def reread(a: Attention, hardware: Hardware, products: Quantity) -> Quantity:
     """How much longer a tile's products take where a warp has 16 of its rows, and not 32: each warp reads all keys and
     values of a tile from shared memory, beside its products (`products`: seconds of a pair).
@@ -306,12 +312,11 @@ def reread(a: Attention, hardware: Hardware, products: Quantity) -> Quantity:
     (64 × 64 in 4 warps, 128 × 64 in 8), where half as many rows share a read. What `mma.sync` reaches on Hopper makes
     that nearly as long as the products.
 
-    Source: Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h; bandwidth of shared memory:
-    CUDA C++ Programming Guide, compute capability 8.x and 9.0, 32 banks of 4 bytes.
+    Source: Dao-AILab/flash-attention, csrc/flash_attn/src/flash_fwd_launch_template.h.
     """
     if not of_one_length(a, hardware.generation) or nominal(a.dk, 128) <= 128:
         return 1.0
-    read = 2 * (a.dk + a.dv) / (SHARED_BYTES * hardware.compute.units * hardware.compute.clock)
+    read = 2 * (a.dk + a.dv) / (SHARED_BYTES_A_CLOCK * hardware.compute.units * hardware.compute.clock)
     narrow, wide = (root(power(products, 2.0) + power(read / rows, 2.0), 2.0) for rows in (16, 32))
     return narrow / wide
 

@@ -104,6 +104,10 @@ class Terms(NamedTuple):
         return sum(self.limits().values())
 
 
+SHARED_BYTES_A_CLOCK = 128
+"""Bytes that a unit's shared memory moves in a clock: 32 banks of 4. Source: CUDA C++ Programming Guide, compute
+capability 8.x and 9.0."""
+
 OVERLAPPING = ("tensor", "vector", "special", "memory", "l2", "chain", "network")
 BOUNDS = (*OVERLAPPING, "launch")
 

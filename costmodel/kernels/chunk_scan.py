@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, floor_div, half, maximum, minimum, named, power, root, third
 from costmodel.einsum import dot
-from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, unit_terms, waves
+from costmodel.kernels.base import (
+    SHARED_BYTES_A_CLOCK,
+    Form,
+    Grid,
+    Kernel,
+    Parameter,
+    Terms,
+    Work,
+    memory_seconds,
+    unit_terms,
+    waves,
+)
 from costmodel.pairs import chunked
 
 if TYPE_CHECKING:
@@ -45,9 +56,6 @@ and queries, read and written by its update.
 Source: MoonshotAI/FlashKDA, csrc/smxx/fwd_kernel2.cuh, phases 1 and 6; vllm-project/FlashKDA keeps it in registers
 (pull request 4).
 """
-
-SHARED_BYTES = 128
-"""Bytes that a unit's shared memory moves in a clock: 32 banks of 4. Source: CUDA C++ Programming Guide."""
 
 Flops = tuple[Quantity, Quantity]
 """Ideal and executed FLOPs of one product."""
@@ -269,7 +277,7 @@ def _through_shared(scan: Scan, clock: float) -> Quantity:
     """Seconds in which the steps of a chunk move a state that lies in shared memory."""
     if not scan.shared_state:
         return 0.0
-    return ceil_div(scan.C, SUB_TILE) * SHARED_STATE * 2 * scan.dk * scan.dv / (SHARED_BYTES * clock)
+    return ceil_div(scan.C, SUB_TILE) * SHARED_STATE * 2 * scan.dk * scan.dv / (SHARED_BYTES_A_CLOCK * clock)
 
 
 def _chain(scan: Scan, hardware: "Hardware", theta: Mapping[str, float]) -> Quantity:
