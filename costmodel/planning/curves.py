@@ -206,15 +206,16 @@ def engine_curves(timed: Timed, mixed: bool, batches: bool = True) -> Curves:
     last = last if batches else _most_among(at.n[:1], timed.most)
     # From stage to stage go those of a chunk instead of those of the others.
     passed = hops.passing - numpy.where(at.n > 1.0, hops.decoding, 0.0)[:, None]
-    added = passed[:, :, sizes][hops.row]
-    added *= further[..., None]
-    added += at.added[:, :, sizes][split]
-    added *= longer[..., None]
-    added += at.together[:, sizes] * at.sequence_s
-    # Whose prompt is alone pays for the host.
     others = alone[:, None, sizes]
-    added += numpy.where(n[:, None, sizes] > 1.0, others, host_s[..., None])
-    added -= others
+    added = _added(
+        passed[:, :, sizes][hops.row],
+        at.added[:, :, sizes][split],
+        further[..., None],
+        longer[..., None],
+        at.together[:, sizes] * at.sequence_s,
+        numpy.where(n[:, None, sizes] > 1.0, others, host_s[..., None]),
+        others,
+    )
     added *= at.chunks[:, sizes]
     added /= at.together[:, sizes]
     added = last.placed(added, _added_at_most(timed, last, alone))
@@ -230,15 +231,31 @@ def _added_at_most(timed: Timed, last: "Most", alone: Array) -> Array:
     at, engines = timed.whole, last.engines
     split, lone = timed.split[engines], timed.most[engines, None] <= 1.0
     others, host_s = alone[engines, last.low + 1, None], at.host_s[split, None]
-    added = last.at(at.added, split)
     chunks, together = (last.at(values[None], numpy.zeros_like(split)) for values in (at.chunks, at.together))
-    decoding = numpy.where(lone, 0.0, timed.hops.last_decoding[engines, None])
-    added += (timed.hops.last_passing[engines] - decoding) * (timed.pp[engines, None] - 1.0)
-    added *= timed.stretch[engines, None]
-    added += together * at.sequence_s
-    added += numpy.where(lone, host_s, others)
-    added -= others
+    added = _added(
+        timed.hops.last_passing[engines] - numpy.where(lone, 0.0, timed.hops.last_decoding[engines, None]),
+        last.at(at.added, split),
+        timed.pp[engines, None] - 1.0,
+        timed.stretch[engines, None],
+        together * at.sequence_s,
+        numpy.where(lone, host_s, others),
+        others,
+    )
     return added * chunks / together
+
+
+def _added(
+    passed: Array, chunk: Array, further: Array, longer: Array, sequences_s: Array, pays: Array, others: Array
+) -> Array:
+    """What a chunk adds to an iteration, written over `passed`, what it adds from stage to stage. others: seconds of an
+    iteration of those that decode beside it; pays: the same, or the host's where a prompt is alone."""
+    passed *= further
+    passed += chunk
+    passed *= longer
+    passed += sequences_s
+    passed += pays
+    passed -= others
+    return passed
 
 
 class Most(NamedTuple):

@@ -38,38 +38,17 @@ def _entry_text(name: str, value: Any) -> str:
     """
     if name in PLAIN:
         return str(value)
+    if name in SWITCHES:
+        on, off = SWITCHES[name]
+        return on if value else off
     if name == "architecture":
         return str(value).rpartition("/")[2].removesuffix(".yaml")
     if name == "mixer":
         return "full model" if value is None else _fields_text(value)
-    if name == "full_attention":
-        return "full attention in every layer" if value else "its own mixers"
-    if name == "quantised":
-        return "activations arrive quantised" if value else "activations are quantised first"
-    if name == "flushed":
-        return "L2 cleared before each call" if value else "L2 as it is"
     if name == "outputs":
         return f"outputs in {value}" if value else "outputs in the model's format"
-    if name == "whole_prompts":
-        return "all prompts at once, each in one piece" if value else "prompts in chunks"
-    if name == "concatenated":
-        return "keys and values concatenated anew in each step" if value else "keys and values written in place"
-    if name == "drafter":
-        return "the drafting layer runs as well" if value else "without the drafting layer"
     if name == "unquantised":
         return f"{', '.join(value)} in 16 bit" if value else "all blocks quantised"
-    if name == "substitute":
-        return "kernels of another implementation" if value else "the measured kernels"
-    if name == "block_per_tile":
-        return "a thread block for each tile" if value else "thread blocks of the measured kernels"
-    if name == "in_order":
-        return "tiles in the order of the queries" if value else "the longest tile first"
-    if name == "without_pingpong":
-        return "warpgroups do not take turns" if value else "warpgroups take turns"
-    if name == "stateless":
-        return "no state in or out" if value else "a state in and out"
-    if name == "shared_state":
-        return "the state in shared memory" if value else "the state where the measured kernel has it"
     if name in ("context", "prompt", "output", "tokens"):
         return f"{'' if name == 'context' else f'{name} '}{format_count(value)}"
     if name == "contexts":
@@ -108,6 +87,21 @@ def _fields_text(fields: Mapping[str, Any]) -> str:
     return f"{fields.get('kind')} ({', '.join(flat)})"
 
 
+SWITCHES = {
+    "full_attention": ("full attention in every layer", "its own mixers"),
+    "quantised": ("activations arrive quantised", "activations are quantised first"),
+    "flushed": ("L2 cleared before each call", "L2 as it is"),
+    "whole_prompts": ("all prompts at once, each in one piece", "prompts in chunks"),
+    "concatenated": ("keys and values concatenated anew in each step", "keys and values written in place"),
+    "drafter": ("the drafting layer runs as well", "without the drafting layer"),
+    "substitute": ("kernels of another implementation", "the measured kernels"),
+    "block_per_tile": ("a thread block for each tile", "thread blocks of the measured kernels"),
+    "in_order": ("tiles in the order of the queries", "the longest tile first"),
+    "without_pingpong": ("warpgroups do not take turns", "warpgroups take turns"),
+    "stateless": ("no state in or out", "a state in and out"),
+    "shared_state": ("the state in shared memory", "the state where the measured kernel has it"),
+}
+"""What entries that are true or false say if they are, and if they are not."""
 PLAIN = ("hardware", "phase", "layout", "library", "method")
 
 
