@@ -9,7 +9,7 @@ cpp/tensorrt_llm/kernels, decoderXQAImplCommon.h (computeMultiBlockCount), decod
 decoderMaskedMultiheadAttention/decoderMaskedMultiheadAttentionLaunch.h (multi_block_grid_setup, smem_size_in_bytes) and
 trtllmGenKernels/fmha/fmhaKernels.h (numCtasPerSeqKv), cpp/tensorrt_llm/common/attentionOp.cpp (getMaxNumSeqLenTile),
 cpp/kernels/xqa, mha.cu and mha_sm90.cu (nbSkipLeadingTiles, nbSubSeq); flashinfer-ai/flashinfer,
-include/flashinfer/trtllm/fmha/fmhaKernels.cuh (CgaSmemReduction).
+include/flashinfer/trtllm/fmha/fmhaKernels.cuh (CgaSmemReduction, of values narrower than 512).
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from costmodel.kernels.attention import Attention, visible_keys
 FILLING, SGLANG_TRITON, VLLM_TRITON, TENSORRT = 1, 2, 3, 5
 FLASH_TWO, FLASHINFER, TENSORRT_GEN, FLASH_THREE = 6, 7, 8, 9
 """Values of `splits_by` of decode attention."""
-VLLM_MLA, VLLM_MLA_FOUR, TENSORRT_GEN_MLA = 2, 3, 4
+VLLM_MLA, VLLM_MLA_FOUR, TENSORRT_GEN_MLA, FLASHINFER_GEN_MLA = 2, 3, 4, 5
 """Values of `splits_by` of latent attention."""
 
 
@@ -247,28 +247,40 @@ FEW_HEADS, MIDDLE_HEADS, MANY_HEADS, PAIR_HEADS = 16, 32, 64, 128
 rows, and of two blocks that run an instruction together."""
 SHORT_KEYS = 1024
 """Keys of a split up to which more heads are columns as well."""
+LARGEST_AT_ONCE = 7
+"""Clusters of 16 blocks that a B200 holds at a time: measured, an eighth takes a round more, unless blocks write a
+quarter of the values and share units."""
 
 
 class LatentDivision(NamedTuple):
     """Thread blocks without splits, rows that their tiles hold of one sequence, splits of each, blocks that load a key
-    between them, and share of the values that each writes (0 where heads are rows)."""
+    between them, share of the values that each writes (0 where heads are rows), whether the splits are a cluster, which
+    combines them, and rounds that clusters wait (0 or 1)."""
 
     tiles: Quantity
     rows: Quantity
     splits: Quantity
     pair: Quantity
     width: Quantity
+    clustered: Any
+    late: Quantity
 
 
-def tensorrt_gen_mla(B: Quantity, heads: Quantity, keys: Quantity, units: int) -> LatentDivision:
+def tensorrt_gen_mla(B: Quantity, heads: Quantity, keys: Quantity, units: int, rule: int) -> LatentDivision:
     """TensorRT-LLM's generated kernels for latents.
 
     Up to 32 heads, and more in splits of up to 1,024 keys that fit on the units at once, are tiles of 16 heads, whose
     values are divided over two or four thread blocks where these would leave half of the units idle (or any, of a
-    single sequence); else tiles are of 64 heads. Splits fill the units once, with 256 keys each at least.
+    single sequence); else tiles are of 64 heads. Splits fill the units once, with 256 keys each at least. Up to 16 of
+    tiles of 16 heads are a cluster in TensorRT-LLM but for a single sequence, and never in FlashInfer, which launches
+    the same kernels for vLLM and SGLang; all others meet in global memory.
 
-    >>> tensorrt_gen_mla(1, 128, 4096, 148)[:3], tensorrt_gen_mla(16, 128, 8192, 148)[:4]
-    ((16, 128, 9), (32, 128, 4, 2))
+    >>> tensorrt_gen_mla(1, 128, 4096, 148, TENSORRT_GEN_MLA)[:3]
+    (16, 128, 9)
+    >>> tensorrt_gen_mla(16, 128, 8192, 148, TENSORRT_GEN_MLA)[:4]
+    (32, 128, 4, 2)
+    >>> [bool(tensorrt_gen_mla(4, 8, 2048, 148, rule).clustered) for rule in (TENSORRT_GEN_MLA, FLASHINFER_GEN_MLA)]
+    [True, False]
     """
     groups = ceil_div(heads, FEW_HEADS)
     longest = ceil_div(keys, GEN_LEAST)
@@ -281,4 +293,6 @@ def tensorrt_gen_mla(B: Quantity, heads: Quantity, keys: Quantity, units: int) -
     splits = minimum(longest, maximum(floor_div(units, tiles), 1))
     pair = where(columns, 1, where(heads >= PAIR_HEADS, 2, 1))
     rows, width = where(columns, FEW_HEADS * groups, MANY_HEADS * wide), where(columns, 1 / parts, 0.0)
-    return LatentDivision(tiles, rows, splits, pair, width)
+    clustered = columns & (splits > 1) & (splits <= CLUSTER) & (B > 1) & (rule == TENSORRT_GEN_MLA)
+    late = where(clustered & (splits == CLUSTER) & (tiles > LARGEST_AT_ONCE) & (parts < 4), 1, 0)
+    return LatentDivision(tiles, rows, splits, pair, width, clustered, late)
