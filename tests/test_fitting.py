@@ -13,8 +13,8 @@ import yaml
 from costmodel.calibration import PRIOR, SEPARATOR, check_calibration, from_fits, read_calibration
 from costmodel.errors import BadInput
 from costmodel.fit import prior_fit
-from costmodel.fitting.calibrate import Source, calibrate, save
-from costmodel.fitting.calibration_file import Header
+from costmodel.fitting.calibrate import Source, _read_back, calibrate, save
+from costmodel.fitting.calibration_file import Header, entry_mapping
 from costmodel.fitting.entries import columns_of
 from costmodel.fitting.fit_order import fit_order, in_order
 from costmodel.fitting.inside_modules import same_code, within
@@ -280,6 +280,15 @@ def test_a_calibration_is_the_same_file_twice_and_reads_back(tmp_path: Path) -> 
     (part,) = build(source.series[0].shapes.iloc[:1])
     assert calibration.fit(part.kernels[0]).values["memory_efficiency"] == pytest.approx(0.88, rel=0.1)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_fitted_later_is_as_sure_of_a_kernel_as_a_reader_of_the_file() -> None:
+    """A covariance counts its parameters in their order: sorted by name, they took each other's uncertainty."""
+    entry = fit_library([synthetic(120, 0.05)], HARDWARE, lambda one: one.used)[0]
+    (seen,) = _read_back([entry_mapping(entry)], HARDWARE.name)
+    for name in entry.names:
+        own, read = ([column.get(name, 0.0) for column in fit.columns] for fit in (entry.fit, seen))
+        assert numpy.linalg.norm(read) == pytest.approx(numpy.linalg.norm(own), rel=1e-2, abs=1e-3)
 
 
 def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -235,10 +235,15 @@ def _keep(
 
 
 def _read_back(documents: Iterable[Mapping[str, Any]], device: str) -> list[Fit]:
-    """The fits as a reader of the file will see them, so that what stands on them is fitted to the same numbers."""
+    """The fits as a reader of the file will see them, so that what stands on them is fitted to the same numbers, and is
+    as sure of them: a covariance counts its parameters in the order of the entry."""
     known = forms()
     return [
-        read_entry("calibration", yaml.safe_dump(dict(document)), for_device(known[document["family"]], device))
+        read_entry(
+            "calibration",
+            yaml.safe_dump(dict(document), sort_keys=False),
+            for_device(known[document["family"]], device),
+        )
         for document in documents
     ]
 
