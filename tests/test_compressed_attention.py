@@ -10,13 +10,8 @@ from costmodel import pairs
 from costmodel.ffns import mlp, moe
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel, Work
-from costmodel.kernels.compressed_attention import (
-    BY_HEADS,
-    CompressedAttention,
-    compressed_attention,
-    gathered_rows,
-    steps_of_keys,
-)
+from costmodel.kernels.compressed_attention import BY_HEADS, compressed_attention
+from costmodel.kernels.compressed_rows import CompressedAttention, gathered_rows, steps_of_keys
 from costmodel.kernels.indexer import COLUMNS, Indexer, executed_pairs
 from costmodel.kernels.sparse_attention import ROWS
 from costmodel.layers.compressor import Compressor, compress

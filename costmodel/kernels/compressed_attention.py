@@ -10,81 +10,26 @@ one entry at least).
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, named, power, root, where
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import attention
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
+from costmodel.kernels.compressed_rows import (
+    LEAST_HEADS,
+    CompressedAttention,
+    entry_pairs,
+    gathered_rows,
+    head_tiles,
+    prepared,
+    readers,
+    steps_of_keys,
+    walked,
+    without_entries,
+)
 from costmodel.kernels.sparse_attention import DEQUANTISE, HEADS, ROWS
-from costmodel.pairs import capped_compressed, compressed, window
-
-
-class CompressedAttention(NamedTuple):
-    """B sequences, S queries of H heads after P cached tokens; rows of width d are keys and values.
-
-    w: window; r: tokens per entry; k: entries that a query selects, None for all that are finished; row_bytes: of one
-    cached row; quantised: rows are widened to bf16 before the products; sinks: one more logit per head.
-    """
-
-    B: Quantity
-    S: Quantity
-    P: Quantity
-    H: Quantity
-    d: Quantity
-    w: Quantity
-    r: Quantity
-    k: Quantity | None
-    row_bytes: Quantity
-    dtype: str = "bf16"
-    quantised: bool = False
-    sinks: bool = True
-    decoding: bool = False
-
-    @property
-    def length(self) -> Quantity:
-        """Tokens of a sequence."""
-        return self.P + self.S
-
-    @property
-    def dk(self) -> Quantity:
-        """Width of a key."""
-        return self.d
-
-    @property
-    def dv(self) -> Quantity:
-        """Width of a value, the same row."""
-        return self.d
-
-
-def entry_pairs(x: CompressedAttention) -> Quantity:
-    """(query, entry) pairs per sequence and head: Σ ⌊j/r⌋ over positions j, at most k each."""
-    return compressed(x.P, x.S, x.r) if x.k is None else capped_compressed(x.P, x.S, x.r, x.k)
-
-
-def gathered_rows(x: CompressedAttention) -> Quantity:
-    """Rows per sequence that the kernel goes through: Σ over queries of both lists, each in whole tiles.
-
-    ⌈j/64⌉ = ⌊(j + 63)/64⌋ and ⌈⌊j/r⌋/64⌉ = ⌊(j + 63r)/64r⌋, so both sums are those of finished blocks.
-
-    >>> gathered_rows(CompressedAttention(1, 1, 999, 64, 512, w=128, r=4, k=512, row_bytes=584))  # 128 + ⌈250/64⌉ · 64
-    384
-    """
-    last = capped_compressed(x.P + ROWS - 1, x.S, ROWS, ceil_div(x.w, ROWS))
-    first, tile = x.P + (ROWS - 1) * x.r, ROWS * x.r
-    if x.k is None:
-        return ROWS * (last + compressed(first, x.S, tile))
-    return ROWS * (last + capped_compressed(first, x.S, tile, ceil_div(x.k, ROWS)))
-
-
-def without_entries(x: CompressedAttention) -> Quantity:
-    """Queries of a sequence before the first finished entry.
-
-    >>> [without_entries(CompressedAttention(1, S, P, 64, 512, 128, 4, None, 584)) for P, S in ((0, 9), (1, 1), (9, 9))]
-    [3, 1, 0]
-    """
-    return maximum(minimum(x.r - 1 - x.P, x.S), 0)
+from costmodel.pairs import window
 
 
 def work(x: CompressedAttention) -> tuple[Work, Work]:
@@ -134,59 +79,11 @@ MANY = 11673
 CROWDED = 4.0
 """The exponent of the p-norm of a step alone and of its wait for rows that others read at the same time."""
 
+PASS = {"memory_efficiency": 0.8}
+"""Share of the datasheet HBM bandwidth that a pass over elements reaches: the prior of such kernels."""
+
 BY_HEADS = 2.0
 """Value of `tiles` where the heads of a rank decide the tile, as in the kernels that TensorRT-LLM runs on Blackwell."""
-LEAST_HEADS, HALVED, MOST_HALVED, KEYS = 8, 16, 32, 128
-"""Heads of the smallest tile, of the smallest and the largest that are halved; rows that a step of these takes."""
-
-
-def head_tiles(x: CompressedAttention, units: int) -> tuple[Quantity, Quantity]:
-    """Thread blocks of a query, and what a step of one takes over that of 64 heads, where heads decide the tile.
-
-    Up to 64 heads are one tile. Those of 16 and 32 are halved while the requests' steps fill no more than an eighth of
-    the units, and both halves gather all rows. 128 heads run on pairs of units that share the rows. A step costs the
-    fourth root of its heads (the source's own model has 1, 1.2, 1.48 and 1.68 for 8, 16, 32 and 64).
-
-    Source: flashinfer-ai/flashinfer, include/flashinfer/trtllm/fmha/fmhaKernels.cuh (selectSparseMlaGenerationKernel,
-    kernelMainloopCost), as NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/kernels/trtllmGenKernels/fmha.
-
-    >>> x = CompressedAttention(4, 1024, 0, 16, 512, w=128, r=128, k=None, row_bytes=584)
-    >>> head_tiles(x, 148)[0], head_tiles(x._replace(B=16), 148)[0], head_tiles(x._replace(H=64), 148)
-    (2, 1, (1, 1.0))
-    """
-    entries = floor_div(x.length, x.r) if x.k is None else minimum(floor_div(x.length, x.r), x.k)
-    few = x.B * ceil_div(minimum(x.length, x.w + entries), KEYS) <= units // 8
-    halves = where(few, where(x.H <= MOST_HALVED, where(x.H >= HALVED, 2, 1), 1), 1)
-    step = root(maximum(x.H, LEAST_HEADS) / (HEADS * halves), 4) / ceil_div(x.H, HEADS)
-    return halves * ceil_div(x.H, HEADS), step
-
-
-def steps_of_keys(x: CompressedAttention) -> Quantity:
-    """Rows per sequence that a kernel goes through which takes 128 at a time, and window and entries as one list.
-
-    The list has the whole window in front, however few tokens came before, so that every query has ⌈entries/128⌉ + 1
-    steps: ⌈⌊j/r⌋/128⌉ = ⌊(j + 127r)/128r⌋.
-
-    >>> steps_of_keys(CompressedAttention(1, 1, 999, 64, 512, w=128, r=128, k=None, row_bytes=584))  # 7 entries
-    256
-    """
-    first, tile = x.P + (KEYS - 1) * x.r, KEYS * x.r
-    entries = compressed(first, x.S, tile) if x.k is None else capped_compressed(first, x.S, tile, ceil_div(x.k, KEYS))
-    return KEYS * (x.S * ceil_div(x.w, KEYS) + entries)
-
-
-def readers(x: CompressedAttention, at_work: Quantity) -> Quantity:
-    """Queries at work that read the same row of a window, on average.
-
-    Those of one sequence see windows that lie over each other, and each sequence at work adds a window before them.
-
-    >>> x = CompressedAttention(64, 1, 4096, 8, 512, w=128, r=128, k=None, row_bytes=584)
-    >>> readers(x, 64), round(readers(x._replace(B=1, S=4096), 128), 1)
-    (1.0, 64.3)
-    """
-    sequences = minimum(1 + (at_work - 1) / x.S, x.B)
-    seen = window(x.P, x.S, x.w) / x.S
-    return at_work * seen / (at_work + sequences * (seen - 1))
 
 
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
@@ -201,26 +98,30 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     a query before the first finished one then walks a tile of nothing (`empty`), as it does not in vLLM. TensorRT-LLM
     on Blackwell has tiles for fewer heads, which multiply 8-bit rows as they are (`tiles`) and go through one list of
     rows in prefill (`steps_of_keys`); where all queries at work see the same window, its rows are waited for
-    (`crowding`). Decode keeps two lists: with one, its measured times were met no better.
+    (`crowding`). Decode keeps two lists: with one, its measured times were met no better. Before the kernel, queries
+    and lists are prepared (`prepared`), and TensorRT-LLM's compressor walks an entry's tokens one by one (`entry_s`).
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
     more = 1.0 + theta["empty"] * ROWS * without_entries(x) / gathered_rows(x)
     units, blocks, tiles = hardware.compute.units, kernel.grid.blocks, kernel.grid.chain_steps * more
-    vector, traffic, computed, step_s = kernel.executed.vector, kernel.executed.hbm_bytes, 1.0, theta["step_s"]
+    vector, traffic, computed = kernel.executed.vector, kernel.executed.hbm_bytes, 1.0
+    step_s, block_s = theta["step_s"], theta["block_s"]
     by_heads: Quantity = False
     if hardware.generation == "blackwell":
         by_heads = theta["tiles"] >= BY_HEADS
         padded = HEADS * ceil_div(x.H, HEADS)
-        of_query, step = head_tiles(x, units)
-        blocks, step_s = where(by_heads, x.B * x.S * of_query, blocks), where(by_heads, step, 1.0) * step_s
+        of_query, step, edges = head_tiles(x, units)
+        blocks = where(by_heads, x.B * x.S * of_query, blocks)
+        step_s, block_s = where(by_heads, step, 1.0) * step_s, where(by_heads, edges, 1.0) * block_s
         faster = hardware.tensor_peak("fp8") / hardware.tensor_peak(x.dtype) if x.quantised else 1.0
         computed = where(by_heads, maximum(x.H, LEAST_HEADS) / (padded * faster), 1.0)
         in_steps = gathered_rows(x) if x.decoding else steps_of_keys(x)
         tiles = tiles if x.decoding else where(by_heads, in_steps / (x.S * ROWS), tiles)
         computed = computed * where(by_heads, in_steps / gathered_rows(x), 1.0)
         vector = where(by_heads, 4 * x.B * x.H * in_steps, vector)
-        traffic = traffic - where(by_heads, 4 * x.B * x.S * (padded - x.H) * x.d, 0)
+        narrow = x.H if x.quantised else 0
+        traffic = traffic - where(by_heads, x.B * x.S * (4 * (padded - x.H) + narrow) * x.d, 0)
     splits = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
     rounds = waves(blocks * splits, units, theta["wave_weight"])
     idle = rounds * units / (blocks * splits)
@@ -232,14 +133,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     crowded = root(1.0 + power(theta["crowding"] * readers(x, at_work), CROWDED), CROWDED)
     waited = where(one_list, (crowded - 1.0) * ceil_div(x.w, ROWS) / splits, 0.0)
     lists = where(one_list, 0.0, 1.0 - (1.0 - theta["empty"]) * without_entries(x) / x.S)
-    launch = theta["launch_s"] * kernel.launches + rounds * (theta["block_s"] + lists * theta["list_s"])
+    launch = theta["launch_s"] * kernel.launches + rounds * (block_s + lists * theta["list_s"])
     launch = launch + (splits - 1.0) * theta["split_s"]
+    launch = launch + memory_seconds(kernel, hardware, PASS, prepared(x, by_heads))
     slower: Quantity = 1.0
     if not x.decoding:
         many = where(by_heads, 0, x.B * x.S) > MANY
         slower = where(many, theta["many"], 1.0)
         rows = x.B * (minimum(x.length, x.w + x.S - 1) + floor_div(x.length, x.r)) * (x.row_bytes + 2 * x.d)
-        launch = launch + theta["request_s"] * (x.B - 1)
+        launch = launch + theta["request_s"] * (x.B - 1) + where(by_heads, walked(x), 0) * theta["entry_s"]
         launch = launch + where(many, theta["gather"], 0.0) * rows / hardware.memory.hbm.bandwidth
     return Terms(
         tensor=tensor * computed * idle * slower * more,
@@ -262,6 +164,7 @@ PARAMETERS = (
     Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),
     Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
     Parameter("list_s", 1.0e-6, 1.0, 1e-9, 1e-5, "s", "beginning the list of entries after that of the window"),
+    Parameter("entry_s", 0.15e-6, 0.5, 1e-9, 1e-6, "s", "a token that a thread block of the compressor walks"),
     Parameter("step_s", 1.0e-6, 0.6, 0.05e-6, 1e-5, "s", "latency of 64 gathered rows in one thread block"),
     Parameter(
         "crowding", 0.012, 0.7, 1e-4, 0.1, "1", "a step's wait for L2 per query at work that reads the same rows"

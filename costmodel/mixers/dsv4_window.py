@@ -117,9 +117,13 @@ def padded_heads(H: Quantity) -> Quantity:
     return HEADS * ceil_div(H, HEADS)
 
 
-def into_heads(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:
-    """Both down projections as one, norms and the cache write, then the queries, normed by head and rotated."""
+def into_heads(d: Dims, D: Quantity, step: Step, precision: Precision, *, filled_up: bool = False) -> list[Kernel]:
+    """Both down projections as one, norms and the cache write, then the queries, normed by head and rotated.
+
+    filled_up: into buffers of whole tiles of heads, where the attention kernel does not count that itself.
+    """
     n, e = step.tokens, precision.hidden_bytes
+    width = padded_heads(d.H) if filled_up else d.H
     normed, queries = n * (d.q_l + d.dh), n * d.H * d.dh
     into_latents, queries_of = Projection("q_a_proj, kv_proj", D, d.q_l + d.dh), projections(d, D)[2]
     rotate = elementwise(
@@ -134,7 +138,7 @@ def into_heads(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[K
             vector=4 * normed + 6 * n * d.dr,
         ),
         projection(queries_of, step, precision),
-        rotate._replace(executed=rotate.executed._replace(written=n * padded_heads(d.H) * d.dh * e)),
+        rotate._replace(executed=rotate.executed._replace(written=n * width * d.dh * e)),
     ]
 
 
@@ -191,4 +195,4 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
         row_bytes=row_bytes(d, precision),
     )
     core = decode_attention("attention", a) if step.decoding else attention("attention", a)
-    return [*into_heads(d, D, step, precision), core, *out_of_heads(d, D, step, precision)]
+    return [*into_heads(d, D, step, precision, filled_up=True), core, *out_of_heads(d, D, step, precision)]

@@ -19,7 +19,8 @@ from costmodel.algebra import Quantity
 from costmodel.dims import dim
 from costmodel.dtypes import element_bytes
 from costmodel.kernels.base import Kernel
-from costmodel.kernels.compressed_attention import CompressedAttention, compressed_attention
+from costmodel.kernels.compressed_attention import compressed_attention
+from costmodel.kernels.compressed_rows import CompressedAttention
 from costmodel.layers.compressor import Compressor, compress
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import Cache, Claim, Order, dsv4_window
