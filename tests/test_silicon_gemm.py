@@ -102,6 +102,25 @@ def test_quantisation_of_activations_that_stay_in_l2_is_faster() -> None:
     assert one < 0.8 * six
 
 
+def test_quantisation_of_activations_that_stay_in_l2_tells_nothing_of_hbm_beyond_its_bandwidth() -> None:
+    """One set of 8 MB moves as fast as was seen; six sets, and rows as served, move no faster than products' bytes."""
+    fp8 = gemm("product", Gemm(m=1024, n=1024, k=4096, activations="fp8", weights="fp8"))
+
+    def launch(kernel: Kernel, bandwidth: float) -> float:
+        theta = {**kernel.form.priors(), "quantise_bandwidth": bandwidth}
+        return float(kernel.form.terms(kernel, H100, theta).launch)
+
+    (one,), (six,) = replayed([fp8], 6), replayed([fp8], 6, inputs=True)
+    assert launch(one, 3.0) < launch(one, 1.0) - 1e-6
+    assert launch(six, 3.0) == pytest.approx(launch(six, 1.0), rel=1e-3)
+    assert launch(fp8, 3.0) == launch(fp8, 1.0) < launch(fp8, 0.5) - 1e-6
+
+
+def test_rows_of_smoothquant_arrive_in_8_bits() -> None:
+    (one,) = read("gemm", ROW, [{"gemm_dtype": "sq"}], library="trtllm")
+    assert only_kernel(one).executed == only_kernel(one).ideal
+
+
 def test_activations_that_l2_does_not_hold_are_read_again_in_later_rounds_of_tiles() -> None:
     """L40S holds 96 MB: 34 MB of activations are read once, 1 GB once more by a share of the rounds."""
     l40s = load_hardware("l40s")
@@ -161,6 +180,17 @@ def test_choices_that_a_library_publishes_need_no_point_to_be_found() -> None:
         (one,) = read("gemm", ROW, rows, library=library)
         (entry, *_) = fit_kernel([one], H100, lambda series: series.used)
         assert entry.fit.values["rows_a_block"] == together
+
+
+def test_a_fit_tries_no_tiles_but_those_that_a_library_publishes() -> None:
+    form = gemm("product", SHAPE).form
+    assert [start for start in form.starts_of("vllm") if "dispatch" in start] == []
+    assert form.starts_of("trtllm") == form.starts_of("vllm") != form.starts_of("") == form.starts
+    rows = [{"gemm_dtype": "fp8", "m": m, "latency": 0.01 + 1e-5 * m} for m in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+    for library, dispatch in (("trtllm", RANKED), ("vllm", VLLM)):
+        (one,) = read("gemm", ROW, rows, library=library)
+        (entry, *_) = fit_kernel([one], H100, lambda series: series.used)
+        assert entry.fit.values["dispatch"] == dispatch
 
 
 def test_kernels_that_a_library_chooses_between_by_shape_are_one_series() -> None:
@@ -355,6 +385,7 @@ def test_without_a_table_the_fastest_tile_is_taken() -> None:
     assert published_tile(SHAPE, "hopper", VLLM) is None
     assert published_tile(FP8, "ampere", VLLM) is None
     assert published_tile(FP8, "hopper", RANKED) is None
+    assert published_tile(FP8._replace(batch=16), "hopper", VLLM) is None
     assert seconds(SHAPE, dispatch=2.0) == seconds(SHAPE)
     assert seconds(FP8._replace(m=1024), dispatch=2.0) > seconds(FP8._replace(m=1024))
 

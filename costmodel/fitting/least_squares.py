@@ -52,14 +52,19 @@ class Block(NamedTuple):
     others: tuple[Mapping[str, float], ...] = ()
 
 
-def block(form: Form, key: Key, start: Mapping[str, float] | None = None, firmness: float = 1.0) -> Block:
-    """A block that starts at the form's priors, or at given values with the priors' spreads times `firmness`."""
+def block(
+    form: Form, key: Key, start: Mapping[str, float] | None = None, firmness: float = 1.0, library: str = ""
+) -> Block:
+    """A block that starts at the form's priors, or at given values with the priors' spreads times `firmness`.
+
+    A fit also tries the form's other starts, of which `library` leaves out those that its published code decides.
+    """
     return Block(
         key,
         form.parameters,
         {**form.priors(), **(start or {})},
         {parameter.name: parameter.spread * firmness for parameter in form.parameters},
-        form.starts,
+        form.starts_of(library),
     )
 
 

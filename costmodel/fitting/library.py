@@ -78,7 +78,7 @@ def fit_kernel(
     pools = [points for points in every if len(points.rows)]
     if not pools:
         return []
-    source, module = same[0].source, same[0].module
+    source, module, library = same[0].source, same[0].module, same[0].library
     kin = nearest_name(source, [fit.kernel for fit in known.read_.values() if module and fit.key[2] == module])
     known = known._replace(source=kin or source)
 
@@ -106,7 +106,7 @@ def fit_kernel(
             return ended.values
         inherited = lookup(kernel)
         found = (relative.fit(kernel) if inherited.flops is None else inherited).values
-        built = form.built.get(same[0].library, {})
+        built = form.built.get(library, {})
         if other_design(form, found, built):
             found = form.priors()
         return {**found, **built}
@@ -126,7 +126,7 @@ def fit_kernel(
     for relative in (start,) if start is PRIOR else (start, PRIOR):
         blocks = [
             within(
-                block(form, (family, "", module), begin(form, relative)),
+                block(form, (family, "", module), begin(form, relative), library=library),
                 same[0].family,
                 begun(relative),
                 held(form),
@@ -152,12 +152,12 @@ def fit_kernel(
             # What is tuned inside a module was fitted outside it before.
             relative = start if key[0] == same[0].family else known
             moved = _moved(relative, forms[key[0]], key, shared)
-            own_block = block(forms[key[0]], key, moved, SIBLING_FIRMNESS)
+            own_block = block(forms[key[0]], key, moved, SIBLING_FIRMNESS, library)
             apart.append(within(own_block, same[0].family, begun(start), held(forms[key[0]]), hardware.generation))
         fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, weights=weights)
         if same[0].family in MORE_FITTED and not module:
             # Formats of a product run other kernels under one name: the generic priors are tried as well.
-            generic = [block(forms[key[0]], key, forms[key[0]].built.get(same[0].library)) for key in keys]
+            generic = [block(forms[key[0]], key, forms[key[0]].built.get(library), library=library) for key in keys]
             other = fit(own, hardware, [*generic, *hosts(own)], lookup, weights=weights)
             fitted, apart = min((fitted, apart), (other, generic), key=lambda one: one[0].objective)
         found = described(own, hardware, apart, fitted, known, weights)

@@ -147,6 +147,11 @@ class Form(NamedTuple):
         """The expected values of the parameters."""
         return {parameter.name: parameter.prior for parameter in self.parameters}
 
+    def starts_of(self, library: str) -> tuple[Mapping[str, float], ...]:
+        """The starts that a fit of a library tries: none that makes a choice which its published code makes already."""
+        fixed = self.built.get(library, {})
+        return tuple(start for start in self.starts if not start.keys() & fixed.keys())
+
     def adjusted(self, changes: Mapping[str, Mapping[str, float]]) -> "Form":
         """The form with other priors, spreads or bounds of some of its parameters: name → fields and their values."""
         assert changes.keys() <= self.priors().keys()

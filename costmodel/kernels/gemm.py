@@ -15,7 +15,7 @@ from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, pow
 from costmodel.dtypes import compute_dtype, element_bytes, product_name
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
-from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, waves
+from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, replayed_share, waves
 from costmodel.kernels.gemm_tiles import (
     FULL,
     RANKED,
@@ -81,10 +81,14 @@ class Gemm(NamedTuple):
         return self.m
 
     @property
+    def several(self) -> bool:
+        """Whether several products run in one launch."""
+        return not (type(self.batch) is int and self.batch == 1)
+
+    @property
     def name(self) -> str:
         """The compiled kernel: its formats, and whether several products run in one launch."""
-        several = not (type(self.batch) is int and self.batch == 1)
-        return ("batched-" if several else "") + product_name(self.activations, self.weights)
+        return ("batched-" if self.several else "") + product_name(self.activations, self.weights)
 
 
 class Pace(NamedTuple):
@@ -251,10 +255,24 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
         traffic = traffic + fill / (1.0 + fill) * rows * shape.k * wide
     return (
         theta["quantise_s"]
-        + memory_seconds(_returning(kernel), hardware, theta, traffic) / theta["quantise_bandwidth"]
+        + _quantised_bytes_seconds(kernel, hardware, theta, traffic)
         + theta["row_s"] * maximum(rows / (together * units), 1.0)
         + theta["element_s"] * together * ceil_div(shape.k, QUANTISED) * QUANTISED
     )
+
+
+def _quantised_bytes_seconds(
+    kernel: Kernel, hardware: Hardware, theta: Mapping[str, float], traffic: Quantity
+) -> Quantity:
+    """Bytes of the quantisation. What L2 still holds of them may pass faster than the bytes of products, what HBM moves
+    does not: no kernel exceeds its bandwidth, however fast it was on rows that fit in L2.
+    """
+    moved = _returning(kernel)
+    over = theta["quantise_bandwidth"]
+    through = memory_seconds(moved, hardware, theta, traffic)
+    missed = traffic * (1.0 - replayed_share(moved, hardware, theta))
+    cold = missed / (hardware.memory.hbm.bandwidth * theta["memory_efficiency"])
+    return (through - cold) / over + cold / minimum(over, 1.0)
 
 
 def _joining_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
@@ -310,7 +328,15 @@ PARAMETERS = (
     Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 12.0, "1", "bandwidth of L2 over that of HBM"),
     Parameter("l2_sharpness", 13.0, 0.5, 1.0, 40.0, "1", "exponent by which replayed operands fall out of L2"),
     Parameter("quantise_s", 2.1e-6, 0.5, 0.1e-6, 2e-5, "s", "launches of the quantisation of narrow activations"),
-    Parameter("quantise_bandwidth", 0.9, 0.5, 0.03, 6.0, "1", "bandwidth of the quantisation over that of products"),
+    Parameter(
+        "quantise_bandwidth",
+        0.9,
+        0.5,
+        0.03,
+        6.0,
+        "1",
+        "L2's bandwidth of the quantisation over products'; HBM's up to 1",
+    ),
     Parameter("row_s", 1e-7, 1.2, 1e-9, 5e-6, "s", "a block of the quantisation, which scales one row"),
     Parameter("element_s", 6e-11, 1.0, 1e-12, 5e-9, "s", "an element in the chain of such a block"),
     Parameter("dispatch", 1.0, 0.0, 1.0, 3.0, "1", "tile: 1 the fastest, 2 by vLLM's table, 3 by SGLang's"),
@@ -341,7 +367,11 @@ FORM = Form(
     backward=backward,
     sources=("NVIDIA, Matrix Multiplication Background User's Guide", "CUTLASS, Efficient GEMM in CUDA"),
     model_spread=0.18,
-    built={"sglang": {"rows_a_block": 8.0, "joining": 2.0}},
+    built={
+        "sglang": {"rows_a_block": 8.0, "joining": 2.0},
+        "vllm": {"dispatch": float(VLLM)},
+        "trtllm": {"dispatch": float(RANKED)},
+    },
     starts=({"split_s": NO_SPLIT_S}, {"dispatch": float(VLLM)}, {"dispatch": float(SGLANG)}),
     elsewhere=("area_share", "reread"),
 )

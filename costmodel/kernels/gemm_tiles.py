@@ -57,11 +57,12 @@ def sized(tile: Tile, theta: Mapping[str, float], what: str) -> Quantity:
 
 
 def published_tile(shape: "Gemm", generation: str, dispatch: int) -> Tile | None:
-    """The tile that a library's own table gives a product of fp8 operands; None where there is no table.
+    """The tile that a library's own table gives a product of fp8 operands; None where there is no table, as for several
+    products in one launch, which are cuBLAS'.
 
     Blackwell's pairs of SMs count as two blocks of half the tile.
     """
-    if dispatch == RANKED or shape.activations != "fp8" or shape.weights != "fp8":
+    if dispatch == RANKED or shape.several or shape.activations != "fp8" or shape.weights != "fp8":
         return None
     tables = {
         ("hopper", VLLM): _vllm_hopper,

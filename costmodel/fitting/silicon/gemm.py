@@ -1,8 +1,8 @@
 """Products: `gemm` (m × k) · (n × k)ᵀ with operands of 16, 8 and 4 bits, and `mla_bmm`, one product per head.
 
-Input and output are bf16, so that rows with narrow activations hold their quantisation too. Benchmarks of `gemm` rotate
-over several copies of the weights, and SGLang's over as many of the activations; outputs are one buffer. A library that
-multiplies by several kernels, each for some shapes, is one series, as a user of it sees it.
+Input and output are bf16, so that rows with narrow activations hold their quantisation too, all but SmoothQuant's.
+Benchmarks of `gemm` rotate over several copies of the weights, and SGLang's over as many of the activations; outputs
+are one buffer. A library that multiplies by several kernels, each for some shapes, is one series, as a user sees it.
 
 `mla_bmm` is what MLA absorbs in decode: queries to latents ([T, 128] · [128, 512] per head) and latents to values
 ([T, 512] · [512, 128]).
@@ -31,6 +31,10 @@ WEIGHTS = {
 }
 WEIGHT_ONLY = ("int8_wo", "int4_wo")
 """Formats whose activations stay in 16 bit."""
+
+QUANTISED_BEFORE = ("sq",)
+"""Formats whose activations arrive narrow: TensorRT-LLM's SmoothQuant plugin takes rows that a kernel before it has
+written in 8 bits. Source: NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/plugins/smoothQuantGemmPlugin."""
 
 EAGER = (("vllm", "fp8_block"),)
 """Library and format of the rows that were launched one by one."""
@@ -74,12 +78,17 @@ def read_gemm(table: Table) -> Iterator[Series]:
         rows = without_plateau(rows) if eager else rows
         weights = dtype_names(WEIGHTS, format)
         activations = "bf16" if format in WEIGHT_ONLY else weights
+        source = activations if format in QUANTISED_BEFORE else "bf16"
 
         def build(
-            shapes: pandas.DataFrame, format: str = format, weights: str = weights, activations: str = activations
+            shapes: pandas.DataFrame,
+            format: str = format,
+            weights: str = weights,
+            activations: str = activations,
+            source: str = source,
         ) -> list[Part]:
             s = arrays(shapes)
-            shape = Gemm(m=s["m"], n=s["n"], k=s["k"], activations=activations, weights=weights)
+            shape = Gemm(m=s["m"], n=s["n"], k=s["k"], activations=activations, weights=weights, source=source)
             product = gemm("gemm", shape)
             matrix = s["n"] * s["k"] * element_bytes(weights)
             sets = copies(table.library, format, matrix, l2)
