@@ -187,7 +187,7 @@ def test_a_fit_tries_no_tiles_but_those_that_a_library_publishes() -> None:
     assert [start for start in form.starts_of("vllm") if "dispatch" in start] == []
     assert form.starts_of("trtllm") == form.starts_of("vllm") != form.starts_of("") == form.starts
     rows = [{"gemm_dtype": "fp8", "m": m, "latency": 0.01 + 1e-5 * m} for m in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
-    for library, dispatch in (("trtllm", RANKED), ("vllm", VLLM)):
+    for library, dispatch in (("trtllm", RANKED), ("vllm", VLLM), ("sglang", SGLANG)):
         (one,) = read("gemm", ROW, rows, library=library)
         (entry, *_) = fit_kernel([one], H100, lambda series: series.used)
         assert entry.fit.values["dispatch"] == dispatch
@@ -360,9 +360,8 @@ FP8 = Gemm(m=64, n=1024, k=4096, activations="fp8", weights="fp8")
         ("hopper", VLLM, 64, 1281, (64, 64, 1, 1)),
         ("hopper", VLLM, 128, 4096, (64, 128, 2, 1)),
         ("hopper", VLLM, 129, 4096, (128, 128, 2, 1)),
-        ("hopper", SGLANG, 1, 64, (64, 64, 1, 8)),
-        ("hopper", SGLANG, 257, 64, (128, 128, 1, 1)),
-        ("hopper", SGLANG, 1025, 64, (128, 128, 2, 1)),
+        ("hopper", SGLANG, 128, 4096, (64, 128, 2, 1)),
+        ("hopper", SGLANG, 129, 4096, (128, 128, 2, 1)),
         ("ada", VLLM, 16, 8192, (16, 64, 1, 1)),
         ("ada", VLLM, 64, 12288, (64, 128, 1, 1)),
         ("ada", VLLM, 256, 4096, (64, 128, 1, 1)),

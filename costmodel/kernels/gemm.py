@@ -368,7 +368,7 @@ FORM = Form(
     sources=("NVIDIA, Matrix Multiplication Background User's Guide", "CUTLASS, Efficient GEMM in CUDA"),
     model_spread=0.18,
     built={
-        "sglang": {"rows_a_block": 8.0, "joining": 2.0},
+        "sglang": {"dispatch": float(SGLANG), "rows_a_block": 8.0, "joining": 2.0},
         "vllm": {"dispatch": float(VLLM)},
         "trtllm": {"dispatch": float(RANKED)},
     },
