@@ -1,11 +1,14 @@
 """Rows of measurements, and a sweep whose kernels raise, hang, lie, die or run out of memory."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -21,6 +24,7 @@ torch = pytest.importorskip("torch")
 
 from validation import report  # noqa: E402
 from validation import runners as folder_of_runners  # noqa: E402
+from validation import sweep as sweeping  # noqa: E402
 from validation.absent_device import described  # noqa: E402
 from validation.calibrate import collectives_beside, parse_part, place_of  # noqa: E402
 from validation.device import facts  # noqa: E402
@@ -35,7 +39,9 @@ from validation.measurements import (  # noqa: E402
 )
 from validation.resources import resources  # noqa: E402
 from validation.runners import runner, runners  # noqa: E402
+from validation.stopwatch import Timing, timing_of  # noqa: E402
 from validation.sweep import Job, jobs, sweep, too_large  # noqa: E402
+from validation.task import Answer, Task  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHAPE = {"dtype": "fp32", "batch": 1, "context": 4, "n": 8, "k": 16}
@@ -141,6 +147,102 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert left == [2, 2]
     assert [row.key for row in rows] == [job.row.key for job in wanted]
     assert rows[:2] == before
+
+
+class Asked:
+    """In place of the process that runs points: every point is slow the first time, and settled the third."""
+
+    def __init__(self, device: str, folder: str | None) -> None:
+        self.asked: list[tuple[Task, float]] = []
+
+    def run(self, task: Task, limit_s: float) -> Answer:
+        self.asked.append((task, limit_s))
+        passes = sum(each.point == task.point for each, _ in self.asked)
+        return Answer("ok", {"seconds": 3.0 / passes, "method": f"{passes} passes"}, settled=passes >= 3)
+
+    def stop(self) -> None: ...
+
+
+def test_a_processors_points_are_timed_again_after_the_others_of_their_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What slows a machine for seconds falls on other points in every pass; all rows are there from the first on."""
+    worker = Asked("cpu", None)
+    monkeypatch.setattr(sweeping, "Worker", lambda device, folder: worker)
+    stated, journal = facts("cpu"), Journal(tmp_path / "measurements.csv")
+    wanted = jobs([runner("norm")], stated, "quick")[:4]
+    rows = sweep(wanted, stated, journal)
+    asked = [task for task, _ in worker.asked]
+    assert [task.again for task in asked] == [False] * 4 + [True] * 8
+    assert [task.point for task in asked] == 3 * [task.point for task in asked[:4]]
+    assert [row.seconds for row in rows] == [1.0] * 4
+    assert read_measurements(journal.path) == [replace(row, place="") for row in rows]
+    assert journal.header == to_csv(rows).splitlines()[0].split(",")
+
+
+def test_a_second_pass_is_over_the_inputs_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from validation import worker
+    from validation.canary import canary
+
+    stated = facts("cpu")
+    bench = worker.Bench(stated, canary(stated))
+    (job, *_) = jobs([runner("norm")], stated, "quick")
+    task = Task(job.runner.name, job.implementation.name, job.mode, dict(job.planned.shape), 0.01)
+    drawn: list[float] = []
+    times = iter([(3.0, 3.0), (2.0, 2.1), (2.01, 2.01)])
+
+    def timed(calls: list[Callable[[], Any]], *_: Any, **__: Any) -> Timing:
+        (out, *_rest) = calls[0]()
+        drawn.append(float(out.sum()))
+        return timing_of(next(times), "warm", "CPU time")
+
+    monkeypatch.setattr(worker, "measure", timed)
+    first, second, third = (bench.answer(task._replace(again=again)) for again in (False, True, True))
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert [each.settled for each in (first, second, third)] == [False, False, True]
+    assert (third.told["p10_s"], third.told["samples"]) == (pytest.approx(2.01), 6)
+    assert third.told["method"] == "CPU time, the fastest of 3 passes, the next 0 % behind"
+    assert "error" not in third.told  # what was checked stays in the row as it is
+    assert gc.get_freeze_count() > 100_000  # each collection after a point would look through all of torch
+    gc.unfreeze()
+
+
+def test_the_first_point_of_an_implementation_may_take_as_long_as_its_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Asked("meta", None)
+    monkeypatch.setattr(sweeping, "Worker", lambda device, folder: worker)
+    gpu = described("sm_90")
+    sweep(jobs([runner("norm")], gpu, "quick"), gpu, Journal(tmp_path / "measurements.csv"))
+    limits = [limit for task, limit in worker.asked if not task.again]
+    assert limits[0] == sweeping.FIRST_LIMIT_S["cuda"] > limits[1] == sweeping.LIMIT_S["cuda"]
+    assert set(limits[1:]) == {sweeping.LIMIT_S["cuda"]}
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_a_process_is_started_anew_only_when_its_device_no_longer_answers(
+    well: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that refuses a shape is no reason to load torch and compile everything again."""
+    from validation import worker
+    from validation.canary import canary
+
+    stated = facts("cpu")
+    bench = worker.Bench(stated, canary(stated))
+    monkeypatch.setattr(worker, "answers", lambda device: well)
+    monkeypatch.setattr(bench, "check", lambda *_: 1 // 0)
+    (job, *_) = jobs([runner("norm")], stated, "quick")
+    told = bench.answer(Task(job.runner.name, job.implementation.name, job.mode, dict(job.planned.shape), 0.01))
+    assert (told.status, told.broken) == ("error", not well)
+    assert "ZeroDivisionError" in told.detail
+
+
+def test_an_interrupted_run_of_another_device_is_not_gone_on_with(tmp_path: Path) -> None:
+    shipped = (REPOSITORY / "hardware_profiles" / "h100-sxm.yaml").read_text()
+    (tmp_path / "profile.unfinished.yaml").write_text(shipped)
+    (tmp_path / "unfinished-measurements.csv").write_text(to_csv([replace(ROW, device="NVIDIA H100 PCIe")]))
+    told = command(tmp_path, "calibrate", "--device", "cpu", "--out", str(tmp_path), code=2).stderr
+    assert "holds points of NVIDIA H100 PCIe" in told
 
 
 def test_rows_survive_their_file(tmp_path: Path) -> None:

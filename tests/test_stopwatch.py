@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from costmodel.errors import BadInput
+from validation import canary as canary_module
 from validation import cuda_clock
 from validation.canary import Canary, Reading, canary
 from validation.cuda_clock import CudaClock
@@ -124,6 +125,8 @@ def test_copies_exceed_the_cache_four_times_within_the_memory() -> None:
     assert copies_for(2**30, GPU) == 1
     assert copies_for(64, GPU) == MOST_COPIES
     assert copies_for(20 * 2**20, GPU._replace(memory_bytes=240 * 2**20)) == 3
+    # A set that holds 2 GiB of which a call selects little: a quarter of the memory takes ten.
+    assert copies_for(2**20, GPU, held_bytes=2 * 2**30) == 10
     cpu = facts("cpu")._replace(l2_bytes=2**30)
     assert copies_for(2**20, cpu) == 256
 
@@ -234,6 +237,18 @@ def test_the_canary_of_a_cpu_reads_real_seconds() -> None:
     assert reading is not None
     assert 1e-4 < reading.gemm_s < 1
     assert 1e-4 < reading.copy_s < 1
+
+
+def test_the_canary_of_a_gpu_reads_a_device_that_has_been_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle device has a low clock, and a first reading of it would flag the rows of a minute."""
+    device = FakeDevice()
+    clock = SimpleNamespace(seconds=lambda run: time.sleep(0.01) or device.seconds(run))
+    monkeypatch.setattr(canary_module, "CudaClock", lambda name: clock)
+    monkeypatch.setattr(canary_module, "GEMM_SIDE", {"cuda": 16})
+    monkeypatch.setattr(canary_module, "COPY_BYTES", {"cuda": 1024})
+    begun = time.perf_counter()
+    assert canary(GPU._replace(device="cpu")).tick() is not None
+    assert time.perf_counter() - begun > canary_module.WARM_UP_S
 
 
 class FakeCuda:

@@ -1,4 +1,7 @@
-"""Events, graphs and a cache flush on one CUDA or ROCm device: what the stopwatch reads device time with."""
+"""Events, graphs and a cache flush on one CUDA or ROCm device: what the stopwatch reads device time with.
+
+And what else a device is asked while it is measured: whether it still answers, and how much of its memory is taken.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -74,3 +77,26 @@ class CudaClock:
                 return
         buffer, result = self._flushing
         torch.sum(buffer, dim=0, out=result)
+
+
+def allocated(device: Any) -> int:
+    """Bytes that this process's tensors take on a GPU; 0 on a CPU."""
+    import torch
+
+    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0
+
+
+def answers(device: Any) -> bool:
+    """Whether the device still works: after an error of its own, every later call of the process fails.
+
+    A kernel that refuses a shape leaves the device well, and a new process would load everything anew.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        return float(torch.ones(1, device=device).add_(1).item()) == 2.0
+    except Exception:  # torch has several classes for what a device reports
+        return False

@@ -214,6 +214,13 @@ class Journal:
         else:
             self._write()
 
+    def replace(self, rows: Sequence[Measurement]) -> None:
+        """Write the file anew with these rows instead of those of the same points."""
+        if rows:
+            better = {row.key: row for row in rows}
+            self.rows = [better.get(row.key, row) for row in self.rows]
+            self._write()
+
 
 def measurements_in(place: Path) -> list[Measurement]:
     """The rows of a file, or of all measurements*.csv of a folder. Raises BadInput where there are none."""

@@ -1,9 +1,11 @@
 """How long a call takes: device time by CUDA graphs and events, or the CPU time of one thread.
 
 Short calls are captured into one graph and replayed between two events, so that the host's launches cost nothing; long
-ones are timed one by one, queued behind a spinning kernel. Cold means that a call finds its inputs in main memory: the
-graph goes round through copies of them that together exceed the last cache (`copies_for`), or the cache is flushed
-before a single call. Warm means the same inputs again and again. Outputs reuse memory in both. Clocks are never set.
+ones are timed one by one, queued behind a spinning kernel. On a processor, which other programs slow down for seconds
+at a time, a call is timed in several passes with other calls between them (`validation.passes`). Cold means that a call
+finds its inputs in main memory: the graph goes round through copies of them that together exceed the last cache
+(`copies_for`), or the cache is flushed before a single call. Warm means the same inputs again and again. Outputs reuse
+memory in both. Clocks are never set.
 
 Source: the practice of triton.testing.do_bench, flashinfer.testing.bench_gpu_time and NVBench.
 """
@@ -40,6 +42,8 @@ FEWEST_OF_LONG, VERY_LONG_S = 3, 0.1
 PRECISION = 0.005
 LEAD_S = 50e-6
 CPU_SAMPLE_S = 1e-3
+FEWEST_IN_PASS = 2
+"""Samples of a pass on a processor: there are two passes or more."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's mallopt (malloc.h)."""
 
@@ -91,17 +95,19 @@ def measure(
     return on_device(calls, mode, CudaClock(device), budget_s, warm_up_s, graph)
 
 
-def copies_for(footprint_bytes: int, device: DeviceFacts) -> int:
+def copies_for(footprint_bytes: int, device: DeviceFacts, held_bytes: int = 0) -> int:
     """How many sets of inputs a cold measurement goes round through.
 
-    footprint_bytes: what one call reads and writes. The sets together take four times the last cache, but at most a
-    quarter of the memory (256 MiB on a CPU), and are at most 512: a call that touches less than a hundredth of the
-    cache is never quite cold.
+    footprint_bytes: what one call reads and writes. held_bytes: what one set takes of the memory, where that is more:
+    a call that selects reads little of its inputs. What the sets' calls touch is four times the last cache, but the
+    sets take at most a quarter of the memory (256 MiB on a CPU), and are at most 512: a call that touches less than a
+    hundredth of the cache is never quite cold.
     """
     cache = device.l2_bytes or UNKNOWN_CACHE_BYTES
     allowed = COPIES_ON_CPU_BYTES if device.kind == "cpu" else device.memory_bytes // 4
     footprint = max(footprint_bytes, 1)
-    return max(1, min(ceil(CACHES_OF_COPIES * cache / footprint), allowed // footprint, MOST_COPIES))
+    wanted = ceil(CACHES_OF_COPIES * cache / footprint)
+    return max(1, min(wanted, allowed // max(footprint, held_bytes), MOST_COPIES))
 
 
 def on_device(
@@ -186,30 +192,30 @@ def _run_all(calls: Sequence[Run]) -> float:
     return time.perf_counter() - start
 
 
-def sampled(take: Callable[[], float], calls: int, budget_s: float) -> list[float]:
+def sampled(take: Callable[[], float], calls: int, budget_s: float, fewest: int = FEWEST) -> list[float]:
     """Samples until their median is known well enough. take: seconds of one call, the mean over `calls` of them."""
     samples: list[float] = []
     spent = 0.0
-    while not enough(samples, spent, budget_s):
+    while not enough(samples, spent, budget_s, fewest):
         samples.append(take())
         spent += samples[-1] * calls
     return samples
 
 
-def enough(samples: Sequence[float], spent_s: float, budget_s: float) -> bool:
+def enough(samples: Sequence[float], spent_s: float, budget_s: float, fewest: int = FEWEST) -> bool:
     """Whether to stop: the median is known to 0.5 %, or the time is up, or there are 200.
 
-    The spread of a median is taken as the median absolute deviation over √n. At least five samples, three of calls
-    that last a tenth of a second.
+    The spread of a median is taken as the median absolute deviation over √n. At least `fewest` samples, but no more
+    than three of calls that last a tenth of a second.
 
     >>> enough([1.0e-3, 1.0e-3, 1.0e-3, 1.0e-3], 4e-3, 0.3), enough([1.0e-3] * 5, 5e-3, 0.3)
     (False, True)
     """
     n = len(samples)
-    if n < FEWEST_OF_LONG:
+    if n < min(FEWEST_OF_LONG, fewest):
         return False
     median = float(numpy.median(samples))
-    if n < (FEWEST_OF_LONG if median > VERY_LONG_S else FEWEST):
+    if n < (min(FEWEST_OF_LONG, fewest) if median > VERY_LONG_S else fewest):
         return False
     spread = float(numpy.median(numpy.abs(numpy.asarray(samples) - median)))
     return n >= MOST or spent_s >= budget_s or spread < PRECISION * median * sqrt(n)
@@ -234,7 +240,7 @@ def _on_cpu(calls: Sequence[Run], mode: str, budget_s: float) -> Timing:
         each = itertools.cycle(calls)
         estimate = _thread_seconds(each, 1)
         count = min(max(ceil(CPU_SAMPLE_S / max(estimate, 1e-9)), 1), 1000)
-        samples = sampled(lambda: _thread_seconds(each, count) / count, count, budget_s)
+        samples = sampled(lambda: _thread_seconds(each, count) / count, count, budget_s, FEWEST_IN_PASS)
     finally:
         torch.set_num_threads(threads)
     load = "unknown"

@@ -4,25 +4,28 @@ The process may hang, crash or run out of memory: then the point's row says so, 
 one. Points whose rows are in the file already are not run again, so that an interrupted sweep goes on where it stopped.
 """
 
-import multiprocessing
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from validation.device import DeviceFacts
 from validation.measurements import Journal, Measurement
+from validation.process import Worker
 from validation.runners import Implementation, Planned, Runner, Shape
 from validation.stopwatch import UNKNOWN_CACHE_BYTES
-from validation.worker import Answer, Task, serve
+from validation.task import Answer, Task
 
 LIMIT_S = {"cpu": 60.0, "cuda": 240.0}
-"""Seconds after which a point is given up, compilation included."""
-START_LIMIT_S = 300.0
-"""Seconds that a process may take to load torch and find its device."""
+"""Seconds after which a point is given up."""
+FIRST_LIMIT_S = {"cpu": 60.0, "cuda": 900.0}
+"""The same for the first point of an implementation, whose kernels are compiled and tuned then: for some of fla's these
+are a hundred configurations."""
 BUDGET_S = {"quick": 0.1, "full": 0.3}
 """Seconds of samples per point."""
+SHARE_OF_PASS = {"cpu": 0.5, "cuda": 1.0}
+"""Of these seconds in one pass: on a processor there are at least two."""
 SHARE_OF_MEMORY = 0.9
 PLAIN = "torch-"
 """How the names of readable forms begin that no one would serve with."""
@@ -65,7 +68,8 @@ def jobs(
     """What is to be measured on a device, in the order of its worth.
 
     A processor's speed changes with what else runs on the machine, over minutes: there the points of one operator are
-    measured together, so that those to fit and those to judge by see the same machine.
+    measured together, so that those to fit and those to judge by see the same machine. What slows it for seconds is
+    seen by further passes over these points, until two of a point agree (`validation.passes.settled`).
 
     families: names of kernel families, mechanisms or operators; none means all. part: (i, n) takes the i-th of n
     parts, which share no implementation of an operator, so that each compiles its own kernels once. With quick effort a
@@ -124,68 +128,6 @@ def too_large(job: Job, facts: DeviceFacts) -> str:
     return f"needs {needed / 2**30:.1f} GiB of {facts.memory_bytes / 2**30:.1f}"
 
 
-class Worker:
-    """The process that runs points, started again whenever it had to be stopped."""
-
-    def __init__(self, device: str, folder: str | None = None) -> None:
-        self.device, self.folder = device, folder
-        self.process: Any = None
-        self.pipe: Connection | None = None
-
-    def run(self, task: Task, limit_s: float) -> Answer:
-        """What became of a task."""
-        if self.process is None:
-            failed = self._start()
-            if failed is not None:
-                return failed
-        assert self.pipe is not None
-        try:
-            self.pipe.send(task)
-            if not self.pipe.poll(limit_s):
-                self.stop()
-                return Answer("timeout", detail=f"no result after {limit_s:g} s")
-            answer: Answer = self.pipe.recv()
-        except (EOFError, OSError):
-            return self._died()
-        if answer.broken:
-            self.stop()
-        return answer
-
-    def _start(self) -> Answer | None:
-        """Start the process and wait until it has found its device; the answer that says why it did not."""
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, self.device, self.folder), daemon=True)
-        self.process.start()
-        theirs.close()
-        try:
-            if self.pipe.poll(START_LIMIT_S):
-                self.pipe.recv()
-                return None
-        except (EOFError, OSError):
-            return self._died()
-        self.stop()
-        return Answer("error", detail=f"the process found no device after {START_LIMIT_S:g} s")
-
-    def _died(self) -> Answer:
-        process = self.process
-        process.join(5.0)
-        code = process.exitcode
-        self.stop()
-        if code == -9:
-            return Answer("oom", detail="the process was killed, as systems do when memory runs out")
-        return Answer("error", detail=f"the process ended with code {code}")
-
-    def stop(self) -> None:
-        """End the process, whatever it is doing."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.join(5.0)
-        if self.pipe is not None:
-            self.pipe.close()
-        self.process = self.pipe = None
-
-
 Progress = Callable[[Job, int, int], None]
 
 
@@ -209,20 +151,64 @@ def sweep(
     done = {row.key for row in journal.rows}
     left = [job for job in wanted if job.row.key not in done]
     worker = Worker(facts.device, folder)
-    limit = LIMIT_S[facts.kind] if limit_s is None else limit_s
+    begun: set[tuple[str, str]] = set()
     try:
-        for index, job in enumerate(left):
-            if until is not None and time.monotonic() >= until:
-                break
-            progress(job, index, len(left))
-            journal.add(_measured(job, facts, worker, effort, limit))
+        together = itertools.groupby(left, key=lambda job: (job.runner.name, job.implementation.name))
+        index = 0
+        for name, same in together:
+            unsettled = []
+            for job in same:
+                if until is not None and time.monotonic() >= until:
+                    break
+                progress(job, index, len(left))
+                index += 1
+                limit = limit_s or (LIMIT_S if name in begun else FIRST_LIMIT_S)[facts.kind]
+                begun.add(name)
+                row, settled = _measured(job, facts, worker, effort, limit)
+                journal.add(row)
+                if not settled:
+                    unsettled.append((job, row))
+            while unsettled and (until is None or time.monotonic() < until):
+                unsettled = _again(unsettled, facts, worker, effort, limit_s or LIMIT_S[facts.kind], journal)
     finally:
         worker.stop()
     keys = {job.row.key for job in wanted}
     return [row for row in journal.rows if row.key in keys]
 
 
-def _measured(job: Job, facts: DeviceFacts, worker: Worker, effort: str, limit_s: float) -> Measurement:
+def _again(
+    unsettled: Sequence[tuple[Job, Measurement]],
+    facts: DeviceFacts,
+    worker: Worker,
+    effort: str,
+    limit_s: float,
+    journal: Journal,
+) -> list[tuple[Job, Measurement]]:
+    """One more pass over an operator's points, after the others of it; those that then still need one.
+
+    What goes wrong now leaves the row of the passes before.
+    """
+    from dataclasses import replace
+
+    better, left = [], []
+    for job, row in unsettled:
+        answer = worker.run(_task(job, facts, effort)._replace(again=True), limit_s)
+        if answer.status == "ok":
+            row = replace(row, **answer.told)
+            better.append(row)
+            if not answer.settled:
+                left.append((job, row))
+    journal.replace(better)
+    return left
+
+
+def _task(job: Job, facts: DeviceFacts, effort: str) -> Task:
+    budget = BUDGET_S[effort] * SHARE_OF_PASS[facts.kind]
+    return Task(job.runner.name, job.implementation.name, job.mode, dict(job.planned.shape), budget)
+
+
+def _measured(job: Job, facts: DeviceFacts, worker: Worker, effort: str, limit_s: float) -> tuple[Measurement, bool]:
+    """The row of a point, and whether its time is settled."""
     shape = job.planned.shape
     missing = job.implementation.supports(shape, facts)
     large = "" if missing else too_large(job, facts)
@@ -231,15 +217,15 @@ def _measured(job: Job, facts: DeviceFacts, worker: Worker, effort: str, limit_s
     elif large:
         answer = Answer("oom", detail=large)
     else:
-        task = Task(job.runner.name, job.implementation.name, job.mode, dict(shape), BUDGET_S[effort])
-        answer = worker.run(task, limit_s)
-    return _row(job, facts, answer)
+        answer = worker.run(_task(job, facts, effort), limit_s)
+    return _row(job, facts, answer), answer.settled
 
 
 def _row(job: Job, facts: DeviceFacts, answer: Answer) -> Measurement:
     from dataclasses import replace
 
-    packages = "; ".join(f"{name} {version}" for name, version in facts.packages.items())
+    versions = [f"{name} {version}" for name, version in facts.packages.items()]
+    packages = "; ".join(filter(None, [facts.toolkit, *versions]))
     told: Mapping[str, Any] = answer.told
     return replace(
         job.row,

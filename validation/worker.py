@@ -4,17 +4,22 @@ It answers one task after another over a pipe. Whatever a kernel raises becomes 
 itself, which every later call would see again, the process asks to be ended.
 """
 
+import gc
 import importlib
 import math
-from collections.abc import Mapping
+import signal
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from costmodel.errors import BadInput
+from validation.cuda_clock import allocated, answers
+from validation.passes import joined, settled
 from validation.runners import Implementation, Inputs, Outputs, Runner, Shape, runner
-from validation.stopwatch import VERY_LONG_S
+from validation.stopwatch import VERY_LONG_S, Timing, measure
+from validation.task import Answer, Task
 
 if TYPE_CHECKING:
     from validation.canary import Canary
@@ -23,27 +28,10 @@ if TYPE_CHECKING:
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3, "fp8": 1e-1}
 """Largest accepted distance of an output from the reference, over the reference's norm."""
 SEED = 20261124
+IDLE_S, WARM_UP_S = 1.0, 0.25
+"""Seconds from which on a GPU counts as having been idle, and of work that raise its clock again."""
 LONGEST_DETAIL = 200
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-class Task(NamedTuple):
-    """A point to run: operator and implementation by name, state of caches, shape, seconds of samples."""
-
-    runner: str
-    implementation: str
-    mode: str
-    shape: Shape
-    budget_s: float
-
-
-class Answer(NamedTuple):
-    """What became of a task: a status, why, and fields of its row. broken: the process is of no more use."""
-
-    status: str
-    told: Mapping[str, Any] = MappingProxyType({})
-    detail: str = ""
-    broken: bool = False
 
 
 class Checked(NamedTuple):
@@ -57,6 +45,7 @@ class Checked(NamedTuple):
 
 def serve(pipe: Connection, device: str, folder: str | None) -> None:
     """Answer tasks until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the asking process's to deal with
     import torch
 
     from validation import tuned
@@ -96,6 +85,8 @@ class Bench:
         self.checked: dict[tuple[str, tuple[Any, ...]], Checked] = {}
         self.passed: dict[tuple[str, str, tuple[Any, ...]], Answer] = {}
         self.single: set[tuple[str, str]] = set()
+        self.passes: dict[tuple[Any, ...], list[Timing]] = {}
+        self.busy_s = -math.inf
 
     def answer(self, task: Task) -> Answer:
         """Check and time one point; what is raised becomes the answer."""
@@ -109,13 +100,13 @@ class Bench:
             if type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in MEMORY_WORDS):
                 self._release()
                 return Answer("oom", detail=_text(error))
-            return Answer("error", detail=_text(error), broken=self.stated.kind != "cpu")
+            return Answer("error", detail=_text(error), broken=not answers(self.device))
 
     def _answer(self, task: Task) -> Answer:
         import torch
 
         from validation.device import telemetry
-        from validation.stopwatch import copies_for, measure
+        from validation.stopwatch import copies_for
 
         operator = runner(task.runner)
         implementation = next(one for one in operator.implementations if one.name == task.implementation)
@@ -124,13 +115,17 @@ class Bench:
                 importlib.import_module(name)
             except ImportError:
                 return Answer("unsupported", detail=f"{name} is not installed")
+        if task.again:
+            return self._again(operator, implementation, task)
         verdict = self.check(operator, implementation, task.shape)
         if verdict.status != "ok":
             return verdict
         self.canary.tick()
         footprint = int(sum(kernel.ideal.hbm_bytes * kernel.count for kernel in operator.kernels(task.shape)))
-        copies = copies_for(footprint, self.stated) if task.mode == "cold" else 1
-        sets = [self.inputs(operator, implementation, task.shape, index) for index in range(copies)]
+        before = allocated(self.device)
+        sets = [self.inputs(operator, implementation, task.shape, 0)]
+        copies = copies_for(footprint, self.stated, allocated(self.device) - before) if task.mode == "cold" else 1
+        sets += [self.inputs(operator, implementation, task.shape, index) for index in range(1, copies)]
         outputs = implementation.run(task.shape, sets[0])
         if not all(bool(torch.isfinite(out).all()) for out in outputs if out.is_floating_point()):
             return Answer("nan", verdict.told, "an output is not finite")
@@ -139,23 +134,13 @@ class Bench:
         touched = sum(each.nbytes for each in (*given, *outputs))
         del given, outputs
         calls = [lambda each=each: implementation.run(task.shape, each) for each in sets]
-        timing = measure(
-            calls,
-            self.stated.device,
-            task.mode,
-            budget_s=task.budget_s,
-            warm_up_s=task.budget_s / 4,  # the points before kept the device warm
-            graph=implementation.graph,
-        )
+        self.passes.pop(task.point, None)
+        timing, known = self._timed(task, calls, implementation)
         state = telemetry(self.stated.device)
         told = {
             **verdict.told,
-            "seconds": timing.median_s,
-            "p10_s": timing.p10_s,
-            "p90_s": timing.p90_s,
-            "samples": timing.n,
+            **_fields(timing),
             "touched_bytes": float(touched),
-            "method": timing.method,
             "sm_clock_hz": state.sm_clock_hz,
             "power_w": state.power_w,
             "temperature_c": state.temperature_c,
@@ -166,7 +151,38 @@ class Bench:
         }
         del sets, calls
         self._release()
-        return Answer("ok", told)
+        # What is left belongs to the process: without it the next collection takes no time, where it took a sixth of a
+        # second for the objects of torch and its compilers.
+        gc.freeze()
+        return Answer("ok", told, settled=known)
+
+    def _again(self, operator: Runner, implementation: Implementation, task: Task) -> Answer:
+        """One more pass over a point that was run before, over inputs drawn as they were then."""
+        given = self.inputs(operator, implementation, task.shape, 0)
+        timing, known = self._timed(task, [partial(implementation.run, task.shape, given)], implementation)
+        return Answer("ok", _fields(timing), settled=known)
+
+    def _timed(
+        self, task: Task, calls: Sequence[Callable[[], Outputs]], implementation: Implementation
+    ) -> tuple[Timing, bool]:
+        """A point's time by all its passes, of which this is one more, and whether it is settled.
+
+        A GPU is nobody else's while it is measured: there one pass is enough.
+        """
+        idle_s = time.monotonic() - self.busy_s
+        timing = measure(
+            calls,
+            self.stated.device,
+            task.mode,
+            budget_s=task.budget_s,
+            # After a reference on the host, or a compilation, the device has lowered its clock.
+            warm_up_s=WARM_UP_S if idle_s > IDLE_S else task.budget_s / 4,
+            graph=implementation.graph,
+        )
+        self.busy_s = time.monotonic()
+        passes = self.passes.setdefault(task.point, [])
+        passes.append(timing)
+        return joined(passes), self.stated.kind != "cpu" or settled(passes)
 
     def split(
         self, operator: Runner, implementation: Implementation, task: Task, inputs: Inputs, seconds: float
@@ -187,7 +203,7 @@ class Bench:
             if self.stated.kind == "cpu" or task.mode == "warm" or name in self.single:
                 return ""
             parts = split(partial(implementation.run, task.shape, inputs), self.stated.device, calls)
-        except (RuntimeError, ImportError) as error:
+        except Exception as error:  # Whatever a profiler raises, the time stands.
             return f"no profile: {_text(error)}"
         if sum(part.launches for part in parts) <= 1:
             self.single.add(name)
@@ -252,13 +268,22 @@ class Bench:
         return Answer("ok", told)
 
     def _release(self) -> None:
-        import gc
-
         gc.collect()
         if self.stated.kind == "cuda":
             import torch
 
             torch.cuda.empty_cache()
+
+
+def _fields(timing: Timing) -> dict[str, Any]:
+    """A timing as fields of a row."""
+    return {
+        "seconds": timing.median_s,
+        "p10_s": timing.p10_s,
+        "p90_s": timing.p90_s,
+        "samples": timing.n,
+        "method": timing.method,
+    }
 
 
 def _text(error: BaseException) -> str:

@@ -1,0 +1,39 @@
+"""What the process of a sweep asks of the process that runs points, and what it is answered."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from validation.runners import Shape
+
+
+class Task(NamedTuple):
+    """A point to run: operator and implementation by name, state of caches, shape, seconds of samples.
+
+    again: it was run before, and is only to be timed once more.
+    """
+
+    runner: str
+    implementation: str
+    mode: str
+    shape: Shape
+    budget_s: float
+    again: bool = False
+
+    @property
+    def point(self) -> tuple[Any, ...]:
+        """What is timed."""
+        return (self.runner, self.implementation, self.mode, tuple(sorted(self.shape.items())))
+
+
+class Answer(NamedTuple):
+    """What became of a task: a status, why, and fields of its row.
+
+    broken: the process is of no more use. settled: the point's time is known; else it should be timed again later.
+    """
+
+    status: str
+    told: Mapping[str, Any] = MappingProxyType({})
+    detail: str = ""
+    broken: bool = False
+    settled: bool = True
