@@ -131,6 +131,11 @@ def test_nvml_readings_keep_what_the_device_supports() -> None:
     assert reading == driver.Telemetry(1755e6, 2619e6, None, 61.0, ("power cap",))
 
 
+def test_amds_library_tells_watts_and_megahertz() -> None:
+    cuda = SimpleNamespace(clock_rate=lambda index: 2100, power_draw=lambda index: 642, temperature=lambda index: 61)
+    assert driver.torch_telemetry(cuda, 0) == driver.Telemetry(2100e6, None, 642.0, 61.0)
+
+
 def test_nvidia_smi_that_hangs_or_is_missing_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (FileNotFoundError(), subprocess.TimeoutExpired("nvidia-smi", 10)):
 
@@ -163,3 +168,56 @@ def test_the_last_cache_is_the_largest_that_holds_data(tmp_path: Path) -> None:
         (folder / "size").write_text(size)
     assert device.last_cache_bytes(tmp_path) == 32 * 2**20
     assert device.last_cache_bytes(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "found"),
+    [
+        ("NVIDIA", (8, 0), False),  # A100
+        ("NVIDIA", (8, 9), True),  # L40S
+        ("NVIDIA", (12, 0), True),  # RTX 5090
+        ("AMD", (9, 0), False),  # MI250X, whose capability is an H100's
+        ("AMD", (9, 4), True),  # MI300X
+        ("AMD", (11, 0), False),  # RX 7900 XTX
+        ("AMD", (12, 0), True),  # RX 9070 XT
+    ],
+)
+def test_eight_bit_products_are_planned_where_there_are_any(
+    vendor: str, capability: tuple[int, int], found: bool
+) -> None:
+    from validation.absent_device import described
+    from validation.runners import has_fp8, runner
+
+    part = described("sm_90")._replace(vendor=vendor, capability=capability)
+    assert has_fp8(part) is found
+    for name in ("gemm", "indexer"):
+        assert ("fp8" in {point.shape["dtype"] for point in runner(name).points(part, "quick")}) is found
+
+
+def test_long_inputs_are_drawn_in_pieces_of_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that fills half of the memory must not be drawn in fp32 as a whole."""
+    import torch
+
+    from validation import runners
+
+    def draw() -> torch.Tensor:
+        return runners.normal((2, 3, 50), torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(1))
+
+    whole = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    assert torch.equal(draw(), whole)
+    drawn: list[int] = []
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda size, **options: drawn.append(size) or randn(size, **options))
+    monkeypatch.setattr(runners, "DRAWN_AT_ONCE", 64)
+    assert len(draw().unique()) > 100
+    assert drawn == [64, 64, 64, 64, 44]
+
+
+def test_packages_for_data_centre_parts_are_not_tried_on_others() -> None:
+    from validation.absent_device import described
+    from validation.runners.packages import from_hopper
+
+    part = described("sm_90")
+    assert from_hopper(part) == from_hopper(part._replace(capability=(10, 0))) == ""
+    for other in (part._replace(capability=(12, 0)), part._replace(vendor="AMD", capability=(9, 4))):
+        assert "compute capabilities 9 and 10" in from_hopper(other)

@@ -1,6 +1,7 @@
 """Probes, the hardware profile that they make, and collectives between processes."""
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ import torch
 from costmodel.errors import BadInput, Impossible
 from costmodel.fitting.own_measurements import csv_source
 from costmodel.hardware import hardware_from_mapping, load_hardware
-from validation import collectives, cuda_probes, launch_probes, stopwatch
+from validation import collectives, cuda_probes, launch_probes, probes, stopwatch
 from validation.collectives import Timed
 from validation.device import DeviceFacts, facts
 from validation.measured_profile import hardware_profile, measured_values, shares
@@ -278,19 +279,27 @@ def test_wrong_options_of_the_sweep_end_in_one_line(
 
 
 def test_a_sweep_that_fails_or_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failed(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "W1124 elastic\nRuntimeError: no NCCL in this build\n")
+    launch = subprocess.Popen
 
-    monkeypatch.setattr(subprocess, "run", failed)
+    def launches(code: str) -> Callable[..., Any]:
+        return lambda command, **options: launch([sys.executable, "-c", code], **options)
+
+    failing = "import sys; sys.exit('W1124 elastic\\nRuntimeError: no NCCL in this build')"
+    monkeypatch.setattr(subprocess, "Popen", launches(failing))
     with pytest.raises(Impossible, match="no NCCL in this build"):
         collectives.on_this_host(2, "nccl")
-
-    def hung(command: list[str], **_: Any) -> None:
-        raise subprocess.TimeoutExpired(command, 300)
-
-    monkeypatch.setattr(subprocess, "run", hung)
-    with pytest.raises(Impossible, match="not done in 300 s"):
+    monkeypatch.setattr(subprocess, "Popen", launches("import time; time.sleep(600)"))
+    monkeypatch.setattr(collectives, "TIME_LIMIT_S", 0.2)
+    begun = time.perf_counter()
+    with pytest.raises(Impossible, match="not done in 0.2 s"):
         collectives.on_this_host(2, "nccl")
+    assert time.perf_counter() - begun < 30  # what hung was ended
+
+
+def test_a_process_of_probes_that_breaks_leaves_a_line_and_the_rows_before(capfd: pytest.CaptureFixture[str]) -> None:
+    """There is no such GPU, so that the process ends before its first row."""
+    assert list(probes.run(H100._replace(device="cuda:7"), quick=True)) == []
+    assert "probes given up: their process ended with code 1" in capfd.readouterr().err
 
 
 def test_an_unknown_device_is_refused() -> None:

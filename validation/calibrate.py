@@ -165,6 +165,12 @@ def calibrate_device(
     hardware = hardware_from_mapping(raw, f"profile of {stated.name}")
     wanted = jobs(mine, stated, effort, part=part)
     journal = Journal(place.unfinished.measurements)
+    other = next((row.device for row in journal.rows if row.device and row.device != stated.name), None)
+    if other is not None:
+        raise BadInput(
+            f"{place.unfinished.measurements}: holds points of {other}, and {device} is {stated.name}; "
+            "choose another --out, or remove the file"
+        )
     told = Progress()
     try:
         rows = sweep(wanted, stated, journal, effort=effort, folder=folder, progress=told, until=until)

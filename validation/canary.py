@@ -15,6 +15,7 @@ GEMM_SIDE = {"cuda": 8192, "cpu": 512}
 COPY_BYTES = {"cuda": 2 * 2**30, "cpu": 32 * 2**20}
 SMALL_MEMORY_BYTES = 16 * 2**30
 REPEATS = 5
+WARM_UP_S = 0.25
 
 
 class Reading(NamedTuple):
@@ -111,6 +112,10 @@ def _cuda_reading(device: DeviceFacts) -> tuple[float, float]:
     a, b = (torch.randn(side, side, dtype=torch.bfloat16, device=device.device) for _ in range(2))
     source, target = (torch.empty(size, dtype=torch.uint8, device=device.device) for _ in range(2))
     product = torch.empty_like(a)
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < WARM_UP_S:
+        # An idle device has lowered its clock: a reading of it would flag all that is measured after.
+        clock.seconds(lambda: torch.mm(a, b, out=product))
     gemm = [clock.seconds(lambda: torch.mm(a, b, out=product)) for _ in range(1 + REPEATS)]
     copy = [clock.seconds(lambda: target.copy_(source)) for _ in range(1 + REPEATS)]
     return median(gemm[1:]), median(copy[1:])

@@ -40,7 +40,7 @@ CALLS = {"nccl": 20, "gloo": 5}
 """Calls of one batch: on a GPU they queue up, so that the host's launches do not show."""
 LAUNCH_S = 20e-6
 COLUMNS = ("family", "kernel", "seconds", "hot", "op", "devices", "bytes", "dtype")
-TIME_LIMIT_S = 300
+TIME_LIMIT_S, STOP_LIMIT_S = 300, 60
 
 
 class Timed(NamedTuple):
@@ -236,18 +236,28 @@ def on_this_host(processes: int, backend: str, largest: str = "") -> list[Timed]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command += ["-m", "validation.collectives", f"--backend={backend}", f"--out={out}"]
         command += [f"--largest={largest}"] if largest else []
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False, env=_quiet()
-            )
-        except subprocess.TimeoutExpired:
-            raise Impossible(
-                f"collectives of {processes} processes by {backend}: not done in {TIME_LIMIT_S} s"
-            ) from None
-        if done.returncode or not out.exists():
-            lines = [line for line in done.stderr.splitlines() if "rror" in line] or done.stderr.splitlines() or [""]
+        piped = subprocess.PIPE
+        with subprocess.Popen(command, stdout=piped, stderr=piped, text=True, env=_quiet()) as launcher:
+            try:
+                _, said = launcher.communicate(timeout=TIME_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                _stop(launcher)
+                raise Impossible(
+                    f"collectives of {processes} processes by {backend}: not done in {TIME_LIMIT_S} s"
+                ) from None
+        if launcher.returncode or not out.exists():
+            lines = [line for line in said.splitlines() if "rror" in line] or said.splitlines() or [""]
             raise Impossible(f"collectives of {processes} processes by {backend}: {lines[0].strip()[:200]}")
         return read_csv(out)
+
+
+def _stop(launcher: "subprocess.Popen[str]") -> None:
+    """End torchrun by the signal that it hands on to its processes, which would else keep their GPUs."""
+    launcher.terminate()
+    try:
+        launcher.communicate(timeout=STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        launcher.kill()
 
 
 def _quiet() -> dict[str, str]:

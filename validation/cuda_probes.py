@@ -13,6 +13,7 @@ from validation.cuda_clock import CudaClock, Run
 from validation.device import DeviceFacts
 from validation.launch_probes import launch_rows, own
 from validation.probe_rows import Row, attempted
+from validation.runners import torch_dtype
 from validation.stopwatch import Timing, measure, timing_of
 
 MIB, GIB = 2**20, 2**30
@@ -90,19 +91,17 @@ def product(dtype: str, m: int, n: int, k: int, device: str) -> Run:
     if dtype == "fp8":
         a, b = torch.randn(m, k, device=device), torch.randn(n, k, device=device)
         one = torch.ones((), device=device)
-        # CDNA3 has a format of its own, with another exponent bias.
-        own_bias = torch.version.hip and torch.cuda.get_device_capability() == (9, 4)
-        fp8 = torch.float8_e4m3fnuz if own_bias else torch.float8_e4m3fn
+        fp8 = torch_dtype("fp8")
         quantised = a.to(fp8), b.to(fp8).t()
         return partial(torch._scaled_mm, *quantised, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
     if dtype == "int8":
         left = torch.randint(-128, 128, (m, k), device=device, dtype=torch.int8)
         right = torch.randint(-128, 128, (n, k), device=device, dtype=torch.int8).t()
         return partial(torch._int_mm, left, right)
-    torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype, torch.float32)
-    x = torch.randn(m, k, device=device, dtype=torch_dtype)
-    y = torch.randn(k, n, device=device, dtype=torch_dtype)
-    return partial(torch.mm, x, y, out=torch.empty(m, n, device=device, dtype=torch_dtype))
+    kept = torch_dtype("fp32" if dtype == "tf32" else dtype)
+    x = torch.randn(m, k, device=device, dtype=kept)
+    y = torch.randn(k, n, device=device, dtype=kept)
+    return partial(torch.mm, x, y, out=torch.empty(m, n, device=device, dtype=kept))
 
 
 def _one_product(*arguments: Any) -> list[Run]:

@@ -58,8 +58,9 @@ class DeviceFacts(NamedTuple):
 
     device: as torch names it (cuda:0, cpu). kind: cuda (ROCm too) or cpu. units: SMs, CUs, or cores that this process
     may use. clock_hz: the highest. bandwidth: bytes per second of the memory pins, from its clock and width. l2_bytes:
-    the last cache before main memory. toolkit: CUDA or ROCm of torch. packages: installed versions, of PACKAGES.
-    profile: the shipped hardware profile of this part, `cpu` for a CPU, else "".
+    the last cache before main memory. toolkit: CUDA or ROCm of torch. packages: installed versions, of PACKAGES and of
+    the libraries that torch calls on a GPU. profile: the shipped hardware profile of this part, `cpu` for a CPU, else
+    "".
     """
 
     device: str
@@ -127,7 +128,7 @@ def cuda_facts(index: int, properties: Any, hip: str | None) -> DeviceFacts:
         shared_per_unit=getattr(properties, "shared_memory_per_multiprocessor", None) or None,
         driver=str(limits.get("driver", "")) or _amd_driver(),
         toolkit=f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}",
-        packages=installed(),
+        packages={**installed(), **libraries()},
         date=date.today().isoformat(),
         profile=profile,
     )
@@ -163,6 +164,18 @@ def installed() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
+
+
+def libraries() -> dict[str, str]:
+    """Versions of NVIDIA's and AMD's libraries that this torch brings; of those that it does not, none."""
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    nccl: Any = torch.cuda.nccl
+    found = {"cudnn": cudnn.version()}
+    with suppress(AttributeError, ImportError, RuntimeError):
+        found["nccl"] = ".".join(str(part) for part in nccl.version())
+    return {name: str(stated) for name, stated in found.items() if stated}
 
 
 def last_cache_bytes(folder: Path) -> int | None:

@@ -127,7 +127,7 @@ def nvidia_smi(uuid: str, index: int, fields: str) -> str:
 
 
 def torch_telemetry(cuda: Any, index: int) -> Telemetry:
-    """A reading by torch, which asks AMD's library where it is installed."""
+    """A reading by torch, which asks AMD's library where it is installed; that tells watts, NVIDIA's milliwatts."""
 
     def read(name: str, unit: float) -> float | None:
         # torch raises what the vendor's library raises.
@@ -136,4 +136,4 @@ def torch_telemetry(cuda: Any, index: int) -> Telemetry:
         except Exception:
             return None
 
-    return Telemetry(read("clock_rate", 1e6), None, read("power_draw", 1e-3), read("temperature", 1.0))
+    return Telemetry(read("clock_rate", 1e6), None, read("power_draw", 1.0), read("temperature", 1.0))

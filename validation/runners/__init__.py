@@ -149,14 +149,47 @@ def precision(shape: Shape) -> Precision:
     return Precision(activations=dtype, weights={"default": dtype}, kv=dtype, attention=dtype, hidden=dtype)
 
 
+def has_fp8(facts: "DeviceFacts") -> bool:
+    """Whether a GPU multiplies 8-bit floats: NVIDIA's from Ada on, AMD's CDNA from the third and RDNA from the fourth.
+
+    torch gives AMD's gfx942 the capability (9, 4), and gfx1100 (11, 0).
+    """
+    capability = facts.capability or (0, 0)
+    if facts.vendor == "NVIDIA":
+        return capability >= (8, 9)
+    return (9, 4) <= capability < (10, 0) or capability >= (12, 0)
+
+
 def torch_dtype(name: str) -> "torch.dtype":
-    """torch's type for a dtype's name. Raises BadInput for one that torch lacks."""
+    """torch's type for a dtype's name, on the device of this process. Raises BadInput for one that torch lacks."""
     import torch
 
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
     if name not in types:
         raise unknown("dtype", name, types)
+    if name == "fp8" and torch.version.hip and torch.cuda.get_device_capability() == (9, 4):
+        # CDNA3 has a format of its own, with another exponent bias.
+        return torch.float8_e4m3fnuz
     return types[name]
+
+
+DRAWN_AT_ONCE = 2**28
+"""Numbers drawn in one piece."""
+
+
+def normal(
+    size: Sequence[int], dtype: "torch.dtype", device: "torch.device", generator: "torch.Generator"
+) -> "torch.Tensor":
+    """Normal numbers, drawn in fp32 on every device.
+
+    In pieces: drawn at once, a cache of 16-bit numbers that fills half of the memory would need all of it twice.
+    """
+    import torch
+
+    out = torch.empty(*size, dtype=dtype, device=device)
+    for piece in torch.split(out.view(-1), DRAWN_AT_ONCE):
+        piece.copy_(torch.randn(piece.numel(), device=device, generator=generator))
+    return out
 
 
 @cache

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from costmodel.kernels.attention import Attention
-from validation.runners import Implementation, Inputs, Outputs, Shape, number, torch_dtype
+from validation.runners import Implementation, Inputs, Outputs, Shape, normal, number, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +36,9 @@ def attention_of(shape: Shape, **more: Any) -> Attention:
 
 def inputs(shape: Shape, device: "torch.device", generator: "torch.Generator") -> Inputs:
     """Normal queries, keys and values."""
-    import torch
-
     a, dtype = attention_of(shape), torch_dtype(str(shape["dtype"]))
     sizes = {"q": (a.B, a.H, a.S, a.dk), "k": (a.B, a.Hkv, a.P + a.S, a.dk), "v": (a.B, a.Hkv, a.P + a.S, a.dv)}
-    return {
-        name: torch.randn(*size, device=device, generator=generator).to(dtype)  # drawn in fp32 on every device
-        for name, size in sizes.items()
-    }
+    return {name: normal(size, dtype, device, generator) for name, size in sizes.items()}
 
 
 def attend(shape: Shape, inputs: Inputs, first: list[int], last: list[int]) -> Outputs:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.gemm import Gemm
 from costmodel.kernels.gemm import gemm as kernel
-from validation.runners import Implementation, Inputs, Outputs, Planned, Runner, Shape, number, planned, shapes
+from validation.runners import (
+    Implementation,
+    Inputs,
+    Outputs,
+    Planned,
+    Runner,
+    Shape,
+    has_fp8,
+    number,
+    planned,
+    shapes,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +125,7 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
     sweep = [(1, m, 2048, 7168) for m in (2, 24, 96, 512, 3072)] if effort == "full" else []
     found: list[Planned] = []
     for dtype in ("bf16", "fp8"):
-        if dtype != "fp8" or (facts.capability or (0, 0)) >= (8, 9):
+        if dtype != "fp8" or has_fp8(facts):
             tables = (shapes({"dtype": dtype}, COLUMNS, *rows) for rows in (fit, held_out, sweep))
             found += planned(*tables)
     return found

@@ -16,6 +16,7 @@ from validation.runners import (
     Planned,
     Runner,
     Shape,
+    has_fp8,
     number,
     planned,
     shapes,
@@ -101,7 +102,7 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
         held_out, sweep = [(1, 2048, 131072), (1, 2048, 2**20)], [(1, 64, 2**20), (1, 8192, 8192), (1, 512, 2**20)]
     tables = (fit, held_out, sweep if effort == "full" else [])
     dtypes = [str(common["dtype"])]
-    if facts.kind == "cuda" and (facts.vendor != "NVIDIA" or (facts.capability or (0, 0)) >= (8, 9)):
+    if facts.kind == "cuda" and has_fp8(facts):
         dtypes.append("fp8")  # what serving runs
     return [
         point

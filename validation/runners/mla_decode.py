@@ -16,6 +16,7 @@ from validation.runners import (
     Planned,
     Runner,
     Shape,
+    normal,
     number,
     planned,
     shapes,
@@ -41,12 +42,10 @@ def kernels(shape: Shape) -> list[Kernel]:
 
 def inputs(shape: Shape, device: "torch.device", generator: "torch.Generator") -> Inputs:
     """Normal queries over latents, and normal latents."""
-    import torch
-
     B, H, L, c, r = (number(shape, name) for name in COLUMNS.split())
     dtype = torch_dtype(str(shape["dtype"]))
     sizes = {"q": (B, H, c + r), "latents": (B, L, c + r)}
-    return {name: torch.randn(*size, device=device, generator=generator).to(dtype) for name, size in sizes.items()}
+    return {name: normal(size, dtype, device, generator) for name, size in sizes.items()}
 
 
 def reference(shape: Shape, inputs: Inputs) -> Outputs:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from validation.resources import occupancy_of
-from validation.runners import Implementation, Inputs, Outputs, Shape, number
+from validation.runners import Implementation, Inputs, Outputs, Shape, has_fp8, number
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,7 @@ def scored(shape: Shape, facts: "DeviceFacts") -> str:
     """The indexer takes fp8 too, where matrix instructions do."""
     if shape["dtype"] != "fp8":
         return sixteen_bits(shape, facts)
-    old = facts.vendor == "NVIDIA" and facts.capability is not None and facts.capability < (8, 9)
-    return "no fp8 matrix instructions before compute capability 8.9" if old else ""
+    return "" if has_fp8(facts) else "this part has no fp8 matrix instructions"
 
 
 def splits_of_cache(shape: Shape, inputs: Inputs) -> Inputs:

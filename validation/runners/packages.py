@@ -18,7 +18,7 @@ from validation.runners import Implementation, Inputs, Outputs, Shape, number
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
 
-HOPPER = 9
+HOPPER, BLACKWELL = 9, 10
 CHUNK = 256
 """Tokens of a chunk of Mamba-2."""
 
@@ -248,9 +248,9 @@ def latents_of(most: int, shape: Shape, facts: "DeviceFacts") -> str:
 
 
 def from_hopper(facts: "DeviceFacts") -> str:
-    """What these kernels were written for."""
-    new = facts.capability is not None and facts.capability[0] >= HOPPER
-    return "" if new else "runs from compute capability 9 on"
+    """What these kernels were written for: data-centre parts, whose matrix instructions others lack."""
+    major = facts.capability[0] if facts.vendor == "NVIDIA" and facts.capability else 0
+    return "" if major in (HOPPER, BLACKWELL) else "runs on NVIDIA's compute capabilities 9 and 10"
 
 
 def whole_sixteen_bits(shape: Shape, facts: "DeviceFacts") -> str:
@@ -269,7 +269,7 @@ def sixteen_bits(shape: Shape, facts: "DeviceFacts") -> str:
 
 def on_hopper(shape: Shape, facts: "DeviceFacts") -> str:
     """FlashAttention 3 was made for Hopper."""
-    if facts.capability is None or facts.capability[0] != HOPPER:
+    if facts.vendor != "NVIDIA" or facts.capability is None or facts.capability[0] != HOPPER:
         return "FlashAttention 3 runs on compute capability 9"
     return sixteen_bits(shape, facts)
 
