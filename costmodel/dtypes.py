@@ -25,6 +25,9 @@ BYTES: dict[str, float] = {
 CHOICES = ("bf16", "fp16", "fp8", "fp8_block", "int8", "int4", "mxfp4", "nvfp4")
 """What `--weights` and `--activations` take."""
 
+OWN = "own"
+"""What `--weights`, `--kv` and `--activations` take for the model's own format."""
+
 KV_CHOICES = tuple(name for name in CHOICES if name != "fp8_block")
 """What `--kv` takes: no cache has blocks of 128 tokens under one scale."""
 

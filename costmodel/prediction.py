@@ -9,7 +9,7 @@ from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration
 from costmodel.calibration_files import find_calibration
 from costmodel.coverage import borrowed, unmeasured
-from costmodel.dtypes import CHOICES, KV_CHOICES, WEIGHT_ONLY, element_bytes
+from costmodel.dtypes import CHOICES, KV_CHOICES, OWN, WEIGHT_ONLY, element_bytes
 from costmodel.energy import energy_joules
 from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.hardware import Hardware, load_hardware
@@ -192,7 +192,7 @@ def make_precision(
     kv: str | None = None,
     activations: str | None = None,
 ) -> Precision:
-    """Number formats of a run: the model's own, changed by what is given.
+    """Number formats of a run: the model's own, changed by what is given; `own` stands for it as well.
 
     `weights` sets mixers and FFNs; embedding, head and router stay in 16 bit, as quantisers leave them.
     Activations follow the weights, except that int4 and mxfp4 are weight-only and keep 16 bit. Attention
@@ -204,8 +204,9 @@ def make_precision(
         ("kv", kv, KV_CHOICES),
         ("activations", activations, CHOICES),
     ):
-        if dtype is not None and dtype not in choices:
-            raise unknown(f"dtype for {name}", dtype, choices)
+        if dtype is not None and dtype not in (OWN, *choices):
+            raise unknown(f"dtype for {name}", dtype, (OWN, *choices))
+    weights, kv, activations = (None if dtype == OWN else dtype for dtype in (weights, kv, activations))
     hidden = "fp16" if "fp16" in (activations, weights if activations is None else None) else "bf16"
     by_role = dict(architecture.weights)
     default = architecture.activations

@@ -296,3 +296,11 @@ def test_sweep_equals_single_predictions() -> None:
     assert numpy.diagonal(grid) == pytest.approx(sweep("llama-3.1-8b", "h100-sxm", contexts, batches))
     with pytest.raises(BadInput, match="not a whole number"):
         sweep("llama-3.1-8b", "h100-sxm", [1.5], [1])
+
+
+def test_own_formats_are_the_models_as_they_are_in_plan() -> None:
+    model, hardware = load_architecture("deepseek-v3"), load_hardware("h100-sxm")
+    assert make_precision(model, hardware, "own", "own", "own") == make_precision(model, hardware)
+    assert make_precision(model, hardware, "own", "bf16") == make_precision(model, hardware, None, "bf16")
+    with pytest.raises(BadInput, match="did you mean 'own'"):
+        make_precision(model, hardware, "onw")

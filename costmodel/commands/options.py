@@ -46,7 +46,9 @@ NewTokens = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", metavar="DTYPE", help="Number format of the weights: bf16, fp8, int4, mxfp4, nvfp4, …"),
+    typer.Option(
+        "--weights", metavar="DTYPE", help="Number format of the weights: own (the model's), bf16, fp8, int4, mxfp4, …"
+    ),
 ]
 Kv = Annotated[str | None, typer.Option("--kv", metavar="DTYPE", help="Number format of cached keys and values.")]
 Activations = Annotated[

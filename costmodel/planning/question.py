@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from costmodel.architecture import Architecture
 from costmodel.calibration import Calibration
 from costmodel.calibration_files import find_calibration
-from costmodel.dtypes import element_bytes
+from costmodel.dtypes import OWN, element_bytes
 from costmodel.errors import BadInput, Impossible, unknown
 from costmodel.generation.speculative import tokens_per_verification
 from costmodel.hardware import Hardware
@@ -27,7 +27,6 @@ from costmodel.prediction import loaded, make_precision
 from costmodel.step import Precision
 
 OBJECTIVES = ("cost", "throughput", "gpus", "latency")
-OWN = "own"
 
 
 class Question(NamedTuple):
