@@ -14,8 +14,10 @@ from costmodel.fitting.series import Series  # noqa: E402
 from costmodel.fitting.silicon import FLAG, Table, dsa  # noqa: E402
 from costmodel.hardware import Hardware, load_hardware  # noqa: E402
 from costmodel.kernels.base import Kernel  # noqa: E402
-from costmodel.kernels.indexer import Indexer, indexer  # noqa: E402
+from costmodel.kernels.indexer import Indexer, chunks_of, indexer  # noqa: E402
 from costmodel.kernels.top_k import Selection, top_k  # noqa: E402
+from costmodel.mixers import dsa as mixer  # noqa: E402
+from costmodel.step import Precision, Step  # noqa: E402
 
 H100, B200 = load_hardware("h100-sxm"), load_hardware("b200-sxm")
 BLOCK = {
@@ -53,7 +55,9 @@ def test_queries_are_scored_in_chunks_where_logits_outgrow_a_fifth_of_what_the_p
     assert selection.chunks(hardware.memory.hbm.capacity).count[0] == 2
     assert selection.tables[0] == 4 * 128 * 16 * (two + 16)
     other = kernels(128, 16, two, hardware, library="vllm")
-    assert (other["indexer"].shape.chunks, other["top-k"].shape.width) == (1, None)
+    memory, all_at_once = hardware.memory.hbm.capacity, other["indexer"].form.priors()
+    assert chunks_of(other["indexer"].shape, hardware, all_at_once) == 1
+    assert other["top-k"].shape.chunks(memory, other["top-k"].form.priors()["logits_share"]).count == 1
 
 
 def seconds(kernel: Kernel, **parameters: float) -> Any:
@@ -68,6 +72,40 @@ def test_a_chunk_waits_for_the_host_and_the_module_for_what_it_launches_after_th
     assert seconds(two) - seconds(two, **free) == pytest.approx(3.5e-4 + 2 * 1.1e-4)
     # 52 blocks of 4 queries leave units idle: 40 chunks of them take longer than the 16 waves of all.
     assert seconds(many, **free) > 1.5 * seconds(whole)
+
+
+@pytest.mark.parametrize(("B", "S", "P"), [(128, 16, 2048), (128, 16, 8192), (1, 8192, 122_880), (2, 65_536, 0)])
+def test_a_prefill_as_served_takes_the_chunks_that_the_measured_one_took(B: int, S: int, P: int) -> None:
+    """What the library was built with stands in its calibration: the same kernels of the mixer are priced with it."""
+    measured = kernels(B, S, P)
+    step = Step(B=B, S=S, P=P)
+    d = dsa.geometry(6144, 16)
+    served = {kernel.name: kernel for kernel in mixer.kernels(d, 6144, step, Precision(kv="fp8"))}
+    for name in ("indexer", "top-k"):
+        built = served[name].form.built["sglang"]
+        if name == "indexer":
+            built = {**built, "reads": 1.0}  # keys are not compressed
+        assert seconds(served[name], **built) == pytest.approx(float(seconds(measured[name])[0]), rel=1e-6)
+        assert (seconds(served[name], **built) > seconds(served[name])) == (B * S * B * (P + S) * 4 > 0.03 * 80 * 2**30)
+
+
+def test_fits_move_parameters_side_by_side() -> None:
+    """Slopes are taken with a column of values for every parameter."""
+    served = mixer.kernels(dsa.geometry(6144, 16), 6144, Step(B=1, S=8192, P=122_880), Precision())
+    for kernel in served:
+        if kernel.family in ("indexer", "top-k"):
+            column = {**kernel.form.priors(), "logits_share": numpy.array([[1.0], [0.03]])}
+            apart = [seconds(kernel), seconds(kernel, logits_share=0.03)]
+            together = kernel.form.terms(kernel, H100, column).total()
+            assert list(numpy.ravel(together)) == pytest.approx(apart)
+
+
+def test_a_step_of_decoding_selects_all_its_rows_at_once() -> None:
+    served = mixer.kernels(dsa.geometry(6144, 16), 6144, Step(B=512, S=1, P=262_143, phase="decode"), Precision())
+    for kernel in served:
+        if kernel.family in ("indexer", "top-k"):
+            built = {name: value for name, value in kernel.form.built["sglang"].items() if name == "logits_share"}
+            assert seconds(kernel, **built) == seconds(kernel)
 
 
 def test_page_tables_are_copied_out_for_the_queries_of_chunks_alone() -> None:

@@ -15,6 +15,7 @@ from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, waves
+from costmodel.kernels.top_k import AT_ONCE, SERVED_SHARE, Selection
 from costmodel.pairs import capped_compressed, causal, compressed, executed_causal, top_k
 
 ROWS, COLUMNS = 128, 256
@@ -33,7 +34,8 @@ class Indexer(NamedTuple):
     written as well; decoding: the paged kernel that splits the keys; ratio: tokens per key where the keys are
     compressed blocks, of which a query sees the finished ones (k counts keys then); gathered: the ragged kernel's keys
     are first copied out of their pages; packed: its tiles do not end where a sequence does; chunks: launches in which
-    the queries are scored and selected one after another, the host waiting for each of them (1: all at once).
+    the queries are scored and selected one after another, the host waiting for each of them (1: all at once; None: as
+    many as the library takes when it serves, by `logits_share`).
     """
 
     B: Quantity
@@ -50,7 +52,7 @@ class Indexer(NamedTuple):
     ratio: Quantity | None = None
     gathered: bool = False
     packed: bool = False
-    chunks: Quantity = 1
+    chunks: Quantity | None = None
 
     @property
     def keys(self) -> Quantity:
@@ -179,10 +181,11 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         chain = by_page(x, grid.blocks, units, theta)
     elif isinstance(x, Indexer):
         rows = queries_per_tile(x.H)
-        blocks = ceil_div(grid.blocks, x.chunks)
-        chain = x.chunks * waves(blocks, units, weight) * (theta["block_s"] + grid.chain_steps * theta["step_s"])
-        waited = theta["behind_s"] + x.chunks * theta["chunk_s"]
-        launch = launch * x.chunks + where(x.chunks > 1, waited, 0.0)
+        chunks = chunks_of(x, hardware, theta)
+        blocks = ceil_div(grid.blocks, chunks)
+        chain = chunks * waves(blocks, units, weight) * (theta["block_s"] + grid.chain_steps * theta["step_s"])
+        waited = theta["behind_s"] + chunks * theta["chunk_s"]
+        launch = launch * chunks + where(chunks > 1, waited, 0.0)
         crowding = minimum(blocks, units) * rows * 4 * x.B * x.keys / theta["page_reach"]
         thrashing = crowding * crowding / (1.0 + crowding * crowding)
         stores = grid.blocks * grid.chain_steps * rows * theta["page_s"] * thrashing
@@ -206,6 +209,16 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         launch=launch,
         overlap=theta["overlap"],
     )
+
+
+def chunks_of(x: Indexer, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+    """Launches that score the queries: the rows of a chunk have room for the keys of all sequences, 4 bytes each."""
+    if x.chunks is not None:
+        return x.chunks
+    if x.ratio is not None:  # read from their pages, whatever their number
+        return 1
+    share, memory = theta["logits_share"], hardware.memory.hbm.capacity
+    return Selection(x.B * x.S, 0, x.k, width=x.B * x.keys, logits_share=share).chunks(memory).count
 
 
 def by_page(x: Indexer, segments: Quantity, units: int, theta: Mapping[str, float]) -> Quantity:
@@ -276,6 +289,9 @@ FORM = Form(
             "chunk_s", 1.1e-4, 0.3, 1e-6, 1e-3, "s", "launches of a chunk's selection, for which the device waits"
         ),
         Parameter("behind_s", 3.5e-4, 0.4, 1e-6, 3e-3, "s", "launches of the module after its last chunk of queries"),
+        Parameter(
+            "logits_share", AT_ONCE, 0.0, 1e-3, AT_ONCE, "1", "share of the memory for logits of a chunk; 1: no chunks"
+        ),
         Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
         Parameter("l2_over_hbm", 2.2, 0.2, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
         Parameter("wave_weight", 0.6, 0.4, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),
@@ -285,8 +301,9 @@ FORM = Form(
     backward=backward,
     sources=("arXiv:2512.02556, section 2.1", "deepseek-ai/DeepGEMM, csrc/apis/attention.hpp"),
     model_spread=0.3,
-    # sgl-project/sglang, layers/attention/dsv4/indexer.py: fp8_paged_mqa_logits, in prefill as well.
-    built={"sglang": {"reads": BY_PAGE}},
+    # sgl-project/sglang, layers/attention/dsv4/indexer.py: fp8_paged_mqa_logits, in prefill as well; where keys are not
+    # compressed, layers/attention/dsa/dsa_indexer.py (`_get_topk_ragged`) scores queries in chunks.
+    built={"sglang": {"reads": BY_PAGE, "logits_share": SERVED_SHARE}},
     elsewhere=("walks",),
 )
 

@@ -134,12 +134,19 @@ def prepare(d: Dims, step: Step, precision: Precision, wide: Quantity) -> Kernel
 
 
 def selection(d: Dims, step: Step, logits: Quantity) -> Selection:
-    """The queries that see more than k tokens choose; those before them take what they see."""
+    """The queries that see more than k tokens choose; those before them take what they see.
+
+    In prefill the keys of all sequences lie side by side, and a library may select queries in chunks, each of which
+    reads a copy of its page table.
+    """
     if step.bidirectional:
         return Selection(rows=step.tokens, logits=logits, k=d.k)
     rows = minimum(step.S, maximum(step.L - d.k, 0))
     seen = pairs.causal(step.P, step.S) - pairs.top_k(step.P, step.S, d.k) + rows * d.k
-    return Selection(step.tokens, logits, d.k, open_rows=step.B * rows, open_logits=step.B * seen)
+    x = Selection(step.tokens, logits, d.k, open_rows=step.B * rows, open_logits=step.B * seen)
+    if step.decoding:
+        return x
+    return x._replace(width=step.B * step.L, logits_share=None, tables=4 * step.tokens * step.L)
 
 
 def select(d: Dims, D: Quantity, step: Step, precision: Precision) -> list[Kernel]:

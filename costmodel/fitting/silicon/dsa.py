@@ -18,7 +18,7 @@ from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.indexer import indexer
 from costmodel.kernels.sparse_attention import SparseAttention, sparse_attention
-from costmodel.kernels.top_k import Selection, top_k
+from costmodel.kernels.top_k import SERVED_SHARE, Selection, top_k
 from costmodel.mixers import dsa
 from costmodel.step import Phase, Precision, Step
 
@@ -41,9 +41,6 @@ DISTURBED = 1.3
 """A row so much slower than one that has more work waited for something else."""
 WIDE_TABLES = 131_072
 """Context from which SGLang's host builds the page tables of every sequence at the width of a longer model."""
-LOGITS_SHARE = 0.2 * 0.15
-"""Of the device's memory, what SGLang gives the logits of one chunk of queries: a fifth of what its pool of pages
-leaves free, which is 15 % (`mem_fraction_static`, SGLANG_DSA_MQA_LOGITS_FREE_MEM_FRACTION)."""
 REPLAYED = 65_536
 """Cached tokens beyond which SGLang's benchmark makes the metadata of each step within its time."""
 METADATA, METADATA_OF_SEQUENCE = 14, 2
@@ -99,13 +96,12 @@ def of_one_forward(run: Sequence[Kernel], d: dsa.Dims, step: Step, memory: float
     dsa_backend.py (`topk_transform`, `_cal_indexer_k_start_end`); ai-dynamo/aiconfigurator,
     collector/sglang/collect_mla_module.py (`use_module_eager_dsa_context`).
     """
-    width, tables = step.B * step.L, 4 * step.tokens * step.L
-    chunks = Selection(step.tokens, 0, d.k, width=width, logits_share=LOGITS_SHARE).chunks(memory).count
+    width = step.B * step.L
+    chunks = Selection(step.tokens, 0, d.k, width=width, logits_share=SERVED_SHARE).chunks(memory).count
     found = []
     for kernel in run:
         if kernel.family == "top-k":
-            whole = kernel.shape._replace(width=width, logits_share=LOGITS_SHARE, tables=tables)
-            kernel = top_k(kernel.name, whole)
+            kernel = top_k(kernel.name, kernel.shape._replace(logits_share=SERVED_SHARE))
         elif kernel.family == "indexer":
             kernel = indexer(kernel.name, kernel.shape._replace(chunks=chunks))
         elif isinstance(kernel.shape, SparseAttention):

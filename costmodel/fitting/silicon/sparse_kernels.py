@@ -60,7 +60,7 @@ def read_ragged_logits(table: Table) -> Iterator[Series]:
 
     def build(shapes: pandas.DataFrame) -> list[Part]:
         s = arrays(shapes)
-        x = Indexer(B=s["batch_size"], S=s["isl"], P=s["step"], H=GLM_HEADS, d=128, k=GLM_TOP_K, packed=True)
+        x = Indexer(B=s["batch_size"], S=s["isl"], P=s["step"], H=GLM_HEADS, d=128, k=GLM_TOP_K, packed=True, chunks=1)
         return whole(shapes, replayed([indexer("indexer", x)]))
 
     return by_source(table, "indexer", f"h{GLM_HEADS}-d128-fp8", build)
