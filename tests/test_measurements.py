@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,27 @@ def test_the_first_point_of_an_implementation_may_take_as_long_as_its_tuning(
     limits = [limit for task, limit in worker.asked if not task.again]
     assert limits[0] == sweeping.FIRST_LIMIT_S["cuda"] > limits[1] == sweeping.LIMIT_S["cuda"]
     assert set(limits[1:]) == {sweeping.LIMIT_S["cuda"]}
+
+
+def test_a_point_that_the_end_of_a_part_cuts_short_is_left_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part ends when it should, and what was still compiling is no fault."""
+
+    class Slow(Asked):
+        def run(self, task: Task, limit_s: float) -> Answer:
+            answer = super().run(task, limit_s)
+            return answer if len(self.asked) < 3 else Answer("timeout", detail=f"no result after {limit_s:g} s")
+
+    worker = Slow("meta", None)
+    monkeypatch.setattr(sweeping, "Worker", lambda device, folder: worker)
+    gpu = described("sm_90")
+    wanted, journal = jobs([runner("norm")], gpu, "quick"), Journal(tmp_path / "measurements.csv")
+    sweep(wanted, gpu, journal, until=time.monotonic() + 100)
+    assert [row.status for row in journal.rows] == ["ok", "ok"]
+    assert worker.asked[-1][1] < 100 < sweeping.LIMIT_S["cuda"]
+    sweep(wanted[:3], gpu, journal, until=time.monotonic() + 1000)
+    assert [row.status for row in journal.rows] == ["ok", "ok", "timeout"]  # it had all its time
 
 
 @pytest.mark.parametrize("well", [True, False])

@@ -5,6 +5,7 @@ one. Points whose rows are in the file already are not run again, so that an int
 """
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -19,9 +20,9 @@ from validation.task import Answer, Task
 
 LIMIT_S = {"cpu": 60.0, "cuda": 240.0}
 """Seconds after which a point is given up."""
-FIRST_LIMIT_S = {"cpu": 60.0, "cuda": 900.0}
+FIRST_LIMIT_S = {"cpu": 60.0, "cuda": 480.0}
 """The same for the first point of an implementation, whose kernels are compiled and tuned then: for some of fla's these
-are a hundred configurations."""
+are a hundred configurations. A part of ten minutes has room for it."""
 BUDGET_S = {"quick": 0.1, "full": 0.3}
 """Seconds of samples per point."""
 SHARE_OF_PASS = {"cpu": 0.5, "cuda": 1.0}
@@ -145,31 +146,36 @@ def sweep(
     """Measure the points that the file does not hold yet, and give the rows of all that it then holds.
 
     folder: where the operators' files are, if not in the package's own folder. progress is told the point at work and
-    how many of how many are done. until: no point is begun after this time of the monotonic clock. An interruption
-    (KeyboardInterrupt) leaves the file whole.
+    how many of how many are done. until: a time of the monotonic clock after which no point is begun, and the one at
+    work is left to the next run. An interruption (KeyboardInterrupt) leaves the file whole.
     """
     done = {row.key for row in journal.rows}
     left = [job for job in wanted if job.row.key not in done]
     worker = Worker(facts.device, folder)
     begun: set[tuple[str, str]] = set()
+    end = math.inf if until is None else until
     try:
         together = itertools.groupby(left, key=lambda job: (job.runner.name, job.implementation.name))
         index = 0
         for name, same in together:
             unsettled = []
             for job in same:
-                if until is not None and time.monotonic() >= until:
+                remaining = end - time.monotonic()
+                if remaining <= 0:
                     break
                 progress(job, index, len(left))
                 index += 1
                 limit = limit_s or (LIMIT_S if name in begun else FIRST_LIMIT_S)[facts.kind]
                 begun.add(name)
-                row, settled = _measured(job, facts, worker, effort, limit)
+                row, settled = _measured(job, facts, worker, effort, min(limit, remaining))
+                if row.status == "timeout" and remaining < limit:
+                    break  # cut short: the next run begins with it
                 journal.add(row)
                 if not settled:
                     unsettled.append((job, row))
-            while unsettled and (until is None or time.monotonic() < until):
-                unsettled = _again(unsettled, facts, worker, effort, limit_s or LIMIT_S[facts.kind], journal)
+            while unsettled and (remaining := end - time.monotonic()) > 0:
+                limit = min(limit_s or LIMIT_S[facts.kind], remaining)
+                unsettled = _again(unsettled, facts, worker, effort, limit, journal)
     finally:
         worker.stop()
     keys = {job.row.key for job in wanted}

@@ -26,7 +26,7 @@ def run(
     within: Annotated[
         int | None,
         typer.Option(
-            "--within", metavar="SECONDS", min=0, help="With --device: begin no point after this; the next run goes on."
+            "--within", metavar="SECONDS", min=0, help="With --device: end the points after this; the next run goes on."
         ),
     ] = None,
     hw: Annotated[
