@@ -23,6 +23,7 @@ from costmodel.timing import expected
 
 torch = pytest.importorskip("torch")
 
+from validation import calibrate as calibrating  # noqa: E402
 from validation import report  # noqa: E402
 from validation import runners as folder_of_runners  # noqa: E402
 from validation import sweep as sweeping  # noqa: E402
@@ -38,6 +39,8 @@ from validation.measurements import (  # noqa: E402
     series_of,
     to_csv,
 )
+from validation.probe_rows import attempted  # noqa: E402
+from validation.probes import Probed  # noqa: E402
 from validation.resources import resources  # noqa: E402
 from validation.runners import runner, runners  # noqa: E402
 from validation.stopwatch import Timing, timing_of  # noqa: E402
@@ -239,6 +242,19 @@ def test_a_point_that_the_end_of_a_part_cuts_short_is_left_to_the_next(
     assert worker.asked[-1][1] < 100 < sweeping.LIMIT_S["cuda"]
     sweep(wanted[:3], gpu, journal, until=time.monotonic() + 1000)
     assert [row.status for row in journal.rows] == ["ok", "ok", "timeout"]  # it had all its time
+
+
+def test_probes_that_give_nothing_are_named_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = ImportError("No module named 'triton'")
+    row = attempted("reread", "fp32", 2**20, 1.0, "B", lambda: exec("raise missing", {"missing": missing}), len)
+    monkeypatch.setattr(calibrating, "profile", lambda *_: Probed({"name": "x"}, (row,), {}, ()))
+    calibrating._profile(place_of(str(tmp_path), "x"), described("sm_90"), "quick", keep=False)
+    assert "of the probes reread fp32 gave nothing (failed: ImportError No module named 'triton')" in (
+        capsys.readouterr().err
+    )
+    assert "reread,fp32,1048576" in (tmp_path / "probes.csv").read_text()
 
 
 @pytest.mark.parametrize("well", [True, False])
@@ -456,6 +472,8 @@ def test_a_calibration_of_this_processor_predicts_what_it_did_not_see(smoke: tup
     home, printed = smoke
     for path in ("hardware_profiles/cpu.yaml", "calibrations/cpu/own.yaml", "measurements/cpu/measurements.csv"):
         assert (home / path).exists(), path
+    probes = (home / "measurements" / "cpu" / "probes.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in probes[1:]} == {"launch", "gemm", "copy", "read", "write", "exp"}
     points = printed["points"]
     assert isinstance(points, list)
     assert len(points) >= 8

@@ -34,6 +34,7 @@ from validation.measurements import (
     series_of,
     to_csv,
 )
+from validation.probe_rows import rows_csv
 from validation.probes import profile
 from validation.runners import Runner, runners
 from validation.sweep import Job, jobs, sweep
@@ -44,6 +45,10 @@ TELL_EVERY_S = 15.0
 COLLECTIVES = "collectives*.csv"
 """Files of `validation.collectives` beside the measured rows, which are fitted with them: of this host's devices, and
 of several hosts where such a file was put there."""
+
+
+PROBES = "probes.csv"
+"""What the probes of the device gave, row by row, beside the measured rows."""
 
 
 class Place(NamedTuple):
@@ -232,6 +237,10 @@ def _profile(place: Place, stated: DeviceFacts, effort: str, keep: bool) -> Mapp
         return read_mapping(place.profile)
     probed = profile(stated.device, effort == "quick")
     unfinished.profile.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(unfinished.profile.parent / PROBES, rows_csv(probed.rows).encode())
+    failed = {f"{row.probe} {row.dtype}".strip(): row.detail for row in probed.rows if not row.n}
+    if failed:
+        note(f"note: of the probes {', '.join(failed)} gave nothing ({next(iter(failed.values()))}); see {PROBES}")
     if probed.links:
         text = as_csv(probed.links, "nccl", stated.device)
         write_atomically(unfinished.profile.parent / "collectives.csv", text.encode())
