@@ -57,7 +57,7 @@ def test_queries_are_scored_in_chunks_where_logits_outgrow_a_fifth_of_what_the_p
     other = kernels(128, 16, two, hardware, library="vllm")
     memory, all_at_once = hardware.memory.hbm.capacity, other["indexer"].form.priors()
     assert chunks_of(other["indexer"].shape, hardware, all_at_once) == 1
-    assert other["top-k"].shape.chunks(memory, other["top-k"].form.priors()["logits_share"]).count == 1
+    assert other["top-k"].shape.chunks(memory, other["top-k"].form.priors()["chunked"]).count == 1
 
 
 def seconds(kernel: Kernel, **parameters: float) -> Any:
@@ -85,6 +85,7 @@ def test_a_prefill_as_served_takes_the_chunks_that_the_measured_one_took(B: int,
         built = served[name].form.built["sglang"]
         if name == "indexer":
             built = {**built, "reads": 1.0}  # keys are not compressed
+        assert all(value == round(value) for value in built.values())  # fits keep choices as whole numbers
         assert seconds(served[name], **built) == pytest.approx(float(seconds(measured[name])[0]), rel=1e-6)
         assert (seconds(served[name], **built) > seconds(served[name])) == (B * S * B * (P + S) * 4 > 0.03 * 80 * 2**30)
 
@@ -94,8 +95,8 @@ def test_fits_move_parameters_side_by_side() -> None:
     served = mixer.kernels(dsa.geometry(6144, 16), 6144, Step(B=1, S=8192, P=122_880), Precision())
     for kernel in served:
         if kernel.family in ("indexer", "top-k"):
-            column = {**kernel.form.priors(), "logits_share": numpy.array([[1.0], [0.03]])}
-            apart = [seconds(kernel), seconds(kernel, logits_share=0.03)]
+            column = {**kernel.form.priors(), "chunked": numpy.array([[1.0], [2.0]])}
+            apart = [seconds(kernel), seconds(kernel, chunked=2.0)]
             together = kernel.form.terms(kernel, H100, column).total()
             assert list(numpy.ravel(together)) == pytest.approx(apart)
 
@@ -104,7 +105,7 @@ def test_a_step_of_decoding_selects_all_its_rows_at_once() -> None:
     served = mixer.kernels(dsa.geometry(6144, 16), 6144, Step(B=512, S=1, P=262_143, phase="decode"), Precision())
     for kernel in served:
         if kernel.family in ("indexer", "top-k"):
-            built = {name: value for name, value in kernel.form.built["sglang"].items() if name == "logits_share"}
+            built = {name: value for name, value in kernel.form.built["sglang"].items() if name == "chunked"}
             assert seconds(kernel, **built) == seconds(kernel)
 
 

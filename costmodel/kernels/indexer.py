@@ -15,7 +15,7 @@ from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, waves
-from costmodel.kernels.top_k import AT_ONCE, SERVED_SHARE, Selection
+from costmodel.kernels.top_k import AT_ONCE, IN_CHUNKS, Selection
 from costmodel.pairs import capped_compressed, causal, compressed, executed_causal, top_k
 
 ROWS, COLUMNS = 128, 256
@@ -35,7 +35,7 @@ class Indexer(NamedTuple):
     compressed blocks, of which a query sees the finished ones (k counts keys then); gathered: the ragged kernel's keys
     are first copied out of their pages; packed: its tiles do not end where a sequence does; chunks: launches in which
     the queries are scored and selected one after another, the host waiting for each of them (1: all at once; None: as
-    many as the library takes when it serves, by `logits_share`).
+    many as the library takes when it serves, by `chunked`).
     """
 
     B: Quantity
@@ -217,8 +217,8 @@ def chunks_of(x: Indexer, hardware: Hardware, theta: Mapping[str, float]) -> Qua
         return x.chunks
     if x.ratio is not None:  # read from their pages, whatever their number
         return 1
-    share, memory = theta["logits_share"], hardware.memory.hbm.capacity
-    return Selection(x.B * x.S, 0, x.k, width=x.B * x.keys, logits_share=share).chunks(memory).count
+    side_by_side = Selection(x.B * x.S, 0, x.k, width=x.B * x.keys, logits_share=None)
+    return side_by_side.chunks(hardware.memory.hbm.capacity, theta["chunked"]).count
 
 
 def by_page(x: Indexer, segments: Quantity, units: int, theta: Mapping[str, float]) -> Quantity:
@@ -290,7 +290,13 @@ FORM = Form(
         ),
         Parameter("behind_s", 3.5e-4, 0.4, 1e-6, 3e-3, "s", "launches of the module after its last chunk of queries"),
         Parameter(
-            "logits_share", AT_ONCE, 0.0, 1e-3, AT_ONCE, "1", "share of the memory for logits of a chunk; 1: no chunks"
+            "chunked",
+            AT_ONCE,
+            0.0,
+            AT_ONCE,
+            IN_CHUNKS,
+            "1",
+            "queries of a prefill: 1 all at once, 2 in SGLang's chunks",
         ),
         Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
         Parameter("l2_over_hbm", 2.2, 0.2, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
@@ -303,7 +309,7 @@ FORM = Form(
     model_spread=0.3,
     # sgl-project/sglang, layers/attention/dsv4/indexer.py: fp8_paged_mqa_logits, in prefill as well; where keys are not
     # compressed, layers/attention/dsa/dsa_indexer.py (`_get_topk_ragged`) scores queries in chunks.
-    built={"sglang": {"reads": BY_PAGE, "logits_share": SERVED_SHARE}},
+    built={"sglang": {"reads": BY_PAGE, "chunked": IN_CHUNKS}},
     elsewhere=("walks",),
 )
 

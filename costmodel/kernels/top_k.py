@@ -66,8 +66,8 @@ LOGITS_SHARE = 1 / 6
 card that holds no weights is most of it."""
 
 
-AT_ONCE = 1.0
-"""Share of the memory of a library that selects all rows at once."""
+AT_ONCE, IN_CHUNKS = 1.0, 2.0
+"""Values of `chunked`: whether a library scores and selects the queries of a prefill in chunks when it serves."""
 
 SERVED_SHARE = 0.2 * 0.15
 """Of the device's memory, what SGLang gives these logits when it serves: a fifth of what its pool of pages leaves free,
@@ -96,8 +96,8 @@ class Selection(NamedTuple):
     threads: those of a row (None: k, between 512 and 1024). ranked: equal scores are ranked, each against all that are
     kept, in place of further rounds. width: logits that a row has room for, where the keys of all sequences lie side by
     side (None: its own, and all rows are selected at once); logits_share: of the device's memory, what those of one
-    chunk may take (None: what the library gives them when it serves); tables: bytes of the page tables that are copied
-    out for the rows, one each, where there are chunks.
+    chunk may take (None: SERVED_SHARE, where the library takes chunks when it serves); tables: bytes of the page tables
+    that are copied out for the rows, one each, where there are chunks.
     """
 
     rows: Quantity
@@ -110,7 +110,7 @@ class Selection(NamedTuple):
     threads: Quantity | None = None
     ranked: bool = False
     width: Quantity | None = None
-    logits_share: Quantity | None = LOGITS_SHARE
+    logits_share: float | None = LOGITS_SHARE
     tables: Quantity = 0
 
     @property
@@ -139,17 +139,18 @@ class Selection(NamedTuple):
         more = minimum(maximum(self.length - self.k, 0), RANKED) / RANKED
         return where(self.length < SPREAD, more, 0) if self.ranked else 0
 
-    def chunks(self, memory: float, served: Quantity = AT_ONCE) -> Chunks:
-        """The rows selected at a time on a device with so many bytes, of which the library gives a chunk this share.
+    def chunks(self, memory: float, chunked: Quantity = AT_ONCE) -> Chunks:
+        """The rows selected at a time on a device with so many bytes, by a library that is so.
 
         >>> Selection(rows=5000, logits=1, k=1, width=2**20).chunks(48 * 2**30)
         Chunks(count=3.0, rows=2048.0, rest=904.0)
         """
         if self.width is None:
             return Chunks(1, self.rows, self.rows)
-        share = served if self.logits_share is None else self.logits_share
+        share = SERVED_SHARE if self.logits_share is None else self.logits_share
         rows = maximum(floor_div(share * memory, self.width * self.logit_bytes), 1)
-        rows = where(share < AT_ONCE, rows, maximum(self.rows, 1))
+        if self.logits_share is None:
+            rows = where(chunked >= IN_CHUNKS, rows, maximum(self.rows, 1))
         count = ceil_div(self.rows, rows)
         return Chunks(count, rows, self.rows - (count - 1) * rows)
 
@@ -176,7 +177,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     assert grid is not None
     units, resident, weight = hardware.compute.units, held(x, theta), theta["wave_weight"]
     rows, logits = x.rows if x.open_rows is None else x.open_rows, x.logits if x.open_logits is None else x.open_logits
-    some, chunks = rows / maximum(rows, 1), x.chunks(hardware.memory.hbm.capacity, theta["logits_share"])
+    some, chunks = rows / maximum(rows, 1), x.chunks(hardware.memory.hbm.capacity, theta["chunked"])
     refined: Quantity = 0.0
     rounds = 1
     if x.ties:
@@ -245,7 +246,13 @@ FORM = Form(
         ),
         Parameter("memory_efficiency", 0.8, 0.15, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
         Parameter(
-            "logits_share", AT_ONCE, 0.0, 1e-3, AT_ONCE, "1", "share of the memory for logits of a chunk; 1: no chunks"
+            "chunked",
+            AT_ONCE,
+            0.0,
+            AT_ONCE,
+            IN_CHUNKS,
+            "1",
+            "queries of a prefill: 1 all at once, 2 in SGLang's chunks",
         ),
         Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
         Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
@@ -256,7 +263,7 @@ FORM = Form(
     backward=no_backward,
     sources=("sgl-project/sglang, sgl-kernel/csrc/elementwise/topk.cu",),
     # sgl-project/sglang, layers/attention/dsa/dsa_indexer.py (`_get_topk_ragged`).
-    built={"sglang": {"logits_share": SERVED_SHARE}},
+    built={"sglang": {"chunked": IN_CHUNKS}},
     model_spread=0.35,
 )
 
