@@ -8,7 +8,7 @@ import pytest
 
 from costmodel.hardware import load_hardware
 from costmodel.kernels.attention import Attention
-from costmodel.kernels.base import Form, Terms
+from costmodel.kernels.base import Terms
 from costmodel.kernels.decode_attention import DECODE, TENSORRT_DECODE, by_rule, decode_attention, division
 from costmodel.kernels.flash_splits import fewest_efficient, flash_three, flash_two, flashinfer
 from costmodel.kernels.key_splits import (
@@ -16,11 +16,9 @@ from costmodel.kernels.key_splits import (
     FLASH_THREE,
     FLASH_TWO,
     FLASHINFER,
-    FLASHINFER_GEN_MLA,
     SGLANG_TRITON,
     TENSORRT,
     TENSORRT_GEN,
-    TENSORRT_GEN_MLA,
     VLLM_MLA,
     VLLM_MLA_FOUR,
     VLLM_TRITON,
@@ -30,7 +28,7 @@ from costmodel.kernels.key_splits import (
     vllm_mla,
     xqa,
 )
-from costmodel.kernels.mla_decode import generated, mla_decode, vllm_triton
+from costmodel.kernels.mla_decode import FLASHINFER_GENERATED, GENERATED, mla_decode, vllm_triton
 
 H100, L40S, B200 = (load_hardware(name) for name in ("h100-sxm", "l40s", "b200-sxm"))
 ALONE = Attention(B=1, S=1, P=65_535, H=8, Hkv=1, dk=128, dv=128)
@@ -213,58 +211,78 @@ def test_vllms_latent_kernel_splits_by_length_in_newer_versions() -> None:
     assert older > 4 * newer
 
 
-GENERATED = generated(TENSORRT_GEN_MLA)
+def test_generated_latent_kernels_take_heads_as_rows_once_splits_are_long() -> None:
+    short, long = tensorrt_gen_mla(16, 128, 1024, 148), tensorrt_gen_mla(16, 128, 2048, 148)
+    assert (short.tiles, short.splits, short.width) == (128, 1, 1)
+    assert (long.tiles, long.splits, long.pair, long.width) == (32, 4, 2, 0)
+    assert tensorrt_gen_mla(1024, 32, 10**5, 148).width == 1  # up to 32 heads never
+    assert [tensorrt_gen_mla(B, 8, 2048, 148).width for B in (4, 8, 16)] == [0.25, 0.5, 1]
+    assert tensorrt_gen_mla(1, 8, 10**6, 148)[2:5] == (74, 1, 0.5)
+
+
+def test_latent_splits_that_no_cluster_holds_meet_in_memory() -> None:
+    latent = Attention(B=8, S=1, P=65_535, H=8, Hkv=1, dk=576, dv=512, shared_kv=True)
+    known = {**GENERATED.priors(), "exposed": 0.0}
+
+    def launched(B: int) -> float:
+        return float(GENERATED.terms(mla_decode("a", latent._replace(B=B)), B200, {**known, "launch_s": 0.0}).launch)
+
+    apart, clustered = launched(8), launched(16)  # 18 and 9 splits
+    assert apart - clustered > known["gather_s"] + 17 * known["met_split_s"] - 8 * known["split_s"] - 1e-6
+
+
+def test_a_batch_that_occupies_few_units_streams_more_slowly_from_hbm() -> None:
+    latent = Attention(B=100, S=1, P=65_535, H=8, Hkv=1, dk=576, dv=512, shared_kv=True)
+    known = GENERATED.priors()
+    fewer, whole = (
+        float(GENERATED.terms(mla_decode("a", latent._replace(B=B)), B200, known).memory) / B for B in (100, 148)
+    )
+    assert fewer / whole == pytest.approx(148 / (100 * known["unit_share"]), rel=1e-3)
+
+
 FEW = Attention(B=8, S=1, P=65_535, H=8, Hkv=1, dk=576, dv=512, shared_kv=True)
 """Few heads over long latents."""
 
 
-def generated_terms(a: Attention, form: Form = GENERATED, **others: float) -> Terms:
-    """Terms of a generated kernel at its priors on B200."""
-    return form.terms(mla_decode("a", a), B200, {**form.priors(), **others})
-
-
-def test_generated_latent_kernels_take_heads_as_rows_once_splits_are_long() -> None:
-    short, long = (tensorrt_gen_mla(16, 128, keys, 148, TENSORRT_GEN_MLA) for keys in (1024, 2048))
-    assert (short.tiles, short.splits, short.width) == (128, 1, 1)
-    assert (long.tiles, long.splits, long.pair, long.width) == (32, 4, 2, 0)
-    assert tensorrt_gen_mla(1024, 32, 10**5, 148, TENSORRT_GEN_MLA).width == 1  # up to 32 heads never
-    widths = [tensorrt_gen_mla(B, 8, 2048, 148, TENSORRT_GEN_MLA).width for B in (4, 8, 16)]
-    assert widths == [0.25, 0.5, 1]
-    assert tensorrt_gen_mla(1, 8, 10**6, 148, TENSORRT_GEN_MLA)[2:5] == (74, 1, 0.5)
-
-
-def test_latent_splits_that_no_cluster_holds_meet_in_memory() -> None:
-    known = {"exposed": 0.0, "launch_s": 0.0, "gather_s": 1e-3, "cluster_s": 1e-6}
-    apart, clustered = (float(generated_terms(FEW._replace(B=B), **known).launch) for B in (8, 16))  # 18 and 9 splits
-    assert apart > 1e-3 > clustered
-    # FlashInfer launches the same kernels without clusters, as TensorRT-LLM does for one sequence.
-    alone = float(generated_terms(FEW._replace(B=1, P=2047), **known).launch)
-    flashinfer = float(generated_terms(FEW._replace(B=16), generated(FLASHINFER_GEN_MLA), **known).launch)
-    assert min(alone, flashinfer) > 1e-3
+def flashinfer_terms(a: Attention, **others: float) -> Terms:
+    """Terms at the priors of the generated kernels as FlashInfer launches them, on B200."""
+    known = {**FLASHINFER_GENERATED.priors(), **others}
+    return FLASHINFER_GENERATED.terms(mla_decode("a", a), B200, known)
 
 
 def test_an_eighth_cluster_of_sixteen_blocks_waits_for_a_round() -> None:
-    seven, eight = (tensorrt_gen_mla(B, 8, 4096, 148, TENSORRT_GEN_MLA) for B in (7, 8))
+    seven, eight = (tensorrt_gen_mla(B, 8, 4096, 148) for B in (7, 8))
     assert (seven.splits, eight.splits, seven.late, eight.late) == (16, 16, 0, 1)
-    assert tensorrt_gen_mla(2, 8, 4096, 148, TENSORRT_GEN_MLA).late == 0  # blocks of a quarter of the values
-    assert tensorrt_gen_mla(8, 8, 4096, 148, FLASHINFER_GEN_MLA).late == 0
+    assert tensorrt_gen_mla(2, 8, 4096, 148).late == 0  # blocks of a quarter of the values
+    known = GENERATED.priors()
+    times = [float(GENERATED.terms(mla_decode("a", FEW._replace(P=P)), B200, known).launch) for P in (3839, 4095)]
+    assert times[1] > times[0] + 0.9 * known["exposed"] * known["block_s"]
+
+
+def test_flashinfer_combines_latent_splits_in_memory_whatever_their_number() -> None:
+    known = {"exposed": 0.0, "launch_s": 0.0, "met_split_s": 1e-4}
+    few, many = (float(flashinfer_terms(FEW._replace(B=B), **known).launch) for B in (16, 8))  # 9 and 18 splits
+    assert many - few == pytest.approx(9e-4, rel=1e-3)
 
 
 def test_keys_that_two_tiles_of_heads_read_pass_through_both_units() -> None:
-    one, two = (generated_terms(FEW._replace(B=1024, H=H)) for H in (16, 32))
+    one, two = (flashinfer_terms(FEW._replace(B=1024, H=H)) for H in (16, 32))
     assert float(two.l2) == pytest.approx(2 * float(one.l2), rel=0.02)
     assert float(two.memory) == pytest.approx(float(one.memory), rel=0.01)  # from HBM only once
 
 
 def test_what_a_unit_streams_does_not_depend_on_how_many_are_at_work() -> None:
-    few, all_of_them = (generated_terms(FEW._replace(B=B), wave_weight=1.0) for B in (100, 148))
-    assert float(few.l2) == pytest.approx(float(all_of_them.l2))
-    assert float(few.memory) < float(all_of_them.memory)
+    few, full = (flashinfer_terms(FEW._replace(B=B), wave_weight=1.0) for B in (100, 148))
+    assert float(few.l2) == pytest.approx(float(full.l2))
+    assert float(few.memory) < float(full.memory)
 
 
 def test_queries_are_narrowed_where_latents_are_multiplied_in_8_bit() -> None:
     latent = Attention(B=1024, S=1, P=1, H=128, Hkv=1, dk=576, dv=512, shared_kv=True)
-    wide, narrow = (float(generated_terms(a).launch) for a in (latent, latent._replace(dtype="fp8", kv="fp8")))
+    wide, narrow = (
+        float(GENERATED.terms(mla_decode("a", a), B200, GENERATED.priors()).launch)
+        for a in (latent, latent._replace(dtype="fp8", kv="fp8"))
+    )
     assert narrow > wide
 
 

@@ -254,33 +254,28 @@ quarter of the values and share units."""
 
 class LatentDivision(NamedTuple):
     """Thread blocks without splits, rows that their tiles hold of one sequence, splits of each, blocks that load a key
-    between them, share of the values that each writes (0 where heads are rows), whether the splits are a cluster, which
-    combines them, and rounds that clusters wait (0 or 1)."""
+    between them, share of the values that each writes (0 where heads are rows), and rounds that clusters of splits wait
+    (0 or 1)."""
 
     tiles: Quantity
     rows: Quantity
     splits: Quantity
     pair: Quantity
     width: Quantity
-    clustered: Any
     late: Quantity
 
 
-def tensorrt_gen_mla(B: Quantity, heads: Quantity, keys: Quantity, units: int, rule: int) -> LatentDivision:
+def tensorrt_gen_mla(B: Quantity, heads: Quantity, keys: Quantity, units: int) -> LatentDivision:
     """TensorRT-LLM's generated kernels for latents.
 
     Up to 32 heads, and more in splits of up to 1,024 keys that fit on the units at once, are tiles of 16 heads, whose
     values are divided over two or four thread blocks where these would leave half of the units idle (or any, of a
     single sequence); else tiles are of 64 heads. Splits fill the units once, with 256 keys each at least. Up to 16 of
-    tiles of 16 heads are a cluster in TensorRT-LLM but for a single sequence, and never in FlashInfer, which launches
-    the same kernels for vLLM and SGLang; all others meet in global memory.
+    tiles of 16 heads are a cluster in TensorRT-LLM, and none in FlashInfer, which launches these kernels for vLLM and
+    SGLang.
 
-    >>> tensorrt_gen_mla(1, 128, 4096, 148, TENSORRT_GEN_MLA)[:3]
-    (16, 128, 9)
-    >>> tensorrt_gen_mla(16, 128, 8192, 148, TENSORRT_GEN_MLA)[:4]
-    (32, 128, 4, 2)
-    >>> [bool(tensorrt_gen_mla(4, 8, 2048, 148, rule).clustered) for rule in (TENSORRT_GEN_MLA, FLASHINFER_GEN_MLA)]
-    [True, False]
+    >>> tensorrt_gen_mla(1, 128, 4096, 148)[:3], tensorrt_gen_mla(16, 128, 8192, 148)[:4]
+    ((16, 128, 9), (32, 128, 4, 2))
     """
     groups = ceil_div(heads, FEW_HEADS)
     longest = ceil_div(keys, GEN_LEAST)
@@ -293,6 +288,5 @@ def tensorrt_gen_mla(B: Quantity, heads: Quantity, keys: Quantity, units: int, r
     splits = minimum(longest, maximum(floor_div(units, tiles), 1))
     pair = where(columns, 1, where(heads >= PAIR_HEADS, 2, 1))
     rows, width = where(columns, FEW_HEADS * groups, MANY_HEADS * wide), where(columns, 1 / parts, 0.0)
-    clustered = columns & (splits > 1) & (splits <= CLUSTER) & (B > 1) & (rule == TENSORRT_GEN_MLA)
-    late = where(clustered & (splits == CLUSTER) & (tiles > LARGEST_AT_ONCE) & (parts < 4), 1, 0)
-    return LatentDivision(tiles, rows, splits, pair, width, clustered, late)
+    late = where(columns & (splits == CLUSTER) & (tiles > LARGEST_AT_ONCE) & (parts < 4), 1, 0)
+    return LatentDivision(tiles, rows, splits, pair, width, late)

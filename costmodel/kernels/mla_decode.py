@@ -25,6 +25,7 @@ from costmodel.kernels.base import (
 )
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.key_splits import (
+    CLUSTER,
     FILLING,
     FLASHINFER_GEN_MLA,
     TENSORRT_GEN_MLA,
@@ -53,14 +54,19 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
     A thread block holds 64 heads (128 on Blackwell), or 16 where `small_tiles` is 1. Splits fill the device, at most
     one per two key tiles and `most_splits`; the scheduler balances them, so that their number is no whole one. Where a
-    kernel's source states a rule (`key_splits`), they follow it; generated kernels have `generated_terms`.
+    kernel's source states a rule (`key_splits`), they follow it, FlashInfer's in `flashinfer_terms`; of TensorRT-LLM's
+    generated kernels it says the tiles as well, and the share of the values that each block writes, by which it takes
+    longer to end (row_tiles where heads are rows).
+    Theirs, a unit that streams while others idle draws no more than `unit_share` of its share of HBM's bandwidth.
+    More than a cluster holds meet in memory, as do all of heads that are rows; contexts of 2,048 keys never show the
+    former, so that its priors are what decode attention's kernels of the same code took, of values four times as wide.
     Where the cache is 8 bit, an engine that widens it beforehand pays `conversion` passes, and one that multiplies
     8 bits narrows the queries first.
     """
     a: Attention = kernel.shape
     rule = round(nominal(theta["splits_by"], FILLING))
-    if rule in (TENSORRT_GEN_MLA, FLASHINFER_GEN_MLA):
-        return generated_terms(kernel, hardware, theta, rule)
+    if rule == FLASHINFER_GEN_MLA:
+        return flashinfer_terms(kernel, hardware, theta)
     work = kernel.executed
     slots = hardware.compute.units * theta["occupancy"]
     keys = visible_keys(a)
@@ -72,17 +78,27 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     if hardware.generation == PROCESSOR:
         rows = a.B * a.H * a.S  # a core has no tile to fill
     blocks = ceil_div(keys, BLOCK)
+    pair: Quantity = 1
+    clustered: Quantity = False
+    meeting: Quantity = 0
+    width: Quantity = 1.0
+    late: Quantity = 0
     if rule == FILLING:
         splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
         splits = maximum(theta["least_splits"], splits)
+    elif rule == TENSORRT_GEN_MLA:
+        tiles, sequence_rows, splits, pair, width, late = tensorrt_gen_mla(a.B, a.H * a.S, keys, hardware.compute.units)
+        clustered = width > 0
+        meeting = where((splits > CLUSTER) | ((width == 0) & (splits > 1)), 1, 0)
+        rows = a.B * sequence_rows
     else:
         splits = vllm_mla(keys, hardware.compute.units, rule)
-    rounds = waves(tiles * splits * ONE_ROUND, slots, theta["wave_weight"])
+    rounds = waves(tiles * splits * ONE_ROUND, slots, theta["wave_weight"]) + late
     several = minimum(splits - 1.0, 1.0)
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * splits * several
     flops = 2 * rows * keys * (a.dk + a.dv)
     tensor = flops / (hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"])
-    ends = rounds * theta["block_s"]
+    ends = rounds * where(width > 0, width, theta["row_tiles"]) * theta["block_s"]
     rows_bytes = a.B * a.S * a.H * (a.dk + a.dv) * 2
     in_and_out = memory_seconds(kernel, hardware, theta, rows_bytes)
     cache = work.hbm_bytes - rows_bytes
@@ -91,14 +107,22 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     between = cache if rule == FILLING else cache / splits
     memory = memory_seconds(kernel, hardware, theta, cache * fetches(a, between, tiles, hardware, theta) + partials)
     # Kernels that put the heads into the columns of an instruction (up to 32 on Blackwell) lose speed when these fill.
-    wide = where((a.H > 16) & (a.H <= 32), theta["wide_columns"], 1.0)
+    columns = (a.H > 16) & (a.H <= 32) & (rule != TENSORRT_GEN_MLA)
+    wide = where(columns, theta["wide_columns"], 1.0)
     # A single head needs no matrix instruction: Triton runs it on the vector lanes, in a kernel of its own.
     wide = wide * where(a.H * a.S <= 1, theta["lone_head"], 1.0)
     memory = memory * wide
-    chain = rounds * blocks / splits * theta["step_s"] * wide + (1.0 - theta["exposed"]) * ends
-    combine = several * theta["combine_s"] + (splits - 1.0) * theta["split_s"]
-    launch = theta["launch_s"] + combine + theta["exposed"] * ends + in_and_out + narrowed(a, hardware, theta)
-    l2 = tiles / a.B * cache / (hardware.memory.hbm.bandwidth * theta["l2_over_hbm"])
+    if rule == TENSORRT_GEN_MLA:
+        # A unit draws little more than its share of HBM's bandwidth.
+        memory = memory * maximum(1.0, hardware.compute.units / (tiles * splits * theta["unit_share"]))
+    step_s = where(width > 0, theta["step_s"], theta["row_step_s"])
+    chain = rounds * blocks / splits / pair * step_s * wide + (1.0 - theta["exposed"]) * ends
+    combine = several * where(clustered, theta["cluster_s"], theta["combine_s"])
+    more = (splits - 1.0) * where(meeting > 0, theta["met_split_s"], theta["split_s"])
+    combine = combine + where(clustered, meeting, 0) * theta["gather_s"] + more
+    launch = theta["launch_s"] + combine + theta["exposed"] * ends + in_and_out
+    launch = launch + narrowed(a, hardware, theta)
+    l2 = tiles / pair / a.B * cache / (hardware.memory.hbm.bandwidth * theta["l2_over_hbm"])
     return Terms(tensor=tensor, memory=memory, l2=l2, chain=chain, launch=launch, overlap=theta["overlap"])
 
 
@@ -112,22 +136,22 @@ def narrowed(a: Attention, hardware: Hardware, theta: Mapping[str, float]) -> Qu
     return seconds
 
 
-def generated_terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float], rule: int) -> Terms:
+def flashinfer_terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + pnorm(all bytes, padded FLOPs, what each unit streams, its ends) + combining the splits.
 
-    The source says tiles, splits, and which share of the values a block writes, by which it takes longer to end
-    (row_tiles where heads are rows). That shows once (`exposed`): between rounds a block's end passes beside others.
+    TensorRT-LLM's generated kernels as FlashInfer launches them. A block takes longer to end the more of the values it
+    writes (row_tiles where heads are rows), which shows once (`exposed`): between rounds its end passes beside others.
     A unit streams every key that its blocks read, whether others read it too and wherever it is found, through its
     shared memory: written once, read for the scores and, as far as a block writes values, for these. What that reaches
-    is `unit_share`. Splits that are no cluster meet in memory, which takes the longer the more of the values each has;
-    contexts of 2,048 keys show few of them, so that the prior is what decode attention's kernels of the same code took,
-    of values a fourth as wide.
+    is `stream_share`. Splits of columns always meet in memory, which takes the longer the more of the values each has,
+    those of rows in a kernel of their own; contexts of 2,048 keys show few of them, so that the prior is what decode
+    attention's kernels of the same code took, of values a fourth as wide.
     """
     a: Attention = kernel.shape
     units, keys = hardware.compute.units, visible_keys(a)
-    d = tensorrt_gen_mla(a.B, a.H * a.S, keys, units, rule)
+    d = tensorrt_gen_mla(a.B, a.H * a.S, keys, units)
     columns = d.width > 0
-    rounds = waves(d.tiles * d.splits * ONE_ROUND, units, theta["wave_weight"]) + d.late
+    rounds = waves(d.tiles * d.splits * ONE_ROUND, units, theta["wave_weight"])
     several = minimum(d.splits - 1.0, 1.0)
     flops = 2 * a.B * d.rows * keys * (a.dk + a.dv)
     tensor = flops / (hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"])
@@ -136,15 +160,13 @@ def generated_terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, floa
     cache = kernel.executed.hbm_bytes - a.B * a.S * a.H * (a.dk + a.dv) * 2
     passes = where(columns, (2 * a.dk + a.dv * d.width) / (2 * a.dk + a.dv), 1.0)
     of_block = passes * cache / (a.B * d.splits * d.pair)
-    streamed = rounds * of_block * units / (hardware.memory.hbm.bandwidth * theta["unit_share"])
+    streamed = rounds * of_block * units / (hardware.memory.hbm.bandwidth * theta["stream_share"])
     end = where(columns, d.width, theta["row_tiles"]) * theta["block_s"]
-    shown = theta["exposed"] * (1.0 + d.late) * end
+    shown = theta["exposed"] * end
     steps = rounds * ceil_div(keys, BLOCK) / d.splits / d.pair
     chain = rounds * end - shown + where(columns, 0.0, steps * theta["row_step_s"])
-    met = theta["gather_s"] + (d.splits - 1.0) * theta["met_split_s"] * d.width
-    kernel_of_rows = theta["combine_s"] + (d.splits - 1.0) * theta["met_split_s"]
-    cluster = theta["cluster_s"] + (d.splits - 1.0) * theta["split_s"]
-    combine = several * where(columns, where(d.clustered, cluster, met), kernel_of_rows)
+    met = (d.splits - 1.0) * theta["met_split_s"] * where(columns, d.width, 1.0)
+    combine = several * (where(columns, theta["cluster_s"], theta["combine_s"]) + met)
     launch = theta["launch_s"] + combine + shown + narrowed(a, hardware, theta)
     return Terms(tensor=tensor, memory=memory, l2=streamed, chain=chain, launch=launch, overlap=theta["overlap"])
 
@@ -173,9 +195,10 @@ PARAMETERS = (
     Parameter(
         "cluster_s", 1.0e-6, 0.5, 0.1e-6, 2e-5, "s", "the same where the splits combine themselves, as a cluster"
     ),
-    Parameter("gather_s", 1.5e-6, 0.4, 0.1e-6, 2e-5, "s", "the same where splits of columns meet in memory"),
+    Parameter("gather_s", 3.1e-6, 0.2, 0.1e-6, 2e-5, "s", "more where too many of them for a cluster meet in memory"),
     Parameter("met_split_s", 0.12e-6, 0.3, 0.001e-6, 1e-6, "s", "one more split that meets others in memory"),
-    Parameter("unit_share", 1.15, 0.1, 0.5, 4.0, "1", "bytes that a unit streams, over its share of HBM's bandwidth"),
+    Parameter("unit_share", 1.1, 0.2, 1.0, 4.0, "1", "HBM bandwidth of a unit while others idle, over its share"),
+    Parameter("stream_share", 1.15, 0.1, 0.5, 4.0, "1", "bytes that a unit streams, over its share of HBM's bandwidth"),
     Parameter("narrowing", 0.5, 1.0, 0.01, 8.0, "1", "traffic of narrowing queries to 8 bits, over one pass"),
     Parameter("row_tiles", 0.7, 0.5, 0.1, 5.0, "1", "block_s where heads are rows of an instruction over columns"),
     Parameter("exposed", 0.5, 0.4, 0.02, 1.0, "1", "share of block_s during which nothing of the cache streams"),
@@ -235,18 +258,29 @@ def vllm_triton(by_length: bool) -> Form:
     return form._replace(starts=({"splits_by": float(FILLING)},) if by_length else ())
 
 
-def generated(rule: int) -> Form:
-    """The form for fits of TensorRT-LLM's generated kernels for Blackwell, by whose library launches them."""
-    known = {
-        "splits_by": {"prior": float(rule)},
+GENERATED = MLA_DECODE.adjusted(
+    {
+        "splits_by": {"prior": float(TENSORRT_GEN_MLA)},
         "conversion": {"prior": 0.002},
         "split_s": {"prior": 0.02e-6, "spread": 0.3},
         "l2_sharpness": {"spread": 0.5},
+    }
+)._replace(starts=({"step_s": 3e-6, "occupancy": 1.0}, {"splits_by": float(FILLING)}))
+"""For fits of TensorRT-LLM's generated kernels for Blackwell."""
+
+
+FLASHINFER_GENERATED = MLA_DECODE.adjusted(
+    {
+        "splits_by": {"prior": float(FLASHINFER_GEN_MLA)},
+        "conversion": {"prior": 0.002},
+        "l2_sharpness": {"spread": 0.5},
         "wave_weight": {"prior": 0.9, "spread": 0.2},
         "exposed": {"prior": 0.8},
+        "cluster_s": {"prior": 1.5e-6, "spread": 0.4},
         "tensor_efficiency": {"prior": 0.85, "spread": 0.1},
     }
-    return MLA_DECODE.adjusted(known)._replace(starts=())
+)._replace(starts=())
+"""For fits of the same kernels as FlashInfer launches them, for vLLM and SGLang."""
 
 
 def mla_decode(name: str, a: Attention) -> Kernel:

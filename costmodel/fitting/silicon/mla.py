@@ -14,8 +14,8 @@ import pandas
 from costmodel.fitting.series import Part, Series, arrays, by_columns, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag_outdone, flag_plateau, flag_spikes, require, series
 from costmodel.kernels.base import Kernel, replayed
-from costmodel.kernels.key_splits import FLASHINFER_GEN_MLA, TENSORRT_GEN_MLA, WITHOUT_XQA
-from costmodel.kernels.mla_decode import generated, vllm_triton
+from costmodel.kernels.key_splits import WITHOUT_XQA
+from costmodel.kernels.mla_decode import FLASHINFER_GENERATED, GENERATED, vllm_triton
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import mla
 from costmodel.step import Phase, Precision, Step
@@ -38,11 +38,11 @@ NEAR_FASTEST = 1.4
 UNORDERED = 1.3
 """A row so much slower than one with at least as much of everything was disturbed."""
 GENERATED_BY = {
-    ("trtllm", "default"): TENSORRT_GEN_MLA,
-    ("sglang", "trtllm_mla"): FLASHINFER_GEN_MLA,
-    ("vllm", "FLASHINFER_MLA"): FLASHINFER_GEN_MLA,
+    ("trtllm", "default"): GENERATED,
+    ("sglang", "trtllm_mla"): FLASHINFER_GENERATED,
+    ("vllm", "FLASHINFER_MLA"): FLASHINFER_GENERATED,
 }
-"""Libraries' names of TensorRT-LLM's generated kernels for Blackwell, and the rule of what launches them."""
+"""Libraries' names of TensorRT-LLM's generated kernels for Blackwell, and their form by what launches them."""
 ABSORBED = ("flash_attention", "triton")
 """SGLang's names of prefill kernels that attend to the latents themselves."""
 SHORT = ("FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA", "FLASHINFER_MLA")
@@ -166,9 +166,9 @@ def chosen(table: Table, source: str, phase: Phase, module: bool) -> tuple[str, 
 
 def splitting(table: Table, source: str, run: Kernels) -> Kernels:
     """The kernels with the rule by which vLLM's Triton kernel or TensorRT-LLM's generated ones split, if among them."""
-    rule = GENERATED_BY.get((table.library, source)) if table.hardware.generation in WITHOUT_XQA else None
-    if rule is not None:
-        form = generated(rule)
+    known = GENERATED_BY.get((table.library, source))
+    if known is not None and table.hardware.generation in WITHOUT_XQA:
+        form = known
     elif table.library == "vllm" and "triton" in source.lower():
         form = vllm_triton(by_length=table.version not in EAGER)
     else:
