@@ -28,7 +28,7 @@ from costmodel.kernels.key_splits import (
     vllm_mla,
     xqa,
 )
-from costmodel.kernels.mla_decode import FLASHINFER_GENERATED, GENERATED, mla_decode, vllm_triton
+from costmodel.kernels.mla_decode import FLASH, FLASHINFER_GENERATED, GENERATED, MLA_DECODE, mla_decode, vllm_triton
 
 H100, L40S, B200 = (load_hardware(name) for name in ("h100-sxm", "l40s", "b200-sxm"))
 ALONE = Attention(B=1, S=1, P=65_535, H=8, Hkv=1, dk=128, dv=128)
@@ -275,6 +275,12 @@ def test_what_a_unit_streams_does_not_depend_on_how_many_are_at_work() -> None:
     few, full = (flashinfer_terms(FEW._replace(B=B), wave_weight=1.0) for B in (100, 148))
     assert float(few.l2) == pytest.approx(float(full.l2))
     assert float(few.memory) < float(full.memory)
+
+
+def test_flashmla_splits_a_long_sequence_over_every_unit() -> None:
+    long = FEW._replace(B=1, P=131_071)
+    most, few = (float(form.terms(mla_decode("a", long), H100, form.priors()).chain) for form in (FLASH, MLA_DECODE))
+    assert most < few / 3  # 132 parts instead of 32
 
 
 def test_queries_are_narrowed_where_latents_are_multiplied_in_8_bit() -> None:

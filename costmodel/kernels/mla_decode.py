@@ -269,6 +269,8 @@ GENERATED = MLA_DECODE.adjusted(
 """For fits of TensorRT-LLM's generated kernels for Blackwell."""
 
 
+FLASH = MLA_DECODE.adjusted({"most_splits": {"prior": 256.0, "spread": 0.0}})._replace(starts=())
+"""For fits of FlashMLA, whose scheduler gives every unit a part of the batch, however many a sequence then has."""
 FLASHINFER_GENERATED = MLA_DECODE.adjusted(
     {
         "splits_by": {"prior": float(FLASHINFER_GEN_MLA)},

@@ -15,7 +15,7 @@ from costmodel.fitting.series import Part, Series, arrays, by_columns, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag_outdone, flag_plateau, flag_spikes, require, series
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.key_splits import WITHOUT_XQA
-from costmodel.kernels.mla_decode import FLASHINFER_GENERATED, GENERATED, vllm_triton
+from costmodel.kernels.mla_decode import FLASH, FLASHINFER_GENERATED, GENERATED, vllm_triton
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import mla
 from costmodel.step import Phase, Precision, Step
@@ -165,10 +165,12 @@ def chosen(table: Table, source: str, phase: Phase, module: bool) -> tuple[str, 
 
 
 def splitting(table: Table, source: str, run: Kernels) -> Kernels:
-    """The kernels with the rule by which vLLM's Triton kernel or TensorRT-LLM's generated ones split, if among them."""
+    """The kernels with how FlashMLA, vLLM's Triton kernel or TensorRT-LLM's generated ones split, if among them."""
     known = GENERATED_BY.get((table.library, source))
     if known is not None and table.hardware.generation in WITHOUT_XQA:
         form = known
+    elif table.hardware.generation == "hopper" and (table.library == "trtllm" or "flashmla" in source.lower()):
+        form = FLASH
     elif table.library == "vllm" and "triton" in source.lower():
         form = vllm_triton(by_length=table.version not in EAGER)
     else:
