@@ -81,6 +81,26 @@ def test_short_prefills_run_the_decode_kernel_of_vllm() -> None:
     assert found == {"hd576-bf16": [256, 512], "hd192-bf16": [513, 1024]}
 
 
+def test_longer_prefills_run_one_kernel_whichever_decode_kernel_names_them() -> None:
+    rows = [{"kernel_source": name, "isl": 1024} for name in ("vllm_flash_attn_mla", "vllm_flashmla")]
+    assert {one.kernel for one in read("context_mla", rows, "vllm", "0.14.0")} == {"vllm_flash_attn"}
+    short = [{**row, "isl": 64} for row in rows]
+    assert {one.kernel for one in read("context_mla", short, "vllm", "0.14.0")} == {
+        "vllm_flash_attn_mla",
+        "vllm_flashmla",
+    }
+
+
+def test_sources_say_in_how_many_bits_a_prefill_multiplies() -> None:
+    def widening(*asked: object, **row: object) -> tuple[float, bool]:
+        form = core(read("context_mla", [{"kv_cache_dtype": "fp8", **row}], *asked)[0]).form  # type: ignore[arg-type]
+        return form.priors()["widening"], bool(form.starts)
+
+    assert widening("vllm", "0.14.0", kernel_source="vllm_flashmla") == (WIDENED, False)
+    assert widening("trtllm", "1.3.0", B200) == (1.0, False)
+    assert widening("trtllm", "1.3.0", H100) == (1.0, True)
+
+
 def test_only_vllm_modules_count_the_new_token_in_the_history() -> None:
     row = {"isl": 1, "step": 4096, "gemm_type": "bfloat16"}
     (vllm,) = read("mla_generation_module", [row], "vllm", "0.24.0")
@@ -163,7 +183,23 @@ def test_last_tiles_of_a_second_round_are_waited_for() -> None:
     one = Attention(B=1, S=128 * 132, P=0, H=1, Hkv=1, dk=192, dv=128)  # a tile for each of 132 units
     assert seconds(mla_prefill("a", one), tail_weight=2.0) == seconds(mla_prefill("a", one), tail_weight=0.01)
     two = one._replace(B=2)
-    assert seconds(mla_prefill("a", two), tail_weight=2.0) > 1.5 * seconds(mla_prefill("a", two), tail_weight=0.01)
+    assert seconds(mla_prefill("a", two), tail_weight=2.0) > 1.3 * seconds(mla_prefill("a", two), tail_weight=0.01)
+
+
+def test_only_tiles_of_unequal_length_leave_a_tail() -> None:
+    equal = EXPANDED._replace(B=9, S=128)  # 144 tiles on 132 units
+    assert seconds(mla_prefill("a", equal), tail_weight=2.0) == seconds(mla_prefill("a", equal), tail_weight=0.01)
+    assert seconds(mla_prefill("a", equal), wave_weight=1.0) > seconds(mla_prefill("a", equal), wave_weight=0.01)
+
+
+def test_two_tiles_at_a_time_share_the_keys_on_blackwell() -> None:
+    assert tile(EXPANDED, "blackwell")[0] == 2 * tile(EXPANDED, "hopper")[0]
+    quiet = {"block_s": 5e-8, "launch_s": 1e-6, "memory_efficiency": 1.0}
+    alone, pair = (
+        seconds(mla_prefill("a", Attention(B=1, S=S, P=65536, H=1, Hkv=1, dk=192, dv=128)), B200, **quiet)
+        for S in (128, 256)
+    )
+    assert pair == pytest.approx(2.0 * alone, rel=0.05)
 
 
 def test_converting_operands_costs_only_8_bit_kernels() -> None:

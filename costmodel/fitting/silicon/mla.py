@@ -13,9 +13,10 @@ import pandas
 
 from costmodel.fitting.series import Part, Series, arrays, by_columns, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag_outdone, flag_plateau, flag_spikes, require, series
-from costmodel.kernels.base import Kernel, replayed
+from costmodel.kernels.base import Form, Kernel, replayed
 from costmodel.kernels.key_splits import WITHOUT_XQA
 from costmodel.kernels.mla_decode import FLASH, FLASHINFER_GENERATED, GENERATED, vllm_triton
+from costmodel.kernels.mla_prefill import NARROW, WIDE
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import mla
 from costmodel.step import Phase, Precision, Step
@@ -49,6 +50,16 @@ SHORT = ("FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA", "FLASHINFER_MLA")
 """vLLM's decode kernels, which run short prefills as well: absorbed."""
 SWITCH = {"vllm_flash_attn_mla": 512, "vllm_flashmla": 128, "vllm_triton_mla": 1}
 """vLLM 0.14's decode kernels run prefills of up to so many tokens, absorbed (`reorder_batch_threshold`)."""
+EXPANDED, NAMED_AFTER = "vllm_flash_attn", ("vllm_flash_attn_mla", "vllm_flashmla")
+"""The kernel of its longer prefills on Hopper, and the decode kernels that its tables name them after: they take the
+same time.
+
+Source: vllm-project/vllm, vllm/v1/attention/backends/mla/common.py (`flash_attn_varlen_func`)."""
+GENERATED_PREFILL = (("trtllm", "default"), ("sglang", "trtllm_mla"), ("vllm", "TRTLLM_RAGGED"))
+"""Libraries' names of TensorRT-LLM's generated prefill kernels for Blackwell, which multiply in 8 bits beside an 8-bit
+cache.
+
+Source: NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/common/attentionOp.cpp (`mFP8ContextMLA`)."""
 
 
 def geometry(heads: Any, form: str = "auto") -> mla.Dims:
@@ -139,9 +150,11 @@ def read(table: Table, phase: Phase, module: bool) -> Iterator[Series]:
                 table,
                 some,
                 SHAPE,
-                builder(form_of_rows, splitting(table, str(source), run), phase, precision),
+                builder(form_of_rows, ruled(run, form_of_kernel(table, str(source), phase)), phase, precision),
                 family=f"mla-{phase}",
-                kernel=str(source),
+                kernel=EXPANDED
+                if phase == "prefill" and str(source) in NAMED_AFTER and form_of_rows == form
+                else str(source),
                 instance=WHOLE
                 if module
                 else core(geometry(1, form_of_rows), Step(1, 1, 0, phase), precision)[0].instance,
@@ -164,22 +177,32 @@ def chosen(table: Table, source: str, phase: Phase, module: bool) -> tuple[str, 
     return "auto", core_with_rotation if table.library == "trtllm" else core
 
 
-def splitting(table: Table, source: str, run: Kernels) -> Kernels:
-    """The kernels with how FlashMLA, vLLM's Triton kernel or TensorRT-LLM's generated ones split, if among them."""
-    known = GENERATED_BY.get((table.library, source))
-    if known is not None and table.hardware.generation in WITHOUT_XQA:
-        form = known
-    elif table.hardware.generation == "hopper" and (table.library == "trtllm" or "flashmla" in source.lower()):
-        form = FLASH
-    elif table.library == "vllm" and "triton" in source.lower():
-        form = vllm_triton(by_length=table.version not in EAGER)
-    else:
+def form_of_kernel(table: Table, source: str, phase: Phase) -> Form | None:
+    """The form with the rules of a kernel's source: in how many bits a prefill multiplies, by which rule FlashMLA, vLLM's
+    Triton kernel or TensorRT-LLM's generated ones split a decode's keys. None where fits choose."""
+    blackwell = table.hardware.generation in WITHOUT_XQA
+    if phase == "prefill":
+        if blackwell and (table.library, source) in GENERATED_PREFILL and not table.name.startswith("wideep"):
+            return NARROW
+        return WIDE if table.library == "vllm" and (source in ("FLASH_ATTN", *NAMED_AFTER)) else None
+    if blackwell and (table.library, source) in GENERATED_BY:
+        return GENERATED_BY[table.library, source]
+    if table.hardware.generation == "hopper" and (table.library == "trtllm" or "flashmla" in source.lower()):
+        return FLASH
+    if table.library == "vllm" and "triton" in source.lower():
+        return vllm_triton(by_length=table.version not in EAGER)
+    return None
+
+
+def ruled(run: Kernels, form: Form | None) -> Kernels:
+    """The same kernels, those of a form's family by that form."""
+    if form is None:
         return run
 
-    def ruled(d: mla.Dims, step: Step, precision: Precision) -> Sequence[Kernel]:
+    def kernels(d: mla.Dims, step: Step, precision: Precision) -> Sequence[Kernel]:
         return [one._replace(form=form) if one.family == form.family else one for one in run(d, step, precision)]
 
-    return ruled
+    return kernels
 
 
 def builder(
