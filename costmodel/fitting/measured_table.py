@@ -38,12 +38,28 @@ class Described(NamedTuple):
     numbers: Mapping[str, Any]
 
 
+def fields(shape: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of a kernel's shape, those of a shape within it by both names, and of its launches their names alone.
+
+    >>> from costmodel.kernels.chunk_scan import Scan, Stage
+    >>> dict(fields(Stage(Scan("gdn", B=1, S=64, H=2, dk=128, dv=128, C=64))))["scan.S"]
+    64
+    """
+    for field, value in (shape._asdict() if shape is not None else {}).items():
+        if isinstance(value, tuple) and value and all(isinstance(one, Kernel) for one in value):
+            yield field, tuple(one.name for one in value)
+        elif hasattr(value, "_asdict"):
+            yield from ((f"{field}.{inner}", one) for inner, one in fields(value))
+        else:
+            yield field, value
+
+
 def described(kernels: Sequence[Kernel], qualified: bool) -> Described:
     """The shapes of some kernels; `qualified` puts the kernel's name before each field."""
     words: list[tuple[str, Any]] = []
     numbers: dict[str, Any] = {}
     for kernel in kernels:
-        for field, value in (kernel.shape._asdict() if kernel.shape is not None else {}).items():
+        for field, value in fields(kernel.shape):
             name = f"{kernel.name}.{field}" if qualified else field
             if value is None or isinstance(value, bool | str | tuple) or callable(value):
                 words.append((name, value if not callable(value) else None))
