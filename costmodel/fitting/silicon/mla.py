@@ -178,8 +178,11 @@ def chosen(table: Table, source: str, phase: Phase, module: bool) -> tuple[str, 
 
 
 def form_of_kernel(table: Table, source: str, phase: Phase) -> Form | None:
-    """The form with the rules of a kernel's source: in how many bits a prefill multiplies, by which rule FlashMLA, vLLM's
-    Triton kernel or TensorRT-LLM's generated ones split a decode's keys. None where fits choose."""
+    """The form with the rules of a kernel's source; None where fits choose.
+
+    They are in how many bits a prefill multiplies, and how FlashMLA, vLLM's Triton kernel or TensorRT-LLM's generated
+    ones split a decode's keys.
+    """
     blackwell = table.hardware.generation in WITHOUT_XQA
     if phase == "prefill":
         if blackwell and (table.library, source) in GENERATED_PREFILL and not table.name.startswith("wideep"):
