@@ -264,15 +264,15 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
 def _quantised_bytes_seconds(
     kernel: Kernel, hardware: Hardware, theta: Mapping[str, float], traffic: Quantity
 ) -> Quantity:
-    """Bytes of the quantisation. What L2 still holds of them may pass faster than the bytes of products, what HBM moves
-    does not: no kernel exceeds its bandwidth, however fast it was on rows that fit in L2.
+    """Bytes of the quantisation. What L2 still holds of them may pass faster than HBM delivers it, what HBM moves does
+    not: no kernel exceeds the datasheet's bandwidth, however fast it was on rows that fit in L2.
     """
     moved = _returning(kernel)
     over = theta["quantise_bandwidth"]
     through = memory_seconds(moved, hardware, theta, traffic)
     missed = traffic * (1.0 - replayed_share(moved, hardware, theta))
     cold = missed / (hardware.memory.hbm.bandwidth * theta["memory_efficiency"])
-    return (through - cold) / over + cold / minimum(over, 1.0)
+    return (through - cold) / over + cold / minimum(over, 1.0 / theta["memory_efficiency"])
 
 
 def _joining_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
