@@ -18,6 +18,7 @@ from costmodel.kernels.base import BOUNDS, waves
 from costmodel.kernels.gemm import FORM, Gemm, gemm
 from costmodel.model_file import load_architecture
 from costmodel.prediction import StepPrediction, make_precision, make_step
+from costmodel.report.predictions import formats_text
 from costmodel.timing import expected, roofline
 
 MODELS = ("llama-3.1-8b", "gpt-oss-120b", "deepseek-v3.2", "kimi-linear-48b-a3b", "mamba2-2.7b", "rwkv7-2.9b")
@@ -296,6 +297,12 @@ def test_sweep_equals_single_predictions() -> None:
     assert numpy.diagonal(grid) == pytest.approx(sweep("llama-3.1-8b", "h100-sxm", contexts, batches))
     with pytest.raises(BadInput, match="not a whole number"):
         sweep("llama-3.1-8b", "h100-sxm", [1.5], [1])
+
+
+def test_titles_name_the_models_formats_where_its_own_are_asked_for() -> None:
+    model, hardware = load_architecture("deepseek-v3"), load_hardware("h100-sxm")
+    own = dict.fromkeys(("weights", "kv", "activations"), "own")
+    assert formats_text(model, hardware, own) == formats_text(model, hardware, dict.fromkeys(own))
 
 
 def test_own_formats_are_the_models_as_they_are_in_plan() -> None:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from costmodel.coverage import told
+from costmodel.dtypes import OWN
 from costmodel.report.columns import (
     BASIS,
     CROSSOVERS,
@@ -180,8 +181,9 @@ def formats_text(architecture: "Architecture", hardware: "Hardware", inputs: Map
     from costmodel.prediction import make_precision
 
     precision = make_precision(architecture, hardware, inputs["weights"], inputs["kv"], inputs["activations"])
-    default = inputs["weights"] or precision.weights["default"]
-    others = () if inputs["weights"] else precision.weights.items()
+    asked = None if inputs["weights"] == OWN else inputs["weights"]
+    default = asked or precision.weights["default"]
+    others = () if asked else precision.weights.items()
     named = "".join(f", {role} {dtype}" for role, dtype in others if dtype != default)
     return f"weights {default}{named} · activations {precision.activations} · KV {precision.kv}"
 
