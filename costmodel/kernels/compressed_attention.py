@@ -28,7 +28,7 @@ from costmodel.kernels.compressed_rows import (
     walked,
     without_entries,
 )
-from costmodel.kernels.sparse_attention import DEQUANTISE, HEADS, ROWS
+from costmodel.kernels.sparse_attention import DEQUANTISE, HEADS, ROWS, padded_heads
 from costmodel.pairs import window
 
 
@@ -41,7 +41,7 @@ def work(x: CompressedAttention) -> tuple[Work, Work]:
     """
     L = x.P + x.S
     near, far = named("window_pairs", window(x.P, x.S, x.w)), named("entry_pairs", entry_pairs(x))
-    s = dict(B=x.B, S=x.S, H=x.H, d=x.d, near=near, far=far, H64=HEADS * ceil_div(x.H, HEADS))
+    s = dict(B=x.B, S=x.S, H=x.H, d=x.d, near=near, far=far, H64=padded_heads(x.H))
     s["gathered"] = named("gathered", gathered_rows(x))
     entries = floor_div(L, x.r) if x.k is None else minimum(floor_div(L, x.r), far)
     queries, rows = 2 * size("B S H d", s), x.B * (minimum(L, x.w + x.S - 1) + entries) * x.row_bytes
@@ -110,7 +110,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     by_heads: Quantity = False
     if hardware.generation == "blackwell":
         by_heads = theta["tiles"] >= BY_HEADS
-        padded = HEADS * ceil_div(x.H, HEADS)
+        padded = padded_heads(x.H)
         of_query, step, edges = head_tiles(x, units)
         blocks = where(by_heads, x.B * x.S * of_query, blocks)
         step_s, block_s = where(by_heads, step, 1.0) * step_s, where(by_heads, edges, 1.0) * block_s

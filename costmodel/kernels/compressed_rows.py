@@ -7,7 +7,7 @@ flashinfer-ai/flashinfer and NVIDIA/TensorRT-LLM (the kernels that TensorRT-LLM 
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil, ceil_div, floor_div, log2, maximum, minimum, power, root, where
-from costmodel.kernels.sparse_attention import HEADS, ROWS
+from costmodel.kernels.sparse_attention import HEADS, ROWS, padded_heads
 from costmodel.pairs import capped_compressed, compressed, window
 
 
@@ -162,7 +162,7 @@ def prepared(x: CompressedAttention, by_heads: Quantity) -> Quantity:
     Source: NVIDIA/TensorRT-LLM, as `listed`: _deepseek_v4_local_to_global_kernel; modules/mla.py (deepseek_v4_q_norm).
     """
     queries = x.B * x.S
-    filled = 2 * queries * (HEADS * ceil_div(x.H, HEADS) - x.H) * x.d
+    filled = 2 * queries * (padded_heads(x.H) - x.H) * x.d
     narrowed = NARROWED * queries * x.H * x.d if x.quantised else 0
     return where(by_heads, narrowed + 2 * PLACE * queries * listed(x), filled)
 

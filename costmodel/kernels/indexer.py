@@ -15,7 +15,7 @@ from costmodel.dtypes import element_bytes
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, waves
-from costmodel.kernels.top_k import AT_ONCE, IN_CHUNKS, Selection
+from costmodel.kernels.top_k import CHUNKED, IN_CHUNKS, Selection
 from costmodel.pairs import capped_compressed, causal, compressed, executed_causal, top_k
 
 ROWS, COLUMNS = 128, 256
@@ -289,15 +289,7 @@ FORM = Form(
             "chunk_s", 1.1e-4, 0.3, 1e-6, 1e-3, "s", "launches of a chunk's selection, for which the device waits"
         ),
         Parameter("behind_s", 3.5e-4, 0.4, 1e-6, 3e-3, "s", "launches of the module after its last chunk of queries"),
-        Parameter(
-            "chunked",
-            AT_ONCE,
-            0.0,
-            AT_ONCE,
-            IN_CHUNKS,
-            "1",
-            "queries of a prefill: 1 all at once, 2 in SGLang's chunks",
-        ),
+        CHUNKED,
         Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
         Parameter("l2_over_hbm", 2.2, 0.2, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
         Parameter("wave_weight", 0.6, 0.4, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),

@@ -23,6 +23,11 @@ DEQUANTISE = 12
 """Vector operations to widen an element: about 50 clocks of 128 lanes for the 512 of a row in FlashMLA's fp8 kernel."""
 
 
+def padded_heads(H: Quantity) -> Quantity:
+    """Heads of the buffers of queries and outputs: a kernel takes 64 at a time, fewer are filled up."""
+    return HEADS * ceil_div(H, HEADS)
+
+
 class SparseAttention(NamedTuple):
     """B sequences, S queries of H heads, keys of width dk whose first dv elements are the values.
 
@@ -58,7 +63,7 @@ def work(x: SparseAttention) -> tuple[Work, Work]:
     """
     s = dict(B=x.B, S=x.S, H=x.H, dk=x.dk, dv=x.dv, pairs=named("selected_pairs", x.pairs))
     slots = ROWS * ceil_div(x.slots, ROWS)
-    s |= dict(H64=HEADS * ceil_div(x.H, HEADS), gathered=named("gathered", x.S * slots))
+    s |= dict(H64=padded_heads(x.H), gathered=named("gathered", x.S * slots))
     queries, output = 2 * size("B S H dk", s), 2 * size("B S H dv", s)
     rows = x.B * minimum(x.entries, s["pairs"]) * x.row_bytes
     ideal = Work(
@@ -96,7 +101,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """
     grid, x, work = kernel.grid, kernel.shape, kernel.executed
     assert grid is not None
-    heads = maximum(x.H, theta["least_heads"]) / (HEADS * ceil_div(x.H, HEADS))
+    heads = maximum(x.H, theta["least_heads"]) / padded_heads(x.H)
     units = hardware.compute.units
     # Each block that the heads of one query need gathers for itself; fewer than 64 heads leave a block less to do.
     blocks, tiles = grid.blocks * maximum(heads, 1.0), grid.chain_steps

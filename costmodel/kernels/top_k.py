@@ -68,6 +68,9 @@ card that holds no weights is most of it."""
 
 AT_ONCE, IN_CHUNKS = 1.0, 2.0
 """Values of `chunked`: whether a library scores and selects the queries of a prefill in chunks when it serves."""
+CHUNKED = Parameter(
+    "chunked", AT_ONCE, 0.0, AT_ONCE, IN_CHUNKS, "1", "queries of a prefill: 1 all at once, 2 in SGLang's chunks"
+)
 
 SERVED_SHARE = 0.2 * 0.15
 """Of the device's memory, what SGLang gives these logits when it serves: a fifth of what its pool of pages leaves free,
@@ -245,15 +248,7 @@ FORM = Form(
             "flight_share", 0.5, 0.4, 0.1, 2.0, "1", "share of L2 in which a second pass finds the rows in flight"
         ),
         Parameter("memory_efficiency", 0.8, 0.15, 0.05, 1.0, "1", "share of the datasheet HBM bandwidth reached"),
-        Parameter(
-            "chunked",
-            AT_ONCE,
-            0.0,
-            AT_ONCE,
-            IN_CHUNKS,
-            "1",
-            "queries of a prefill: 1 all at once, 2 in SGLang's chunks",
-        ),
+        CHUNKED,
         Parameter("l2_share", 0.72, 0.2, 0.1, 1.0, "1", "share of L2 that a replay finds filled"),
         Parameter("l2_over_hbm", 2.2, 0.3, 1.0, 8.0, "1", "L2 bandwidth over HBM's"),
         Parameter("wave_weight", 0.5, 0.4, 0.01, 1.0, "1", "cost of a partial wave: 0 free, 1 a whole wave"),

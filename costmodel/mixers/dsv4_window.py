@@ -22,7 +22,7 @@ from costmodel.kernels.base import Kernel
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.gemm import Gemm, gemm
-from costmodel.kernels.sparse_attention import HEADS
+from costmodel.kernels.sparse_attention import padded_heads
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import Cache, Claim, Order
 from costmodel.step import Precision, Step
@@ -110,11 +110,6 @@ def row_bytes(d: Dims, precision: Precision) -> Quantity:
 def cache(d: Dims, precision: Precision) -> Cache:
     """The last w keys, in a ring that is allocated once."""
     return Cache(fixed=d.w * row_bytes(d, precision))
-
-
-def padded_heads(H: Quantity) -> Quantity:
-    """Heads of the buffers of queries and outputs: the attention kernel takes 64 at a time, fewer are filled up."""
-    return HEADS * ceil_div(H, HEADS)
 
 
 def into_heads(d: Dims, D: Quantity, step: Step, precision: Precision, *, filled_up: bool = False) -> list[Kernel]:
