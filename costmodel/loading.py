@@ -46,9 +46,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return parse_mapping(read_text(path), path)
 
 
-def parse_mapping(text: str, path: Path) -> dict[str, Any]:
-    """The mapping that a text from this file holds; the path says how to read it, and is named in errors."""
-    data = _parse_json(text, path) if path.suffix == ".json" else _parse_yaml(text, path)
+def parse_mapping(text: str, path: Path, json: bool | None = None) -> dict[str, Any]:
+    """The mapping that a text from this file holds; the path is named in errors.
+
+    json: whether it is JSON, else YAML (None: as the file's name says).
+    """
+    is_json = path.suffix == ".json" if json is None else json
+    data = _parse_json(text, path) if is_json else _parse_yaml(text, path)
     if not isinstance(data, dict):
         raise BadInput(f"{path}: holds a {type(data).__name__}, not a mapping of names to values")
     _check_depth(data, path)

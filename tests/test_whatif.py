@@ -140,6 +140,14 @@ def test_files_that_are_no_plan_are_refused(tmp_path: Path, text: str) -> None:
     assert "plan.json" in result.stderr
 
 
+def test_a_file_that_is_no_json_is_named_as_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "plan.csv"
+    path.write_text("x")
+    result = CliRunner().invoke(app, ["whatif", str(path)])
+    assert result.exit_code == 2
+    assert "plan.csv: not valid JSON" in result.output.replace("\n", "")
+
+
 def test_the_keys_of_an_answer_are_documented(plan: Path) -> None:
     found = answer(plan, "--change", "kv=fp8")
     text = (Path(__file__).resolve().parent.parent / "docs" / "planning.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ NEEDED = ("hw", "layout", "replicas", "gpus", "weights", "kv", "draft_tokens", "
 
 def read_plan(path: Path) -> dict[str, Any]:
     """The object of a plan's file. Raises BadInput for any other file, and for one without a plan."""
-    whole = parse_mapping(read_text(path), path.with_suffix(".json"))
+    whole = parse_mapping(read_text(path), path, json=True)
     shown = str(path)[:200]
     if whole.get("command") != "plan" or whole.get("schema") != SCHEMA or not isinstance(whole.get("inputs"), dict):
         raise BadInput(f"{shown}: is not a file that `plan --out` wrote")
