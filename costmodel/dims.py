@@ -61,13 +61,13 @@ def choice(name: str, meaning: str, default: str, options: tuple[str, ...]) -> A
 
 
 def fields_by_name(dims_class: Any) -> dict[str, Field[Any]]:
-    """The dataclass fields by their descriptive names."""
-    return {item.metadata["name"]: item for item in fields(dims_class)}
+    """The fields that files give, by their descriptive names; what only a placement sets has none."""
+    return {item.metadata["name"]: item for item in fields(dims_class) if item.metadata}
 
 
 def by_name(dims: Any) -> dict[str, Any]:
     """The values by their descriptive names."""
-    return {item.metadata["name"]: getattr(dims, item.name) for item in fields(dims)}
+    return {name: getattr(dims, item.name) for name, item in fields_by_name(type(dims)).items()}
 
 
 def is_required(item: Field[Any]) -> bool:

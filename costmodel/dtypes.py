@@ -7,6 +7,8 @@ weight-only layout of AWQ and GPTQ with a 16-bit scale per 128 elements. fp8_blo
 bytes, 3 % too few.
 """
 
+from functools import cache
+
 from costmodel.errors import unknown
 
 BYTES: dict[str, float] = {
@@ -74,6 +76,7 @@ def token_bytes(dtype: str) -> float:
     return TOKEN_SCALES[dtype] if dtype in TOKEN_SCALES else element_bytes(dtype)
 
 
+@cache
 def compute_dtype(activations: str, weights: str) -> str:
     """The dtype in which a GEMM multiplies: weights narrower than the activations are widened first.
 
@@ -89,6 +92,7 @@ def compute_dtype(activations: str, weights: str) -> str:
 _ONE_SCALE = {"fp8_block": "fp8"}
 
 
+@cache
 def product_name(activations: str, weights: str) -> str:
     """Which compiled product multiplies these formats, as calibrations name it.
 

@@ -1,7 +1,6 @@
 """Architecture, step and device in; time, memory and energy out. The only place where the rooms meet."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -122,24 +121,22 @@ class StepPrediction(NamedTuple):
         return row
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(tuple[StepPrediction, ...]):
     """The rows of a question: every architecture, device, phase and context asked for, in that order."""
 
-    rows: tuple[StepPrediction, ...]
+    __slots__ = ()
 
-    def __iter__(self) -> Iterable[StepPrediction]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    @property
+    def rows(self) -> tuple[StepPrediction, ...]:
+        """The rows as a plain tuple."""
+        return tuple(self)
 
     @property
     def row(self) -> StepPrediction:
         """The only row. Raises ValueError when the question had several."""
-        if len(self.rows) != 1:
-            raise ValueError(f"the prediction has {len(self.rows)} rows; iterate over them")
-        return self.rows[0]
+        if len(self) != 1:
+            raise ValueError(f"the prediction has {len(self)} rows; iterate over them")
+        return self[0]
 
     @property
     def time_s(self) -> float:
@@ -150,7 +147,7 @@ class Prediction:
         """The rows as a pandas data frame."""
         import pandas
 
-        return pandas.DataFrame([row.to_dict() for row in self.rows])
+        return pandas.DataFrame([row.to_dict() for row in self])
 
 
 def make_step(
@@ -383,7 +380,7 @@ def predict(
                                 model, spread, device, step, precision, calibration, caches, measured, options
                             )
                         rows.append(row)
-    return Prediction(tuple(rows))
+    return Prediction(rows)
 
 
 def _layouts(texts: str | Sequence[str]) -> list[Any]:

@@ -35,7 +35,7 @@ TENSOR_PARALLEL = "by inner width or by experts, see `place`"
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """Dimensions of a mixture of experts."""
+    """Dimensions of a mixture of experts; place: where these lie (all here, unless it is placed)."""
 
     E: int = dim("experts", "routed experts")
     k: int = dim("top_k", "experts per token")
@@ -53,6 +53,7 @@ class Dims:
     hashed: bool = flag("hash_routed", "a table by token id chooses the experts, and the router only weighs them")
     groups: int = dim("expert_groups", "groups of experts that are placed together", 1)
     top_groups: int = dim("top_expert_groups", "groups that the experts of one token come from", 1)
+    place: Placement = HERE
 
 
 EXAMPLES = (
@@ -77,11 +78,10 @@ def check(d: Dims) -> list[str]:
     return []
 
 
-@dataclass(frozen=True, slots=True)
 class PlacedDims(Dims):
     """The part of a mixture on one device: inner widths are local, E and k those of the whole."""
 
-    place: Placement = HERE
+    __slots__ = ()
 
 
 def place(d: Dims, ways: int, placement: Placement) -> PlacedDims:
@@ -136,14 +136,9 @@ def _touches(d: Dims, parts: float) -> float:
     return 1 - missed
 
 
-def placement(d: Dims) -> Placement:
-    """Where the experts of a block are: all here, unless it is placed."""
-    return d.place if isinstance(d, PlacedDims) else HERE
-
-
 def experts_here(d: Dims) -> Quantity:
     """Routed experts whose weights this device holds."""
-    ep = placement(d).ep
+    ep = d.place.ep
     return d.E if ep == 1 else ceil_div(d.E, ep)
 
 
@@ -286,7 +281,7 @@ def routing_here(d: Dims, tokens: Quantity) -> Routing:
     >>> round(routing_here(placed, 2).tokens), round(routing_here(placed, 2).k, 2)  # 2 · 64 · 8 pairs over 64 devices
     (15, 1.06)
     """
-    at = placement(d)
+    at = d.place
     if at == HERE:
         return Routing(tokens, d.E, d.k)
     sent, here = tokens * at.senders * at.filled, experts_here(d)
@@ -302,13 +297,13 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
     """Router, choice, grouped up, activation, grouped down, weighted sum; then the shared experts."""
     e = precision.hidden_bytes
     routing = routing_here(d, step.tokens)
-    if placement(d).parts > 1:
-        step = step._replace(B=1, S=ceil_div(step.tokens, placement(d).parts))
+    if d.place.parts > 1:
+        step = step._replace(B=1, S=ceil_div(step.tokens, d.place.parts))
     tokens = step.tokens
     width = D if d.latent is None else d.latent
     around = {p.name: p for p in _around(d, D)}
     choice, *experts = routed_experts(d, width, routing, precision)
-    if placement(d) != HERE:
+    if d.place != HERE:
         choice = choose(d, tokens, experts[0].instance, e)
     run: list[Kernel] = [projection(around["router"], step, precision, role="router"), choice]
     if d.latent is not None:

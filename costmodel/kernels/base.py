@@ -93,8 +93,7 @@ class Terms(NamedTuple):
     def total(self) -> Quantity:
         """Expected seconds: launch + (Σ tᵢᵖ)^(1/p) of the overlapping terms."""
         busy: Quantity = 0.0
-        for name in OVERLAPPING:
-            term = getattr(self, name)
+        for term in (self.tensor, self.vector, self.special, self.memory, self.l2, self.chain, self.network):
             if not (type(term) is float and term == 0.0):
                 busy = busy + power(term, self.overlap)
         return self.launch + root(busy, self.overlap)
@@ -139,6 +138,9 @@ class Form(NamedTuple):
     clocked: bool = False
     """Whether the clocks between products, not a share of the engine's peak, carry over to other devices: so it is of
     kernels that a compiler schedules, not of those that hide all else behind an asynchronous engine."""
+    choices_near: Callable[["Kernel", "Hardware", Mapping[str, float]], "Kernel"] | None = None
+    """The kernel that chooses only between those of its library's designs that are not far from the best at these
+    parameters: their errors do not reach the others, which then need not be priced for every direction of an error."""
     elsewhere: tuple[str, ...] = ()
     """Parameters that only other kernels of the family have, or that the form once had: the calibration of a relative,
     or one made before, may hold them all the same."""

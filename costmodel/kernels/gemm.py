@@ -60,7 +60,7 @@ class Gemm(NamedTuple):
     parameters says whether the [k × n] operand is a parameter (counted as weight bytes). source is the dtype in which
     activations arrive. joined: the outputs of all products stand side by side in the rows of the next one.
     block_per_tile: each tile, all of one size, has a thread block of its own, so that a started
-    round of them is a whole one.
+    round of them is a whole one. tiles: those that a library chooses between where it ranks them.
     """
 
     m: Quantity
@@ -74,6 +74,7 @@ class Gemm(NamedTuple):
     source: str = "bf16"
     joined: bool = False
     block_per_tile: bool = False
+    tiles: tuple[Tile, ...] = TILES
 
     @property
     def length(self) -> Quantity:
@@ -133,7 +134,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     if published is not None:
         busy, computes = _tiles_seconds(shape, units, pace, theta, published, splits=False)
     else:
-        first, *others = (_tiles_seconds(shape, units, pace, theta, tile, splits=True) for tile in TILES)
+        first, *others = (_tiles_seconds(shape, units, pace, theta, tile, splits=True) for tile in shape.tiles)
         busy, computes = first
         for other, other_computes in others:
             computes = where(other < busy, other_computes, computes)
@@ -147,6 +148,20 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         + (_joining_seconds(kernel, hardware, theta) if copied else 0.0),
         overlap=_overlap(shape, units, theta),
     )
+
+
+NEAR = 1.2
+"""A tile that takes so many times as long as the fastest is far from being chosen."""
+
+
+def choices_near(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Kernel:
+    """The product with those of its tiles that take less than `NEAR` times as long as the fastest."""
+    shape: Gemm = kernel.shape
+    pace, units = _pace(kernel, hardware, theta), hardware.compute.units
+    busy = [_tiles_seconds(shape, units, pace, theta, tile, splits=True)[0] for tile in shape.tiles]
+    least = min(busy)
+    near = tuple(tile for tile, seconds in zip(shape.tiles, busy, strict=True) if seconds < NEAR * least)
+    return kernel._replace(shape=shape._replace(tiles=near))
 
 
 def _overlap(shape: Gemm, units: int, theta: Mapping[str, float]) -> Quantity:
@@ -372,6 +387,7 @@ FORM = Form(
         "vllm": {"dispatch": float(VLLM)},
         "trtllm": {"dispatch": float(RANKED)},
     },
+    choices_near=choices_near,
     starts=({"split_s": NO_SPLIT_S}, {"dispatch": float(VLLM)}, {"dispatch": float(SGLANG)}),
     elsewhere=("area_share", "reread"),
 )

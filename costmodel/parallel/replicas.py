@@ -4,11 +4,12 @@ Nothing is declared: the parts are counted by the formulas of the whole, and wha
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity
 from costmodel.architecture import Block, mixer_parameters
+from costmodel.dims import fields_by_name
 from costmodel.kernels.base import Kernel
 from costmodel.parallel.placement import Placed, dispatches, splits_cache
 from costmodel.step import Precision, Step
@@ -90,7 +91,7 @@ def _cached_dims(whole: Block, local: Block, L: Quantity, precision: Precision, 
     if copies * size(local.dims) - size(whole.dims) <= SMALL * size(whole.dims):
         return ()
     found: dict[str, list[str]] = {"groups": [], "": []}
-    for item in fields(whole.dims):
+    for item in fields_by_name(type(whole.dims)).values():
         value, split = getattr(whole.dims, item.name), item.metadata.get("split") or ""
         # One of something is no width; what is split evenly has no copies.
         if item.metadata["kind"] != "dim" or value in (None, 1) or split not in found:

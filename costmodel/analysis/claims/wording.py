@@ -1,13 +1,12 @@
 """A claim's set-up and numbers in words, and the command that shows the kernels behind them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from costmodel.analysis.claims.files import Claim
 from costmodel.analysis.claims.setups import FILL, REAL, SetUp, calibration_of, model_of, sequences
-from costmodel.dims import by_name
+from costmodel.dims import by_name, fields_by_name
 from costmodel.units import format_count, format_seconds
 
 
@@ -165,7 +164,7 @@ def _formulas(claim: Claim) -> str | None:
     words = [f"costmodel explain {setup.architecture}"]
     if setup.mixer is not None:
         [block] = model_of(setup).mixers.values()
-        usual = {item.metadata["name"]: item.default for item in fields(block.dims)}
+        usual = {name: item.default for name, item in fields_by_name(type(block.dims)).items()}
         sizes = [
             f"--set {name}={str(value).lower()}" for name, value in by_name(block.dims).items() if value != usual[name]
         ]
