@@ -28,6 +28,8 @@ from costmodel.kernels.key_splits import (
     CLUSTER,
     FILLING,
     FLASHINFER_GEN_MLA,
+    GEN_LEAST,
+    GEN_STEP,
     TENSORRT_GEN_MLA,
     VLLM_MLA,
     VLLM_MLA_FOUR,
@@ -54,19 +56,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 
     A thread block holds 64 heads (128 on Blackwell), or 16 where `small_tiles` is 1. Splits fill the device, at most
     one per two key tiles and `most_splits`; the scheduler balances them, so that their number is no whole one. Where a
-    kernel's source states a rule (`key_splits`), they follow it, FlashInfer's in `flashinfer_terms`; of TensorRT-LLM's
-    generated kernels it says the tiles as well, and the share of the values that each block writes, by which it takes
-    longer to end (row_tiles where heads are rows).
-    Theirs, a unit that streams while others idle draws no more than `unit_share` of its share of HBM's bandwidth.
-    More than a cluster holds meet in memory, as do all of heads that are rows; contexts of 2,048 keys never show the
-    former, so that its priors are what decode attention's kernels of the same code took, of values four times as wide.
+    kernel's source states a rule (`key_splits`), they follow it; TensorRT-LLM's generated kernels have
+    `generated_terms`.
     Where the cache is 8 bit, an engine that widens it beforehand pays `conversion` passes, and one that multiplies
     8 bits narrows the queries first.
     """
     a: Attention = kernel.shape
     rule = round(nominal(theta["splits_by"], FILLING))
-    if rule == FLASHINFER_GEN_MLA:
-        return flashinfer_terms(kernel, hardware, theta)
+    if rule in (TENSORRT_GEN_MLA, FLASHINFER_GEN_MLA):
+        return generated_terms(kernel, hardware, theta, clusters=rule == TENSORRT_GEN_MLA)
     work = kernel.executed
     slots = hardware.compute.units * theta["occupancy"]
     keys = visible_keys(a)
@@ -78,27 +76,17 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     if hardware.generation == PROCESSOR:
         rows = a.B * a.H * a.S  # a core has no tile to fill
     blocks = ceil_div(keys, BLOCK)
-    pair: Quantity = 1
-    clustered: Quantity = False
-    meeting: Quantity = 0
-    width: Quantity = 1.0
-    late: Quantity = 0
     if rule == FILLING:
         splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
         splits = maximum(theta["least_splits"], splits)
-    elif rule == TENSORRT_GEN_MLA:
-        tiles, sequence_rows, splits, pair, width, late = tensorrt_gen_mla(a.B, a.H * a.S, keys, hardware.compute.units)
-        clustered = width > 0
-        meeting = where((splits > CLUSTER) | ((width == 0) & (splits > 1)), 1, 0)
-        rows = a.B * sequence_rows
     else:
         splits = vllm_mla(keys, hardware.compute.units, rule)
-    rounds = waves(tiles * splits * ONE_ROUND, slots, theta["wave_weight"]) + late
+    rounds = waves(tiles * splits * ONE_ROUND, slots, theta["wave_weight"])
     several = minimum(splits - 1.0, 1.0)
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * splits * several
     flops = 2 * rows * keys * (a.dk + a.dv)
     tensor = flops / (hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"])
-    ends = rounds * where(width > 0, width, theta["row_tiles"]) * theta["block_s"]
+    ends = rounds * theta["block_s"]
     rows_bytes = a.B * a.S * a.H * (a.dk + a.dv) * 2
     in_and_out = memory_seconds(kernel, hardware, theta, rows_bytes)
     cache = work.hbm_bytes - rows_bytes
@@ -107,22 +95,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     between = cache if rule == FILLING else cache / splits
     memory = memory_seconds(kernel, hardware, theta, cache * fetches(a, between, tiles, hardware, theta) + partials)
     # Kernels that put the heads into the columns of an instruction (up to 32 on Blackwell) lose speed when these fill.
-    columns = (a.H > 16) & (a.H <= 32) & (rule != TENSORRT_GEN_MLA)
-    wide = where(columns, theta["wide_columns"], 1.0)
+    wide = where((a.H > 16) & (a.H <= 32), theta["wide_columns"], 1.0)
     # A single head needs no matrix instruction: Triton runs it on the vector lanes, in a kernel of its own.
     wide = wide * where(a.H * a.S <= 1, theta["lone_head"], 1.0)
     memory = memory * wide
-    if rule == TENSORRT_GEN_MLA:
-        # A unit draws little more than its share of HBM's bandwidth.
-        memory = memory * maximum(1.0, hardware.compute.units / (tiles * splits * theta["unit_share"]))
-    step_s = where(width > 0, theta["step_s"], theta["row_step_s"])
-    chain = rounds * blocks / splits / pair * step_s * wide + (1.0 - theta["exposed"]) * ends
-    combine = several * where(clustered, theta["cluster_s"], theta["combine_s"])
-    more = (splits - 1.0) * where(meeting > 0, theta["met_split_s"], theta["split_s"])
-    combine = combine + where(clustered, meeting, 0) * theta["gather_s"] + more
+    chain = rounds * blocks / splits * theta["step_s"] * wide + (1.0 - theta["exposed"]) * ends
+    combine = several * theta["combine_s"] + (splits - 1.0) * theta["split_s"]
     launch = theta["launch_s"] + combine + theta["exposed"] * ends + in_and_out
     launch = launch + narrowed(a, hardware, theta)
-    l2 = tiles / pair / a.B * cache / (hardware.memory.hbm.bandwidth * theta["l2_over_hbm"])
+    l2 = tiles / a.B * cache / (hardware.memory.hbm.bandwidth * theta["l2_over_hbm"])
     return Terms(tensor=tensor, memory=memory, l2=l2, chain=chain, launch=launch, overlap=theta["overlap"])
 
 
@@ -136,39 +117,54 @@ def narrowed(a: Attention, hardware: Hardware, theta: Mapping[str, float]) -> Qu
     return seconds
 
 
-def flashinfer_terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
-    """launch + pnorm(all bytes, padded FLOPs, what each unit streams, its ends) + combining the splits.
+def generated_terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float], clusters: bool) -> Terms:
+    """launch + pnorm(cache bytes, padded FLOPs, what each unit passes on) + combining the splits.
 
-    TensorRT-LLM's generated kernels as FlashInfer launches them. A block takes longer to end the more of the values it
-    writes (row_tiles where heads are rows), which shows once (`exposed`): between rounds its end passes beside others.
-    A unit streams every key that its blocks read, whether others read it too and wherever it is found, through its
-    shared memory: written once, read for the scores and, as far as a block writes values, for these. What that reaches
-    is `stream_share`. Splits of columns always meet in memory, which takes the longer the more of the values each has,
-    those of rows in a kernel of their own; contexts of 2,048 keys show few of them, so that the prior is what decode
-    attention's kernels of the same code took, of values a fourth as wide.
+    TensorRT-LLM's generated kernels, whose source says tiles, splits and the share of the values that a block writes,
+    by which it takes longer to end (row_tiles where heads are rows). A block takes keys in steps of 256 (128 where
+    heads are rows), each in full however few are left: a step passes through shared memory, written once, read for the
+    scores and, as far as the block writes values, for these. What that reaches is `stream_share`; rows take
+    `row_step_s` more. The first step and the end of a block show (`exposed`), since nothing streams beside them;
+    between rounds they pass beside the loads of others.
+    HBM answers the first of the tiles that read a sequence and L2 the others, at its own bandwidth, and a unit draws
+    no more than `unit_share` of its share of HBM's while others idle.
+    clusters: up to 16 splits of columns combine themselves, of which some wait for a round; else, as FlashInfer
+    launches these kernels, all meet in memory, which takes the longer the more of the values each has. Those of rows
+    have a kernel of their own. Contexts of 2,048 keys show few splits that meet in memory, so that the priors are what
+    decode attention's kernels of the same code took, of values a fourth as wide.
     """
     a: Attention = kernel.shape
-    units, keys = hardware.compute.units, visible_keys(a)
+    units, keys, bandwidth = hardware.compute.units, visible_keys(a), hardware.memory.hbm.bandwidth
     d = tensorrt_gen_mla(a.B, a.H * a.S, keys, units)
     columns = d.width > 0
-    rounds = waves(d.tiles * d.splits * ONE_ROUND, units, theta["wave_weight"])
+    blocks = d.tiles * d.splits
+    rounds = waves(blocks * ONE_ROUND, units, theta["wave_weight"]) + (d.late if clusters else 0)
     several = minimum(d.splits - 1.0, 1.0)
-    flops = 2 * a.B * d.rows * keys * (a.dk + a.dv)
-    tensor = flops / (hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"])
+    tensor = 2 * a.B * d.rows * keys * (a.dk + a.dv) / (hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"])
+    cache = kernel.executed.hbm_bytes - a.B * a.S * a.H * (a.dk + a.dv) * 2
+    again = (d.tiles / (a.B * d.pair) - 1.0) * cache
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * d.splits * several
     memory = memory_seconds(kernel, hardware, theta, kernel.executed.hbm_bytes + partials)
-    cache = kernel.executed.hbm_bytes - a.B * a.S * a.H * (a.dk + a.dv) * 2
+    memory = memory + again / (bandwidth * theta["memory_efficiency"] * theta["l2_over_hbm"])
+    # A unit keeps so many bytes in flight: in a last round, or a grid that does not fill the device, others leave some.
+    memory = memory * maximum(1.0, rounds * units / (blocks * theta["unit_share"]))
+    keys_of_step = where(columns, GEN_LEAST, GEN_STEP)
     passes = where(columns, (2 * a.dk + a.dv * d.width) / (2 * a.dk + a.dv), 1.0)
-    of_block = passes * cache / (a.B * d.splits * d.pair)
-    streamed = rounds * of_block * units / (hardware.memory.hbm.bandwidth * theta["stream_share"])
+    of_step = passes * keys_of_step * cache / (a.B * keys)
+    step = of_step * units / (bandwidth * theta["stream_share"])
+    step = (step + where(columns, 0.0, keys_of_step / BLOCK * theta["row_step_s"])) / d.pair
     end = where(columns, d.width, theta["row_tiles"]) * theta["block_s"]
-    shown = theta["exposed"] * end
-    steps = rounds * ceil_div(keys, BLOCK) / d.splits / d.pair
-    chain = rounds * end - shown + where(columns, 0.0, steps * theta["row_step_s"])
-    met = (d.splits - 1.0) * theta["met_split_s"] * where(columns, d.width, 1.0)
-    combine = several * (where(columns, theta["cluster_s"], theta["combine_s"]) + met)
+    shown = theta["exposed"] * (end + step)
+    streamed = rounds * (end + ceil_div(ceil_div(keys, d.splits), keys_of_step) * step) - shown
+    met = (d.splits - 1.0) * theta["met_split_s"]
+    if clusters:
+        alone = (d.splits - 1.0) * theta["split_s"]
+        of_columns = theta["cluster_s"] + where(d.splits <= CLUSTER, alone, theta["gather_s"] + met)
+    else:
+        of_columns = theta["cluster_s"] + met * d.width
+    combine = several * where(columns, of_columns, theta["combine_s"] + met)
     launch = theta["launch_s"] + combine + shown + narrowed(a, hardware, theta)
-    return Terms(tensor=tensor, memory=memory, l2=streamed, chain=chain, launch=launch, overlap=theta["overlap"])
+    return Terms(tensor=tensor, memory=memory, l2=streamed, launch=launch, overlap=theta["overlap"])
 
 
 def fetches(
@@ -258,31 +254,29 @@ def vllm_triton(by_length: bool) -> Form:
     return form._replace(starts=({"splits_by": float(FILLING)},) if by_length else ())
 
 
-GENERATED = MLA_DECODE.adjusted(
-    {
-        "splits_by": {"prior": float(TENSORRT_GEN_MLA)},
-        "conversion": {"prior": 0.002},
-        "split_s": {"prior": 0.02e-6, "spread": 0.3},
-        "l2_sharpness": {"spread": 0.5},
-    }
-)._replace(starts=({"step_s": 3e-6, "occupancy": 1.0}, {"splits_by": float(FILLING)}))
-"""For fits of TensorRT-LLM's generated kernels for Blackwell."""
-
-
 FLASH = MLA_DECODE.adjusted({"most_splits": {"prior": 256.0, "spread": 0.0}})._replace(starts=())
 """For fits of FlashMLA, whose scheduler gives every unit a part of the batch, however many a sequence then has."""
 FLASHINFER_GENERATED = MLA_DECODE.adjusted(
     {
         "splits_by": {"prior": float(FLASHINFER_GEN_MLA)},
         "conversion": {"prior": 0.002},
-        "l2_sharpness": {"spread": 0.5},
+        "l2_sharpness": {"prior": 10.0, "spread": 0.5},
+        "l2_over_hbm": {"prior": 4.0},
+        "stream_share": {"prior": 1.3},
+        "block_s": {"prior": 1.8e-6, "spread": 0.4},
+        "row_tiles": {"prior": 2.4, "spread": 0.4},
+        "row_step_s": {"prior": 0.3e-6},
         "wave_weight": {"prior": 0.9, "spread": 0.2},
         "exposed": {"prior": 0.8},
         "cluster_s": {"prior": 1.5e-6, "spread": 0.4},
         "tensor_efficiency": {"prior": 0.85, "spread": 0.1},
     }
 )._replace(starts=())
-"""For fits of the same kernels as FlashInfer launches them, for vLLM and SGLang."""
+"""For fits of TensorRT-LLM's generated kernels for Blackwell as FlashInfer launches them, for vLLM and SGLang."""
+GENERATED = FLASHINFER_GENERATED.adjusted(
+    {"splits_by": {"prior": float(TENSORRT_GEN_MLA)}, "split_s": {"prior": 0.02e-6, "spread": 0.3}}
+)
+"""For fits of the same kernels as TensorRT-LLM launches them, in clusters."""
 
 
 def mla_decode(name: str, a: Attention) -> Kernel:
