@@ -540,6 +540,37 @@ def test_what_a_tile_takes_stays_where_the_same_kernels_module_showed_it() -> No
     assert begun["launch_s"] == alone.spread["launch_s"]
 
 
+def test_a_modules_decode_kernel_streams_as_it_did_alone() -> None:
+    decode, prefill = (block(FORM._replace(family=name), (name, "", name)) for name in ("mla-decode", "mla-prefill"))
+    inside = within(decode, "mla-decode", alone=True).spread
+    assert inside["memory_efficiency"] < 0.2 * decode.spread["memory_efficiency"]
+    assert inside["launch_s"] == decode.spread["launch_s"]
+    assert within(prefill, "mla-prefill", alone=True) == prefill  # bound by products, at the clock of the module
+
+
+def test_a_module_holds_only_what_a_kernel_of_its_own_name_took_alone() -> None:
+    form = FORM._replace(family="mla-decode")
+
+    def memory_bound(shapes: pandas.DataFrame) -> list[Part]:
+        work = Work(read=1e9 * shapes["m"].to_numpy(dtype=numpy.float64))
+        return whole(shapes, [Kernel("attention", form, work, work, instance="hd576")])
+
+    series = of_module("mla")._replace(family="mla-decode", kernel="own", build=memory_bound)
+
+    def efficiency(name: str) -> float:
+        alone = prior_fit(form)._replace(
+            flops=(1.0, 1e18),
+            hbm_bytes=(1.0, 1e18),
+            key=("mla-decode", "", ""),
+            kernel=name,
+            values={**TRUTH, "memory_efficiency": 0.3},
+        )
+        entries = fit_kernel([series], HARDWARE, lambda one: one.used, from_fits([alone]))
+        return entries[-1].fit.values["memory_efficiency"]
+
+    assert efficiency("own 1") < 0.32 < efficiency("another 1")
+
+
 def test_what_cannot_vary_stands_in_no_step() -> None:
     covariance = numpy.diag([0.04, 0.0, 0.01])
     covariance[0, 2] = covariance[2, 0] = 0.01

@@ -41,6 +41,19 @@ begins where another's fit ended: it is the compiled kernel's. A module's own li
 and took for the price of every tile what their first ones cost more."""
 
 
+STREAMING = (
+    "memory_efficiency",
+    "unit_share",
+    "stream_share",
+    "tensor_efficiency",
+    "wave_weight",
+    "overlap",
+)
+"""How fast a compiled decode kernel streams its cache and multiplies, and how these overlap: in a module it does as it
+did when it was measured alone, so that `FIRM` is left. A module's short contexts show the rest of it better: launches,
+ends and what L2 holds. Prefill is bound by products, which the power limit slows by what runs beside them."""
+
+
 BESIDE_ATTENTION = ("gemm", "elementwise")
 INDEXING = ("indexer", "top-k")
 """Families whose kernels a library runs inside a module whichever attention kernel it takes there: products and
@@ -77,15 +90,23 @@ def nearest_name(name: str, others: Iterable[str]) -> str | None:
     return min(others, key=unlike, default=None)
 
 
-def within(one: Block, family: str, begun: bool = False, held: bool = False, generation: str | None = None) -> Block:
+def within(
+    one: Block,
+    family: str,
+    begun: bool = False,
+    held: bool = False,
+    generation: str | None = None,
+    alone: bool = False,
+) -> Block:
     """A block of a module's kernel. One beside the family that is fitted starts from what was found outside the module
     only, and of products most parameters stay as they are there, or near it; begun: the family's own starts where
     another module's fit of the same compiled kernel ended; held: the same compiled kernel was found in another run of
-    the module; generation: of the device."""
+    the module; generation: of the device; alone: the same compiled kernel was measured outside of modules."""
     if held:
         one = one._replace(spread={name: value * HELD for name, value in one.spread.items()})
     if one.key[0] == family:
-        firm = dict.fromkeys(STEADY if begun else (), FIRM)
+        steady = STEADY if begun else STREAMING if alone and family.endswith("-decode") else ()
+        firm = dict.fromkeys(steady, FIRM)
         return one._replace(spread={name: value * firm.get(name, 1.0) for name, value in one.spread.items()})
     free = MOVED.get(one.key[0], dict.fromkeys(one.spread, 1.0))
     if one.key[0] == "gemm" and generation in THROTTLED:

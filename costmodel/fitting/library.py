@@ -120,6 +120,11 @@ def fit_kernel(
         found = lookup(Kernel("", form, Work(), Work(), module=module))
         return kin is not None and found.key[2] == module and same_code(form.family, module, source, kin)
 
+    def alone(form: Form) -> bool:
+        """Whether this module's own kernel was measured outside of modules, under the same name."""
+        found = lookup(Kernel("", form, Work(), Work(), module=module))
+        return form.family == same[0].family and found.flops is not None and not found.key[2] and found.kernel == source
+
     several = [few(points, max(FEWEST_FITTED, most // len(pools)), weights) for points in pools]
     # A relative may run another kernel under this name: the generic priors are tried as well.
     tried = []
@@ -131,6 +136,7 @@ def fit_kernel(
                 begun(relative),
                 held(form),
                 hardware.generation,
+                alone(form),
             )
             for family, form in sorted(forms.items())
         ]
@@ -142,18 +148,18 @@ def fit_kernel(
     for instance in dict.fromkeys(points.series.instance for points in pools):
         own = [points for points in pools if points.series.instance == instance]
         keys = dict.fromkeys(own_key(points.series, kernel) for points in own for kernel in own_kernels(points))
-        alone = len(own) == len(pools) and not any(key[1] for key in keys)  # what they share is all there is
+        same_fit = len(own) == len(pools) and not any(key[1] for key in keys)  # what they share is all there is
         unasked = wanted is not None and instance not in wanted
-        if alone or unasked or sum(len(points.rows) for points in own) < FEWEST_FITTED:
+        if same_fit or unasked or sum(len(points.rows) for points in own) < FEWEST_FITTED:
             continue
         apart = []
         for key in keys:
             shared = together.values[key[0], "", module]
-            # What is tuned inside a module was fitted outside it before.
-            relative = start if key[0] == same[0].family else known
-            moved = _moved(relative, forms[key[0]], key, shared)
-            own_block = block(forms[key[0]], key, moved, SIBLING_FIRMNESS, library)
-            apart.append(within(own_block, same[0].family, begun(start), held(forms[key[0]]), hardware.generation))
+            form = forms[key[0]]
+            # What is tuned inside a module, or was measured alone, was fitted outside it before.
+            relative = start if key[0] == same[0].family and not alone(form) else known
+            own_block = block(form, key, _moved(relative, form, key, shared), SIBLING_FIRMNESS, library)
+            apart.append(within(own_block, same[0].family, begun(start), held(form), hardware.generation, alone(form)))
         fitted = fit(own, hardware, [*apart, *hosts(own)], lookup, weights=weights)
         if same[0].family in MORE_FITTED and not module:
             # Formats of a product run other kernels under one name: the generic priors are tried as well.
