@@ -202,7 +202,7 @@ PARAMETERS = (
     Parameter("wide_columns", 1.0, 0.2, 0.8, 3.0, "1", "time of a key block for 17 to 32 heads over that for fewer"),
     Parameter("lone_head", 1.0, 0.2, 0.8, 3.0, "1", "time of a key block for a single head over that for more"),
     Parameter("step_s", 1.5e-6, 0.6, 0.05e-6, 2e-5, "s", "64 keys in the chain of one thread block"),
-    Parameter("row_step_s", 1.0e-6, 0.5, 0.05e-6, 2e-5, "s", "the same where heads are rows of an instruction"),
+    Parameter("row_step_s", 1.0e-6, 0.5, 0.05e-6, 2e-5, "s", "64 keys more, where heads are rows of an instruction"),
     Parameter("occupancy", 1.1, 0.3, 1.0, 8.0, "1", "thread blocks that share a unit"),
     Parameter("most_splits", 32.0, 1.0, 1.0, 256.0, "1", "splits of one sequence at most"),
     Parameter("least_splits", 1.05, 0.5, 1.0, 32.0, "1", "splits that are launched however short the sequence"),
