@@ -16,14 +16,15 @@ from costmodel.fitting.silicon.gemm import TABLES
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.gemm import Gemm, gemm
-from costmodel.kernels.gemm_tiles import RANKED, SGLANG, VLLM, covered_by_a_round, published_tile
+from costmodel.kernels.gemm_tiles import RANKED, SGLANG, TRTLLM, VLLM, covered_by_a_round, published_tile
 from costmodel.layers.projection import Projection, projection
 from costmodel.step import Precision, Step
 
-H100, B200 = (load_hardware(name) for name in ("h100-sxm", "b200-sxm"))
+H100, B200, L40S = (load_hardware(name) for name in ("h100-sxm", "b200-sxm", "l40s"))
 ROW = {"gemm_dtype": "bfloat16", "m": 64, "n": 1024, "k": 2048, "kernel_source": "default", "latency": 0.01, "flag": ""}
 HEADS = {"bmm_dtype": "bfloat16", "num_tokens": 3, "num_heads": 16, "kernel_source": "bmm", "latency": 0.01, "flag": ""}
 SHAPE = Gemm(m=1024, n=4096, k=4096)
+BLOCKS = Gemm(m=1024, n=4096, k=4096, activations="fp8_block", weights="fp8_block")
 
 
 def read(name: str, first: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], library: str = "vllm") -> list[Series]:
@@ -103,7 +104,7 @@ def test_quantisation_of_activations_that_stay_in_l2_is_faster() -> None:
 
 
 def test_quantisation_of_activations_that_stay_in_l2_tells_nothing_of_hbm_beyond_its_bandwidth() -> None:
-    """One set of 8 MB moves as fast as was seen; six sets, and rows as served, no faster than the datasheet says."""
+    """One set of 8 MB moves as fast as was seen; six sets, and rows as served, no faster than a stream from HBM."""
     fp8 = gemm("product", Gemm(m=1024, n=1024, k=4096, activations="fp8", weights="fp8"))
 
     def launch(kernel: Kernel, bandwidth: float) -> float:
@@ -112,7 +113,7 @@ def test_quantisation_of_activations_that_stay_in_l2_tells_nothing_of_hbm_beyond
 
     (one,), (six,) = replayed([fp8], 6), replayed([fp8], 6, inputs=True)
     assert launch(one, 3.0) < launch(one, 1.0) - 1e-6
-    whole = 1.0 / fp8.form.priors()["memory_efficiency"]
+    whole = fp8.form.priors()["quantise_hbm"] / fp8.form.priors()["memory_efficiency"]
     assert launch(six, 3.0) == pytest.approx(launch(six, whole), rel=1e-3)
     assert launch(fp8, 3.0) == launch(fp8, whole) < launch(fp8, 0.5) - 1e-6
 
@@ -137,6 +138,24 @@ def test_activations_that_l2_does_not_hold_are_read_again_in_later_rounds_of_til
     assert again(4096) < 1.1 < 1.5 < again(131072)
 
 
+def test_tiles_of_kernels_with_few_steps_under_way_wait_for_operands_that_are_read_again() -> None:
+    """The rounds of TensorRT-LLM's narrow tiles on L40S read 268 MB of rows once for each 128 columns."""
+    kernel = gemm("product", BLOCKS._replace(m=4096, k=65536, n=8192))
+
+    def more(dispatch: int) -> tuple[float, float]:
+        theta = {**kernel.form.priors(), "dispatch": float(dispatch)}
+        few, many = (kernel.form.terms(kernel, L40S, {**theta, "l2_misses": share}) for share in (0.05, 1.0))
+        return float(many.tensor + many.chain - few.tensor - few.chain), float(many.memory - few.memory)
+
+    columns = covered_by_a_round(kernel.shape, "ada", TRTLLM, L40S.compute.units)[1]
+    again = 4096 * 65536 * (8192 / float(columns) - 1.0) / L40S.memory.hbm.bandwidth
+    waited, beside = more(TRTLLM)
+    assert waited == pytest.approx(0.95 * again, rel=0.2)
+    assert beside == 0.0
+    waited, beside = more(RANKED)
+    assert waited == 0.0 < beside
+
+
 def test_rounds_along_the_shorter_side_read_a_large_output_again_more_often_than_square_ones() -> None:
     """132 tiles of 128 × 128 cover 1,471 rows and columns, or 16,384 columns and 132 rows; on Ada they go down rows."""
     large = Gemm(m=16384, n=16384, k=4096, activations="fp8", weights="fp8")
@@ -147,6 +166,13 @@ def test_rounds_along_the_shorter_side_read_a_large_output_again_more_often_than
     assert covered_by_a_round(large._replace(n=2048), "hopper", SGLANG, 132) == (1056, 2048)
     assert covered_by_a_round(large, "ada", SGLANG, 142) == (16384, 142)
     assert covered_by_a_round(large, "ada", VLLM, 142)[0] == covered_by_a_round(large, "ada", VLLM, 142)[1]
+
+
+def test_rounds_of_block_scaled_tiles_go_down_the_rows_or_a_group_of_them() -> None:
+    """142 tiles of 32 × 128 are 4,544 rows high; Triton's of 64 × 128 stand in groups of 32, which are 2,048 rows."""
+    large = BLOCKS._replace(m=16384, n=16384)
+    assert covered_by_a_round(large, "ada", TRTLLM, 142) == (4544, 128)
+    assert covered_by_a_round(large, "ada", VLLM, 142) == (2048, 568)
 
 
 def test_blocks_that_quantise_several_rows_take_over_where_there_are_enough() -> None:
@@ -161,6 +187,14 @@ def test_blocks_that_quantise_several_rows_take_over_where_there_are_enough() ->
     assert saved(16384) == pytest.approx(16384 / 132 * 7 / 8 * 1e-6, rel=0.1)
     by_blocks = Gemm(m=16384, n=128, k=512, activations="fp8_block", weights="fp8_block")
     assert seconds(by_blocks, rows_a_block=8.0) == seconds(by_blocks)
+
+
+def test_groups_with_a_scale_of_their_own_are_dealt_out_to_blocks_whatever_rows_they_are_of() -> None:
+    def blocks_seconds(m: int, k: int) -> float:
+        one, other = (seconds(BLOCKS._replace(m=m, n=128, k=k), row_s=each) for each in (1e-7, 2e-7))
+        return other - one
+
+    assert blocks_seconds(8192, 2048) == pytest.approx(blocks_seconds(2048, 8192)) == pytest.approx(8192 / 132 * 1e-7)
 
 
 def test_a_second_reading_of_rows_at_work_comes_from_memory_where_l2_does_not_hold_them() -> None:
@@ -188,7 +222,7 @@ def test_a_fit_tries_no_tiles_but_those_that_a_library_publishes() -> None:
     assert [start for start in form.starts_of("vllm") if "dispatch" in start] == []
     assert form.starts_of("trtllm") == form.starts_of("vllm") != form.starts_of("") == form.starts
     rows = [{"gemm_dtype": "fp8", "m": m, "latency": 0.01 + 1e-5 * m} for m in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
-    for library, dispatch in (("trtllm", RANKED), ("vllm", VLLM), ("sglang", SGLANG)):
+    for library, dispatch in (("trtllm", TRTLLM), ("vllm", VLLM), ("sglang", SGLANG)):
         (one,) = read("gemm", ROW, rows, library=library)
         (entry, *_) = fit_kernel([one], H100, lambda series: series.used)
         assert entry.fit.values["dispatch"] == dispatch
@@ -379,6 +413,13 @@ def test_a_published_table_fixes_the_tile(
     generation: str, dispatch: int, m: int, n: int, tile: tuple[int, int, int, int]
 ) -> None:
     assert published_tile(FP8._replace(m=m, n=n), generation, dispatch) == tile
+
+
+def test_block_scaled_kernels_on_ada_have_one_tile() -> None:
+    assert published_tile(BLOCKS, "ada", VLLM) == (64, 128, 1, 1)
+    assert published_tile(BLOCKS, "ada", TRTLLM) == (32, 128, 1, 1)
+    assert published_tile(BLOCKS, "hopper", VLLM) is None
+    assert published_tile(FP8, "ada", TRTLLM) is None
 
 
 def test_without_a_table_the_fastest_tile_is_taken() -> None:

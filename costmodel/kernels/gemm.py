@@ -5,7 +5,9 @@ Narrow activations arrive in 16 bit and are quantised first; that pass is part o
 Sources: tiles, waves and split-K as in NVIDIA's "Matrix multiplication background" guide; operand traffic per tile as
 in CUTLASS' efficient GEMM documentation; tiles by rows as in vllm-project/vllm, csrc/quantization/w8a8/cutlass; one
 thread block per row as in csrc/quantization/w8a8/fp8/common.cu; eight rows in one where there are many, as in
-sgl-project/sglang, sgl-kernel/csrc/gemm/per_token_quant_fp8.cu. Priors: the middle of what fits of four devices found.
+sgl-project/sglang, sgl-kernel/csrc/gemm/per_token_quant_fp8.cu; 16 groups of 128 elements in one as in
+vllm-project/vllm, csrc/quantization/w8a8/fp8/per_token_group_quant.cu. Priors: the middle of what fits of four devices
+found.
 """
 
 from collections.abc import Mapping
@@ -21,11 +23,13 @@ from costmodel.kernels.gemm_tiles import (
     RANKED,
     SGLANG,
     TILES,
+    TRTLLM,
     VLLM,
     Tile,
     covered_by_a_round,
     published_tile,
     sized,
+    waits,
 )
 
 RAMP = 30.0
@@ -42,6 +46,8 @@ QUANTISED = 2048
 """Elements that a block of the quantisation takes in one step: 256 threads of 16 bytes."""
 SCALED_BY_ROWS = ("fp8", "int8")
 """Formats with one scale for a whole row, which is read twice; a group of elements with its own stays in registers."""
+SCALED_BY_GROUPS = ("fp8_block",)
+"""Formats whose blocks of the quantisation take so many elements, whichever rows they are of."""
 BLOCKS_A_UNIT = 8
 """Blocks of the quantisation, of 256 threads, that share an SM."""
 MANY_BLOCKS = 2
@@ -124,7 +130,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """launch + quantisation + pnorm(rounds of tiles, HBM bytes).
 
     Of the tiles that a library ranks, and of cutting k or not, the fastest is taken; a published table fixes the tile
-    and never cuts k.
+    and never cuts k. Operands that L2 lost are read beside the products, or waited for.
     """
     shape: Gemm = kernel.shape
     copied = shape.joined and round(nominal(theta["joining"], IN_PLACE)) == COPIED
@@ -139,9 +145,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         for other, other_computes in others:
             computes = where(other < busy, other_computes, computes)
             busy = minimum(busy, other)
+    memory, again = _memory_seconds(kernel, hardware, theta), _reread_seconds(shape, hardware, theta)
+    if waits(shape, hardware.generation, dispatch):
+        computes = where(again < busy, computes, 0.0)
+        busy = busy + again
+    else:
+        memory = memory + again
     return Terms(
         tensor=busy * computes,
-        memory=_memory_seconds(kernel, hardware, theta) + _reread_seconds(shape, hardware, theta),
+        memory=memory,
         chain=busy * (1.0 - computes),
         launch=theta["launch_s"]
         + _quantise_seconds(kernel, hardware, theta)
@@ -249,10 +261,12 @@ def _reread_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float])
 
 
 def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
-    """Reading wide activations, finding the scales, writing narrow ones: launches, bytes, and blocks of one row.
+    """Reading wide activations, finding the scales, writing narrow ones: launches, bytes, and blocks of one row, or of
+    2,048 elements where each group of them has a scale of its own.
 
-    The second reading of a row comes from L2 where that holds the rows at work. A library whose blocks take several
-    rows, a warp for each, where there are enough to fill the device, has fewer blocks and longer chains there.
+    The second reading of a row comes from L2 where that holds the rows at work, and what they become. A library whose
+    blocks take several rows, a warp for each, where there are enough to fill the device, has fewer blocks and longer
+    chains there.
     """
     shape: Gemm = kernel.shape
     if not quantises(shape):
@@ -262,17 +276,21 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
     together = nominal(theta["rows_a_block"], 1) if shape.activations in SCALED_BY_ROWS else 1
     if together != 1:
         together = where(rows >= MANY_BLOCKS * together * units, together, 1.0)
-    wide = element_bytes(shape.source)
-    traffic = rows * shape.k * (wide + element_bytes(shape.activations))
+    wide, narrow = element_bytes(shape.source), element_bytes(shape.activations)
+    traffic = rows * shape.k * (wide + narrow)
     if l2 is not None and shape.activations in SCALED_BY_ROWS:
-        at_work = minimum(rows, BLOCKS_A_UNIT * together * units) * shape.k * wide
+        at_work = minimum(rows, BLOCKS_A_UNIT * together * units) * shape.k * (wide + narrow)
         fill = power(at_work / (theta["l2_share"] * l2), 4)
         traffic = traffic + fill / (1.0 + fill) * rows * shape.k * wide
+    steps = ceil_div(shape.k, QUANTISED)
+    blocks, chain = (
+        (rows * steps, 1.0) if shape.activations in SCALED_BY_GROUPS else (rows / together, together * steps)
+    )
     return (
         theta["quantise_s"]
         + _quantised_bytes_seconds(kernel, hardware, theta, traffic)
-        + theta["row_s"] * maximum(rows / (together * units), 1.0)
-        + theta["element_s"] * together * ceil_div(shape.k, QUANTISED) * QUANTISED
+        + theta["row_s"] * maximum(blocks / units, 1.0)
+        + theta["element_s"] * chain * QUANTISED
     )
 
 
@@ -280,14 +298,15 @@ def _quantised_bytes_seconds(
     kernel: Kernel, hardware: Hardware, theta: Mapping[str, float], traffic: Quantity
 ) -> Quantity:
     """Bytes of the quantisation. What L2 still holds of them may pass faster than HBM delivers it, what HBM moves does
-    not: no kernel exceeds the datasheet's bandwidth, however fast it was on rows that fit in L2.
+    not: a stream from HBM reaches its usual share of the datasheet's bandwidth, however fast it was on rows in L2.
     """
     moved = _returning(kernel)
     over = theta["quantise_bandwidth"]
     through = memory_seconds(moved, hardware, theta, traffic)
     missed = traffic * (1.0 - replayed_share(moved, hardware, theta))
     cold = missed / (hardware.memory.hbm.bandwidth * theta["memory_efficiency"])
-    return (through - cold) / over + cold / minimum(over, 1.0 / theta["memory_efficiency"])
+    streamed = minimum(over * theta["memory_efficiency"], theta["quantise_hbm"])
+    return (through - cold) / over + missed / (hardware.memory.hbm.bandwidth * streamed)
 
 
 def _joining_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
@@ -350,11 +369,16 @@ PARAMETERS = (
         0.03,
         6.0,
         "1",
-        "L2's bandwidth of the quantisation over products'; HBM's up to 1",
+        "L2's bandwidth of the quantisation over products'; HBM's up to quantise_hbm",
     ),
-    Parameter("row_s", 1e-7, 1.2, 1e-9, 5e-6, "s", "a block of the quantisation, which scales one row"),
+    Parameter(
+        "quantise_hbm", 0.88, 0.05, 0.5, 1.0, "1", "share of the datasheet HBM bandwidth that the quantisation reaches"
+    ),
+    Parameter("row_s", 1e-7, 1.2, 1e-9, 5e-6, "s", "a block of the quantisation, which scales one row or 16 groups"),
     Parameter("element_s", 6e-11, 1.0, 1e-12, 5e-9, "s", "an element in the chain of such a block"),
-    Parameter("dispatch", 1.0, 0.0, 1.0, 3.0, "1", "tile: 1 the fastest, 2 by vLLM's table, 3 by SGLang's"),
+    Parameter(
+        "dispatch", 1.0, 0.0, 1.0, 4.0, "1", "tile: 1 the fastest, by the table of: 2 vLLM, 3 SGLang, 4 TensorRT-LLM"
+    ),
     Parameter("rows_a_block", 1.0, 0.0, 1.0, 8.0, "1", "rows that a block of the quantisation takes of many"),
     Parameter("joining", 1.0, 0.0, 1.0, 2.0, "1", "outputs of several products: 1 written into rows, 2 copied there"),
     Parameter("join_s", 3e-6, 0.4, 0.5e-6, 1e-5, "s", "launch of the copy of outputs of several products into rows"),
@@ -385,7 +409,7 @@ FORM = Form(
     built={
         "sglang": {"dispatch": float(SGLANG), "rows_a_block": 8.0, "joining": 2.0},
         "vllm": {"dispatch": float(VLLM)},
-        "trtllm": {"dispatch": float(RANKED)},
+        "trtllm": {"dispatch": float(TRTLLM)},
     },
     choices_near=choices_near,
     starts=({"split_s": NO_SPLIT_S}, {"dispatch": float(VLLM)}, {"dispatch": float(SGLANG)}),

@@ -4,7 +4,9 @@ Kernels that share a library are compiled once for each tile: a narrow one has f
 registers, some lack fast accumulation. So a size of tile has a step and a start of its own, relative to the full one.
 
 Sources: vllm-project/vllm, csrc/quantization/w8a8/cutlass, scaled_mm_sm89, sm90 and sm100 fp8_dispatch.cuh;
-sgl-project/sglang, sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu; NVIDIA/cutlass, tile schedulers.
+vllm/model_executor/layers/quantization/utils/fp8_utils.py (the tile without a tuned one); sgl-project/sglang,
+sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu; NVIDIA/TensorRT-LLM, fp8_blockscale_gemm/ada_blockwise_gemm; NVIDIA/cutlass,
+tile schedulers.
 """
 
 from collections.abc import Mapping
@@ -21,8 +23,10 @@ FEW_ROWS = 16
 """A tile of so many rows is one of few."""
 SMALL, HALF = 64 * 64, 64 * 128
 """Largest area of a small tile, and of half a full one."""
-RANKED, VLLM, SGLANG = 1, 2, 3
+RANKED, VLLM, SGLANG, TRTLLM = 1, 2, 3, 4
 """Values of `dispatch`."""
+GROUPED = 32
+"""Tiles down the rows of which Triton's blocks take the same columns, group after group of them."""
 
 
 class Tile(NamedTuple):
@@ -36,6 +40,10 @@ class Tile(NamedTuple):
 
 TILES = (Tile(16, 64), Tile(64, 64), Tile(64, 128), Tile(128, 128), Tile(128, 256))
 """The tiles between which a library chooses that tries them out or ranks them by a model."""
+
+
+SCALED_BY_BLOCKS = {("ada", VLLM): Tile(64, 128), ("ada", TRTLLM): Tile(32, 128)}
+"""The one tile of a kernel whose operands have a scale for each block of 128 elements."""
 
 
 def sized(tile: Tile, theta: Mapping[str, float], what: str) -> Quantity:
@@ -57,13 +65,17 @@ def sized(tile: Tile, theta: Mapping[str, float], what: str) -> Quantity:
 
 
 def published_tile(shape: "Gemm", generation: str, dispatch: int) -> Tile | None:
-    """The tile that a library's own table gives a product of fp8 operands; None where there is no table, as for several
-    products in one launch, which are cuBLAS'.
+    """The tile that a library's own table gives a product of fp8 operands, block-scaled ones on Ada too; None where
+    there is no table, as for several products in one launch, which are cuBLAS'.
 
     Blackwell's pairs of SMs count as two blocks of half the tile. SGLang's times on Hopper nearly equal vLLM's and step
     where those do, from 128 to 129 rows, not from 256 to 257 as in the source of its kernel: they are of vLLM's tiles.
     """
-    if dispatch == RANKED or shape.several or shape.activations != "fp8" or shape.weights != "fp8":
+    if dispatch == RANKED or shape.several or shape.activations != shape.weights:
+        return None
+    if shape.weights == "fp8_block":
+        return SCALED_BY_BLOCKS.get((generation, dispatch))
+    if shape.weights != "fp8":
         return None
     tables = {
         ("hopper", VLLM): _vllm_hopper,
@@ -82,17 +94,31 @@ def covered_by_a_round(shape: "Gemm", generation: str, dispatch: int, units: Qua
 
     Libraries that rank tiles group them, so that a round is as high as wide. CUTLASS' persistent kernels, as the
     published tables launch them, go line by line along the shorter side: of a large output a round covers lines that
-    are long and few. On Ada SGLang's go down the rows, and vLLM's in groups.
+    are long and few. On Ada SGLang's go down the rows, and vLLM's in groups. Kernels with a scale for each block of 128
+    elements go down the rows, Triton's down a group of them: narrow tiles cover few columns at a time.
     """
     area = FULL**2 * units
     m, n = shape.m, shape.n
-    if published_tile(shape, generation, dispatch) is None or (generation, dispatch) == ("ada", VLLM):
+    tile = published_tile(shape, generation, dispatch)
+    if tile is not None and shape.weights == "fp8_block":
+        rows = minimum(m, tile.rows * (GROUPED if dispatch == VLLM else units))
+        return rows, tile.rows * tile.columns * units / rows
+    if tile is None or (generation, dispatch) == ("ada", VLLM):
         return root(area, 2), root(area, 2)
     line = minimum(m if generation == "ada" else minimum(m, n), area / FULL)
     lines = area / line
     if generation == "ada":
         return line, lines
     return where(n > m, line, lines), where(n > m, lines, line)
+
+
+def waits(shape: "Gemm", generation: str, dispatch: int) -> bool:
+    """Whether tiles wait for operands that L2 lost.
+
+    CUTLASS' and Triton's kernels for Ada have two to five steps of k under way, enough for the latency of L2, not for
+    that of HBM; a warp of Hopper's and Blackwell's does nothing but load, and what cuBLAS ranks is tuned for it.
+    """
+    return generation == "ada" and published_tile(shape, generation, dispatch) is not None
 
 
 def _steps(value: Quantity, *steps: tuple[int, Quantity], beyond: Quantity) -> Quantity:
