@@ -209,12 +209,20 @@ def test_a_second_reading_of_rows_at_work_comes_from_memory_where_l2_does_not_ho
     assert an_element(65536) > 1.3 * an_element(4096)
 
 
+def test_one_scale_for_the_whole_is_found_before_anything_is_read_a_second_time() -> None:
+    """H100 holds 50 MB: 1,056 rows of 4,096 at work are 13 MB with what they become, 16,384 of them 201 MB."""
+    shape = Gemm(n=16, k=4096, m=16384, activations="fp8", weights="fp8")
+    again = shape.m * shape.k * 2 / (H100.memory.hbm.bandwidth * 0.82)
+    assert seconds(shape, scales=2.0) - seconds(shape) == pytest.approx(again, rel=0.15)
+    assert seconds(shape._replace(m=256), scales=2.0) == pytest.approx(seconds(shape._replace(m=256)), rel=1e-3)
+
+
 def test_choices_that_a_library_publishes_need_no_point_to_be_found() -> None:
     rows = [{"gemm_dtype": "fp8", "m": m, "latency": 0.01 + 1e-5 * m} for m in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
-    for library, together in (("sglang", 8.0), ("vllm", 1.0)):
+    for library, together, scales in (("sglang", 8.0, 1.0), ("vllm", 1.0, 1.0), ("trtllm", 1.0, 2.0)):
         (one,) = read("gemm", ROW, rows, library=library)
         (entry, *_) = fit_kernel([one], H100, lambda series: series.used)
-        assert entry.fit.values["rows_a_block"] == together
+        assert (entry.fit.values["rows_a_block"], entry.fit.values["scales"]) == (together, scales)
 
 
 def test_a_fit_tries_no_tiles_but_those_that_a_library_publishes() -> None:

@@ -6,8 +6,9 @@ Sources: tiles, waves and split-K as in NVIDIA's "Matrix multiplication backgrou
 in CUTLASS' efficient GEMM documentation; tiles by rows as in vllm-project/vllm, csrc/quantization/w8a8/cutlass; one
 thread block per row as in csrc/quantization/w8a8/fp8/common.cu; eight rows in one where there are many, as in
 sgl-project/sglang, sgl-kernel/csrc/gemm/per_token_quant_fp8.cu; 16 groups of 128 elements in one as in
-vllm-project/vllm, csrc/quantization/w8a8/fp8/per_token_group_quant.cu. Priors: the middle of what fits of four devices
-found.
+vllm-project/vllm, csrc/quantization/w8a8/fp8/per_token_group_quant.cu; the scale of a whole in a kernel of
+its own as in NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/common/cudaFp8Utils.cu. Priors: the middle of what fits of four
+devices found.
 """
 
 from collections.abc import Mapping
@@ -52,6 +53,8 @@ BLOCKS_A_UNIT = 8
 """Blocks of the quantisation, of 256 threads, that share an SM."""
 MANY_BLOCKS = 2
 """Blocks on every SM from which blocks of several rows are used."""
+OF_ROWS, OF_THE_WHOLE = 1, 2
+"""Values of `scales`: activations have one scale for each row, or one for all of them."""
 IN_PLACE, COPIED = 1, 2
 """Values of `joining`: outputs of several products are written where they belong, or copied there."""
 NO_SPLIT_S = 1e-4
@@ -264,9 +267,9 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
     """Reading wide activations, finding the scales, writing narrow ones: launches, bytes, and blocks of one row, or of
     2,048 elements where each group of them has a scale of its own.
 
-    The second reading of a row comes from L2 where that holds the rows at work, and what they become. A library whose
-    blocks take several rows, a warp for each, where there are enough to fill the device, has fewer blocks and longer
-    chains there.
+    The second reading of a row comes from L2 where that holds the rows at work, and what they become: all rows where
+    one kernel finds the scale of the whole and another one applies it. A library whose blocks take several rows, a warp
+    for each, where there are enough to fill the device, has fewer blocks and longer chains there.
     """
     shape: Gemm = kernel.shape
     if not quantises(shape):
@@ -279,7 +282,8 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
     wide, narrow = element_bytes(shape.source), element_bytes(shape.activations)
     traffic = rows * shape.k * (wide + narrow)
     if l2 is not None and shape.activations in SCALED_BY_ROWS:
-        at_work = minimum(rows, BLOCKS_A_UNIT * together * units) * shape.k * (wide + narrow)
+        whole = round(nominal(theta["scales"], OF_ROWS)) == OF_THE_WHOLE
+        at_work = (rows if whole else minimum(rows, BLOCKS_A_UNIT * together * units)) * shape.k * (wide + narrow)
         fill = power(at_work / (theta["l2_share"] * l2), 4)
         traffic = traffic + fill / (1.0 + fill) * rows * shape.k * wide
     steps = ceil_div(shape.k, QUANTISED)
@@ -380,6 +384,7 @@ PARAMETERS = (
         "dispatch", 1.0, 0.0, 1.0, 4.0, "1", "tile: 1 the fastest, by the table of: 2 vLLM, 3 SGLang, 4 TensorRT-LLM"
     ),
     Parameter("rows_a_block", 1.0, 0.0, 1.0, 8.0, "1", "rows that a block of the quantisation takes of many"),
+    Parameter("scales", 1.0, 0.0, 1.0, 2.0, "1", "of quantised activations: 1 one for each row, 2 one for the whole"),
     Parameter("joining", 1.0, 0.0, 1.0, 2.0, "1", "outputs of several products: 1 written into rows, 2 copied there"),
     Parameter("join_s", 3e-6, 0.4, 0.5e-6, 1e-5, "s", "launch of the copy of outputs of several products into rows"),
     Parameter("apart", 0.55, 0.8, 0.01, 1.0, "1", "share of block_s that hides behind no other tile's products"),
@@ -409,7 +414,7 @@ FORM = Form(
     built={
         "sglang": {"dispatch": float(SGLANG), "rows_a_block": 8.0, "joining": 2.0},
         "vllm": {"dispatch": float(VLLM)},
-        "trtllm": {"dispatch": float(TRTLLM)},
+        "trtllm": {"dispatch": float(TRTLLM), "scales": float(OF_THE_WHOLE)},
     },
     choices_near=choices_near,
     starts=({"split_s": NO_SPLIT_S}, {"dispatch": float(VLLM)}, {"dispatch": float(SGLANG)}),
