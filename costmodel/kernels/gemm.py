@@ -191,9 +191,9 @@ def _tiles_seconds(
     """Of all tiles, with the better of one part and several along k; and 1 where FLOPs take longer than bytes, else 0.
 
     Small tiles share an SM, which hides the latency of their bytes but not their FLOPs. What of a prologue and epilogue
-    does not hide behind another tile adds to the FLOPs. The fuller the device, the longer a block's steps take: its
-    clock falls, and L2 serves more of them. Every tile asks for its rows beyond the matrix too. The sums of the parts
-    of k, whole tiles of them, pass through memory.
+    does not hide behind another tile adds to the FLOPs. The fuller the device, the longer a block's steps and its ends
+    take: its clock falls, and L2 serves more of them. Every tile asks for its rows beyond the matrix too. The sums of
+    the parts of k, whole tiles of them, pass through memory.
     """
     m, n, k = shape.m, shape.n, shape.k
     rows, columns = tile.rows, tile.columns
@@ -209,10 +209,11 @@ def _tiles_seconds(
     weight = 1.0 if shape.block_per_tile else theta["wave_weight"]
     alone = waves(tiles, units, weight)
     shared = waves(tiles, units * resident, weight)
-    step = sized(tile, theta, "step") * (1.0 + theta["crowding"] * minimum(tiles / units, 1.0))
+    crowded = 1.0 + theta["crowding"] * minimum(tiles / units, 1.0)
+    step = sized(tile, theta, "step") * crowded
     flops = k * 2 * area * (1.0 + RAMP / root(area, 2)) * pace.flop_s * step
     feed = k * (pace.row_bytes * minimum(m, rows) + pace.column_bytes * minimum(n, columns)) * pace.byte_s * step
-    fixed = theta["block_s"] * sized(tile, theta, "block")
+    fixed = theta["block_s"] * sized(tile, theta, "block") * crowded
     apart = theta["apart"] * fixed * alone
     padding = theta["padding"] * beyond * k * pace.row_bytes * pace.hbm_byte_s
     whole = maximum(shared * (fixed + feed), apart + alone * flops) + padding
@@ -396,7 +397,7 @@ PARAMETERS = (
     Parameter("half_block", 0.9, 0.5, 0.05, 10.0, "1", "as few_block, of half a full tile"),
     Parameter("wide_step", 0.88, 0.3, 0.3, 4.0, "1", "as few_step, of a tile wider than a full one"),
     Parameter("wide_block", 2.2, 0.5, 0.1, 20.0, "1", "as few_block, of a tile wider than a full one"),
-    Parameter("crowding", 0.12, 0.8, 0.001, 1.0, "1", "by how much a step takes longer where all units are busy"),
+    Parameter("crowding", 0.12, 0.8, 0.001, 1.0, "1", "by how much a block takes longer where all units are busy"),
     Parameter("padding", 0.05, 1.0, 0.001, 5.0, "1", "time of the bytes of rows beyond the matrix over that from HBM"),
     Parameter(
         "l2_misses", 0.6, 0.5, 0.05, 1.0, "1", "share of operands larger than L2 that later rounds of tiles miss"
