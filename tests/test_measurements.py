@@ -184,6 +184,37 @@ def test_a_processors_points_are_timed_again_after_the_others_of_their_operator(
     assert journal.header == to_csv(rows).splitlines()[0].split(",")
 
 
+class SlowAtFirst:
+    """A core that is slow while an operator's first points are timed, and as fast as it can be from then on."""
+
+    def __init__(self, device: str, folder: str | None, ever: bool = True) -> None:
+        self.asked: list[Task] = []
+        self.ever = ever
+
+    def run(self, task: Task, limit_s: float) -> Answer:
+        self.asked.append(task)
+        slow = len(self.asked) <= 3 or (task.again and not self.ever)
+        return Answer("ok", {"seconds": 1.7 if slow else 1.0, "pace_s": 1.7e-4 if slow else 1.0e-4})
+
+    def stop(self) -> None: ...
+
+
+@pytest.mark.parametrize("ever", [True, False])
+def test_points_beside_a_slow_core_are_timed_again_after_all_operators(
+    ever: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All passes of an operator can fall into one slow time, in which they agree; where it stays slow, it ends."""
+    worker = SlowAtFirst("cpu", None, ever)
+    monkeypatch.setattr(sweeping, "Worker", lambda device, folder: worker)
+    stated, journal = facts("cpu"), Journal(tmp_path / "measurements.csv")
+    wanted = [*jobs([runner("norm")], stated, "quick")[:4], *jobs([runner("gemm")], stated, "quick")[:2]]
+    rows = sweep(wanted, stated, journal)
+    again = [task.point for task in worker.asked if task.again]
+    assert again == [task.point for task in worker.asked[:3]] * (1 if ever else sweeping.LATE_ROUNDS)
+    assert [row.pace_s for row in rows] == [1.0e-4 if ever else 1.7e-4] * 3 + [1.0e-4] * 3
+    assert [row.seconds for row in read_measurements(journal.path)] == [row.seconds for row in rows]
+
+
 def test_a_second_pass_is_over_the_inputs_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     from validation import worker
     from validation.canary import canary
@@ -316,9 +347,13 @@ def test_a_corrupt_file_is_refused_with_its_line(tmp_path: Path, change: tuple[s
 
 
 def test_points_beside_a_drift_of_the_canary_are_left_out() -> None:
-    drifts = [0.0, 0.01, 0.2, 0.01]
-    rows = [replace(ROW, shape={**SHAPE, "context": n}, drift=drift, at_s=n) for n, drift in enumerate(drifts, 1)]
+    products = [1.0, 1.01, 1.2, 1.02]
+    rows = [
+        replace(ROW, shape={**SHAPE, "context": n}, canary_gemm_s=product, canary_copy_s=1.0, at_s=n)
+        for n, product in enumerate(products, 1)
+    ]
     assert {dict(key[3])["context"] for key in drifted(rows, 0.15)} == {2, 3}
+    assert not drifted([replace(row, canary_gemm_s=None) for row in rows], 0.15)
     (group,) = series_of(rows, load_hardware("h100-sxm"), "own", 0.15)
     assert list(group.series.flags) == ["", "drift", "drift", ""]
 

@@ -28,14 +28,15 @@ PARTS = {
     "sm_89": Part("NVIDIA L40S", 142, 48 * 10**9, "l40s"),
     "sm_90": Part("NVIDIA H100 80GB HBM3", 132, 80 * 10**9, "h100-sxm"),
     "sm_100": Part("NVIDIA B200", 148, 180 * 10**9, "b200-sxm"),
+    "sm_120": Part("NVIDIA GeForce RTX 5090", 170, 32 * 2**30, "rtx-5090"),
 }
 
 
 def capability(arch: str) -> tuple[int, int]:
     """Compute capability.
 
-    >>> capability("sm_90"), capability("sm_100")
-    ((9, 0), (10, 0))
+    >>> capability("sm_90"), capability("sm_120")
+    ((9, 0), (12, 0))
     """
     major, minor = divmod(int(arch.removeprefix("sm_")), 10)
     return major, minor

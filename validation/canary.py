@@ -1,5 +1,7 @@
 """The same product and the same copy, again and again during a run: whether the device is still as fast as it was."""
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -9,8 +11,8 @@ from validation.cuda_clock import CudaClock
 from validation.device import DeviceFacts
 
 EVERY_S = 30.0
-LIMITS = {"cuda": 0.03, "cpu": 0.15}
-"""Drift beyond which rows are flagged; CPU time itself spreads by several percent on a machine with other work."""
+PAUSE_S = 600.0
+"""A device that was given nothing for longer has cooled, and settles anew. No point takes as long."""
 GEMM_SIDE = {"cuda": 8192, "cpu": 512}
 COPY_BYTES = {"cuda": 2 * 2**30, "cpu": 32 * 2**20}
 SMALL_MEMORY_BYTES = 16 * 2**30
@@ -19,90 +21,100 @@ WARM_UP_S = 0.25
 
 
 class Reading(NamedTuple):
-    """Seconds of the product and of the copy, at a time of the system's clock (seconds since 1970)."""
+    """Seconds of the product and of the copy."""
 
-    at_s: float
     gemm_s: float
     copy_s: float
 
+    def apart(self, other: "Reading") -> float:
+        """How far this reading is from another, as a share: of product or copy, whichever is further.
+
+        >>> round(Reading(1.05, 2.0).apart(Reading(1.0, 2.02)), 3)
+        0.05
+        """
+        return max(abs(self.gemm_s / other.gemm_s - 1), abs(self.copy_s / other.copy_s - 1))
+
 
 class Canary:
-    """Takes a reading when one is due, and says how far the last is from the others.
-
-    take: seconds of the product and of the copy. readings: earlier ones of the same run, where it goes on.
-    """
+    """Takes a reading whenever the last is `every_s` old. take: a reading."""
 
     def __init__(
-        self,
-        take: Callable[[], tuple[float, float]],
-        limit: float,
-        every_s: float = EVERY_S,
-        readings: Sequence[Reading] = (),
-        now: Callable[[], float] = time.time,
+        self, take: Callable[[], Reading], every_s: float = EVERY_S, now: Callable[[], float] = time.time
     ) -> None:
-        self.readings = list(readings)
-        self.limit = limit
         self._take, self._every_s, self._now = take, every_s, now
-        self._last_s: float | None = None
+        self._last: tuple[float, Reading] | None = None
 
-    def tick(self) -> Reading | None:
-        """Take a reading if there is none yet in this process, or the last is older than `every_s`."""
-        if self._last_s is not None and self._now() - self._last_s < self._every_s:
-            return None
-        gemm_s, copy_s = self._take()
-        self._last_s = self._now()
-        self.readings.append(Reading(self._last_s, gemm_s, copy_s))
-        return self.readings[-1]
-
-    @property
-    def drift(self) -> float:
-        """How far the last reading is from the median of all, as a share: of product or copy, whichever is further."""
-        return drifts(self.readings)[-1] if self.readings else 0.0
-
-    def flagged(self, times_s: Sequence[float]) -> tuple[bool, ...]:
-        """For each row's time, whether a reading beside it drifted."""
-        return around_drift(self.readings, times_s, self.limit)
+    def reading(self) -> Reading:
+        """The last reading, taken now if it is older than `every_s` or the first of this process."""
+        if self._last is None or self._now() - self._last[0] >= self._every_s:
+            reading = self._take()
+            self._last = (self._now(), reading)
+        return self._last[1]
 
 
-def drifts(readings: Sequence[Reading]) -> list[float]:
-    """The drift of each reading from the median of all.
+def drifts(readings: Sequence[Reading], limit: float) -> list[float]:
+    """How far each reading of a run, in the order of time, is from the state in which the run spent most of it.
 
-    >>> [round(drift, 3) for drift in drifts([Reading(0, 1.0, 2.0), Reading(30, 1.0, 2.0), Reading(60, 1.05, 2.02)])]
-    [0.0, 0.0, 0.05]
+    A device under load settles: a cool one keeps a high clock for minutes and then a lower one for as long as the load
+    lasts, so that neither the first readings nor those up to any time tell its state; what most readings of the whole
+    run agree on to within the limit does, and of several such states the latest. What was before it drifts.
+
+    >>> cool, settled, disturbed = Reading(1.0, 2.0), Reading(1.05, 2.0), Reading(1.2, 2.1)
+    >>> [round(drift, 2) for drift in drifts([cool, cool, settled, settled, disturbed, settled], 0.03)]
+    [0.05, 0.05, 0.0, 0.0, 0.14, 0.0]
     """
-    if not readings:
+    agreeing: list[Reading] = []
+    for one in readings:
+        found = [other for other in readings if other.apart(one) <= limit]
+        if len(found) >= len(agreeing):
+            agreeing = found
+    if not agreeing:
         return []
-    gemm, copy = median(reading.gemm_s for reading in readings), median(reading.copy_s for reading in readings)
-    return [max(abs(reading.gemm_s / gemm - 1), abs(reading.copy_s / copy - 1)) for reading in readings]
+    state = Reading(median(each.gemm_s for each in agreeing), median(each.copy_s for each in agreeing))
+    return [reading.apart(state) for reading in readings]
 
 
-def around_drift(readings: Sequence[Reading], times_s: Sequence[float], limit: float) -> tuple[bool, ...]:
-    """For each time, whether the last reading before it or the first after it drifted by more than the limit.
+def beside_drift(rows: Sequence[tuple[float, Reading]], limit: float) -> list[bool]:
+    """For rows in the order of time, each with the last reading before it, whether it or the next reading drifted.
 
-    >>> seen = [Reading(0, 1.0, 1.0), Reading(30, 1.0, 1.0), Reading(60, 1.1, 1.0), Reading(90, 1.0, 1.0)]
-    >>> around_drift(seen, [10, 40, 70, 95], 0.03)
-    (False, True, True, False)
+    Rows between a good reading and one that drifted may be of either state, so all of them are told. Where the device
+    was given nothing for longer than PAUSE_S, another run begins.
+
+    >>> good, other = Reading(1.0, 1.0), Reading(1.1, 1.0)
+    >>> beside_drift([(5, good), (35, good), (36, good), (65, other), (95, good), (125, good)], 0.03)
+    [True, True, True, True, False, False]
     """
-    drifted = dict(zip(readings, drifts(readings), strict=True))
-    flags = []
-    for at_s in times_s:
-        before = max((reading for reading in readings if reading.at_s <= at_s), default=None, key=lambda r: r.at_s)
-        after = min((reading for reading in readings if reading.at_s > at_s), default=None, key=lambda r: r.at_s)
-        flags.append(any(drifted[reading] > limit for reading in (before, after) if reading is not None))
-    return tuple(flags)
+    flags: list[bool] = []
+    for run in _runs(rows):
+        together = [(reading, len([*same])) for reading, same in itertools.groupby(reading for _, reading in run)]
+        told = drifts([reading for reading, _ in together], limit)
+        for (_, count), before, after in zip(together, told, [*told[1:], 0.0], strict=True):
+            flags += [max(before, after) > limit] * count
+    return flags
 
 
-def canary(device: DeviceFacts, every_s: float = EVERY_S, readings: Sequence[Reading] = ()) -> Canary:
+def _runs(rows: Sequence[tuple[float, Reading]]) -> list[list[tuple[float, Reading]]]:
+    """Rows apart where nothing was measured for long."""
+    runs: list[list[tuple[float, Reading]]] = []
+    last_s = -math.inf
+    for at_s, reading in rows:
+        if at_s - last_s > PAUSE_S:
+            runs.append([])
+        runs[-1].append((at_s, reading))
+        last_s = at_s
+    return runs
+
+
+def canary(device: DeviceFacts) -> Canary:
     """The canary of a device: a bf16 product of 8192³ and a copy of 2 GiB on a GPU, in fp32 and small on a CPU.
 
     Its buffers live only while a reading is taken (about 40 ms on an H100), so that measured points find the memory
     free.
     """
-    take = _cpu_reading if device.kind == "cpu" else lambda: _cuda_reading(device)
-    return Canary(take, LIMITS[device.kind], every_s, readings)
+    return Canary(_cpu_reading if device.kind == "cpu" else lambda: _cuda_reading(device))
 
 
-def _cuda_reading(device: DeviceFacts) -> tuple[float, float]:
+def _cuda_reading(device: DeviceFacts) -> Reading:
     import torch
 
     clock = CudaClock(device.device)
@@ -118,10 +130,10 @@ def _cuda_reading(device: DeviceFacts) -> tuple[float, float]:
         clock.seconds(lambda: torch.mm(a, b, out=product))
     gemm = [clock.seconds(lambda: torch.mm(a, b, out=product)) for _ in range(1 + REPEATS)]
     copy = [clock.seconds(lambda: target.copy_(source)) for _ in range(1 + REPEATS)]
-    return median(gemm[1:]), median(copy[1:])
+    return Reading(median(gemm[1:]), median(copy[1:]))
 
 
-def _cpu_reading() -> tuple[float, float]:
+def _cpu_reading() -> Reading:
     import torch
 
     threads = torch.get_num_threads()
@@ -133,7 +145,7 @@ def _cpu_reading() -> tuple[float, float]:
         copy = [_thread_seconds(lambda: target.copy_(source)) for _ in range(1 + REPEATS)]
     finally:
         torch.set_num_threads(threads)
-    return median(gemm[1:]), median(copy[1:])
+    return Reading(median(gemm[1:]), median(copy[1:]))
 
 
 def _thread_seconds(run: Callable[[], object]) -> float:

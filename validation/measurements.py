@@ -23,6 +23,7 @@ from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.processor import PROCESSOR, for_device
 from costmodel.loading import read_text, write_atomically
+from validation.canary import Reading, beside_drift
 from validation.measured_profile import GENERATIONS
 from validation.resources import occupancy_of
 from validation.runners import ROLES, Runner, Shape, runners
@@ -33,7 +34,7 @@ STATUSES = ("ok", "oom", "error", "timeout", "wrong", "nan", "unsupported")
 
 TEXTS = ("runner", "family", "mechanism", "phase", "implementation", "mode", "role", "status")
 NUMBERS = ("seconds", "p10_s", "p90_s", "samples", "error", "counted_flops", "claimed_flops", "touched_bytes")
-STATE = ("sm_clock_hz", "power_w", "temperature_c", "load", "drift", "at_s")
+STATE = ("sm_clock_hz", "power_w", "temperature_c", "load", "pace_s", "canary_gemm_s", "canary_copy_s", "at_s")
 NOTES = ("throttle", "method", "kernels", "device", "driver", "packages", "date", "detail")
 WORDS = ("dtype",)
 """Names of shapes that hold text; all others hold whole numbers."""
@@ -50,8 +51,9 @@ class Measurement:
 
     seconds, p10_s, p90_s: of one call. error: the largest relative distance of an output from the reference in float64
     on the small shape. counted_flops, claimed_flops: of the reference on that shape, and of the formulas.
-    touched_bytes: of the tensors that the call is given and returns. drift: of the canary before the point. at_s:
-    seconds since 1970. kernels: what the profiler saw, or the parts of a whole model.
+    touched_bytes: of the tensors that the call is given and returns. pace_s: of a product beside the pass that counts,
+    on a processor (`validation.core_pace`). canary_gemm_s, canary_copy_s: the canary's last reading before the point.
+    at_s: seconds since 1970. kernels: what the profiler saw, or the parts of a whole model.
     """
 
     runner: str
@@ -75,7 +77,9 @@ class Measurement:
     power_w: float | None = None
     temperature_c: float | None = None
     load: float | None = None
-    drift: float | None = None
+    pace_s: float | None = None
+    canary_gemm_s: float | None = None
+    canary_copy_s: float | None = None
     at_s: float | None = None
     throttle: str = ""
     method: str = ""
@@ -245,8 +249,8 @@ class Group(NamedTuple):
 def series_of(rows: Sequence[Measurement], hardware: Hardware, library: str, drift: float) -> list[Group]:
     """The measured rows as series.
 
-    drift: rows before or after which the canary had moved by more are left out. Where several implementations ran the
-    same operator, the fastest comes first: it is the one that a calibration prices by default.
+    drift: rows before or after which the canary was further from its run's state are left out. Where several
+    implementations ran the same operator, the fastest comes first: it is the one that a calibration prices by default.
     """
     known = runners()
     flagged = drifted(rows, drift)
@@ -285,15 +289,15 @@ def ranking(rows: Sequence[Measurement]) -> dict[tuple[str, str], int]:
 
 
 def drifted(rows: Sequence[Measurement], limit: float) -> set[tuple[Any, ...]]:
-    """The keys of rows before or after which the canary had drifted."""
-    timed = sorted(
-        (row for row in rows if row.drift is not None and row.at_s is not None), key=lambda row: row.at_s or 0
-    )
-    found = set()
-    for row, after in zip(timed, [*timed[1:], *timed[-1:]], strict=True):
-        if max(row.drift or 0.0, after.drift or 0.0) > limit:
-            found.add(row.key)
-    return found
+    """The keys of rows whose last reading of the canary, or the next one after them, is too far from its run's."""
+    seen = [
+        (row.at_s or 0.0, Reading(row.canary_gemm_s, row.canary_copy_s), row.key)
+        for row in rows
+        if row.canary_gemm_s and row.canary_copy_s
+    ]
+    seen.sort(key=lambda each: each[0])
+    flags = beside_drift([(at_s, reading) for at_s, reading, _ in seen], limit)
+    return {key for (_, _, key), flagged in zip(seen, flags, strict=True) if flagged}
 
 
 def _series(

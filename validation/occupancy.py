@@ -24,6 +24,7 @@ LIMITS = {
     "sm_89": Limits(warps=48, blocks=24, registers=65536, shared_bytes=100 * 1024),
     "sm_90": Limits(warps=64, blocks=32, registers=65536, shared_bytes=228 * 1024),
     "sm_100": Limits(warps=64, blocks=32, registers=65536, shared_bytes=228 * 1024, tensor_columns=512),
+    "sm_120": Limits(warps=48, blocks=24, registers=65536, shared_bytes=100 * 1024),
 }
 WARP = 32
 REGISTER_GRANULE = 256

@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 import numpy
 
 from costmodel.errors import unknown
+from validation import core_pace
 from validation.cuda_clock import CudaClock, Run
 from validation.device import DeviceFacts
 
@@ -49,7 +50,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: median and tenths of n samples; whether its inputs were cold or warm; how it was timed."""
+    """Seconds of one call: median and tenths of n samples; whether its inputs were cold or warm; how it was timed.
+
+    pace_s: on a processor, of `core_pace`'s product, before or after the samples, whichever was slower.
+    """
 
     median_s: float
     p10_s: float
@@ -57,6 +61,7 @@ class Timing(NamedTuple):
     n: int
     mode: str
     method: str
+    pace_s: float | None = None
 
 
 class Clock(Protocol):
@@ -240,14 +245,17 @@ def _on_cpu(calls: Sequence[Run], mode: str, budget_s: float) -> Timing:
         each = itertools.cycle(calls)
         estimate = _thread_seconds(each, 1)
         count = min(max(ceil(CPU_SAMPLE_S / max(estimate, 1e-9)), 1), 1000)
+        before = core_pace.product_s()
         samples = sampled(lambda: _thread_seconds(each, count) / count, count, budget_s, FEWEST_IN_PASS)
+        pace_s = max(before, core_pace.product_s())
     finally:
         torch.set_num_threads(threads)
     load = "unknown"
     with suppress(OSError, AttributeError):
         load = f"{os.getloadavg()[0]:.1f}"
     memory = "freed memory kept" if kept else "freed memory returned"
-    return timing_of(samples, mode, f"CPU time of one thread, {_counted(count)} per sample, {memory}, load {load}")
+    method = f"CPU time of one thread, {_counted(count)} per sample, {memory}, load {load}"
+    return timing_of(samples, mode, method)._replace(pace_s=pace_s)
 
 
 @cache

@@ -8,9 +8,11 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from validation.core_pace import is_calm
 from validation.device import DeviceFacts
 from validation.measurements import Journal, Measurement
 from validation.process import Worker
@@ -27,6 +29,8 @@ BUDGET_S = {"quick": 0.1, "full": 0.3}
 """Seconds of samples per point."""
 SHARE_OF_PASS = {"cpu": 0.5, "cuda": 1.0}
 """Of these seconds in one pass: on a processor there are at least two."""
+LATE_S, LATE_ROUNDS = 25.0, 3
+"""Seconds and rounds of further passes after all operators, over points beside which a processor's core was slow."""
 SHARE_OF_MEMORY = 0.9
 PLAIN = "torch-"
 """How the names of readable forms begin that no one would serve with."""
@@ -70,7 +74,8 @@ def jobs(
 
     A processor's speed changes with what else runs on the machine, over minutes: there the points of one operator are
     measured together, so that those to fit and those to judge by see the same machine. What slows it for seconds is
-    seen by further passes over these points, until two of a point agree (`validation.passes.settled`).
+    seen by further passes over these points, until two of a point agree (`validation.passes.settled`), and what slows
+    it for longer by passes after all operators.
 
     families: names of kernel families, mechanisms or operators; none means all. part: (i, n) takes the i-th of n
     parts, which share no implementation of an operator, so that each compiles its own kernels once. With quick effort a
@@ -130,6 +135,7 @@ def too_large(job: Job, facts: DeviceFacts) -> str:
 
 
 Progress = Callable[[Job, int, int], None]
+Timed = tuple[Job, Measurement]
 
 
 def sweep(
@@ -153,12 +159,14 @@ def sweep(
     left = [job for job in wanted if job.row.key not in done]
     worker = Worker(facts.device, folder)
     begun: set[tuple[str, str]] = set()
+    again = partial(_again, facts=facts, worker=worker, effort=effort, limit_s=limit_s, journal=journal)
+    timed: list[Timed] = []
     end = math.inf if until is None else until
     try:
         together = itertools.groupby(left, key=lambda job: (job.runner.name, job.implementation.name))
         index = 0
         for name, same in together:
-            unsettled = []
+            unsettled: list[Timed] = []
             for job in same:
                 remaining = end - time.monotonic()
                 if remaining <= 0:
@@ -171,41 +179,61 @@ def sweep(
                 if row.status == "timeout" and remaining < limit:
                     break  # cut short: the next run begins with it
                 journal.add(row)
-                if not settled:
-                    unsettled.append((job, row))
-            while unsettled and (remaining := end - time.monotonic()) > 0:
-                limit = min(limit_s or LIMIT_S[facts.kind], remaining)
-                unsettled = _again(unsettled, facts, worker, effort, limit, journal)
+                (timed if settled else unsettled).append((job, row))
+            while unsettled and time.monotonic() < end:
+                found = again(unsettled, until=end)
+                timed += [(job, row) for job, row, settled in found if settled]
+                unsettled = [(job, row) for job, row, settled in found if not settled]
+            timed += unsettled
+        late_end = min(end, time.monotonic() + LATE_S)
+        for _ in range(LATE_ROUNDS):
+            slow, calm = beside_a_slow_core(timed)
+            if not slow or time.monotonic() >= late_end:
+                break
+            timed = calm + [(job, row) for job, row, _ in again(slow, until=late_end)]
     finally:
         worker.stop()
     keys = {job.row.key for job in wanted}
     return [row for row in journal.rows if row.key in keys]
 
 
+def beside_a_slow_core(timed: Sequence[Timed]) -> tuple[list[Timed], list[Timed]]:
+    """Of a run's points, those in whose passes a processor's core was never as fast as in others, and the rest."""
+    fastest_s = min((row.pace_s for _, row in timed if row.pace_s), default=math.inf)
+    slow = [each for each in timed if not is_calm(each[1].pace_s, fastest_s)]
+    return slow, [each for each in timed if is_calm(each[1].pace_s, fastest_s)]
+
+
 def _again(
-    unsettled: Sequence[tuple[Job, Measurement]],
+    points: Sequence[Timed],
+    until: float,
+    *,
     facts: DeviceFacts,
     worker: Worker,
     effort: str,
-    limit_s: float,
+    limit_s: float | None,
     journal: Journal,
-) -> list[tuple[Job, Measurement]]:
-    """One more pass over an operator's points, after the others of it; those that then still need one.
+) -> list[tuple[Job, Measurement, bool]]:
+    """One more pass over points that were timed before: each with its row then, and whether it is settled.
 
-    What goes wrong now leaves the row of the passes before.
+    What goes wrong now leaves the row of the passes before, and there is no further pass; a point whose turn does not
+    come before `until` stays as it is.
     """
     from dataclasses import replace
 
-    better, left = [], []
-    for job, row in unsettled:
-        answer = worker.run(_task(job, facts, effort)._replace(again=True), limit_s)
-        if answer.status == "ok":
-            row = replace(row, **answer.told)
-            better.append(row)
-            if not answer.settled:
-                left.append((job, row))
+    found, better = [], []
+    for job, row in points:
+        remaining, settled = until - time.monotonic(), False
+        if remaining > 0:
+            limit = min(limit_s or LIMIT_S[facts.kind], remaining)
+            answer = worker.run(_task(job, facts, effort)._replace(again=True), limit)
+            settled = answer.status != "ok" or answer.settled
+            if answer.status == "ok":
+                row = replace(row, **answer.told)
+                better.append(row)
+        found.append((job, row, settled))
     journal.replace(better)
-    return left
+    return found
 
 
 def _task(job: Job, facts: DeviceFacts, effort: str) -> Task:

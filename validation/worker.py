@@ -87,6 +87,7 @@ class Bench:
         self.single: set[tuple[str, str]] = set()
         self.passes: dict[tuple[Any, ...], list[Timing]] = {}
         self.busy_s = -math.inf
+        self.fastest_pace_s = math.inf
 
     def answer(self, task: Task) -> Answer:
         """Check and time one point; what is raised becomes the answer."""
@@ -120,7 +121,7 @@ class Bench:
         verdict = self.check(operator, implementation, task.shape)
         if verdict.status != "ok":
             return verdict
-        self.canary.tick()
+        canary = self.canary.reading()
         footprint = int(sum(kernel.ideal.hbm_bytes * kernel.count for kernel in operator.kernels(task.shape)))
         before = allocated(self.device)
         sets = [self.inputs(operator, implementation, task.shape, 0)]
@@ -146,7 +147,8 @@ class Bench:
             "temperature_c": state.temperature_c,
             "throttle": "; ".join(state.throttle),
             "load": state.load,
-            "drift": round(self.canary.drift, 4),
+            "canary_gemm_s": canary.gemm_s,
+            "canary_copy_s": canary.copy_s,
             "kernels": self.split(operator, implementation, task, sets[0], timing.median_s),
         }
         del sets, calls
@@ -182,7 +184,8 @@ class Bench:
         self.busy_s = time.monotonic()
         passes = self.passes.setdefault(task.point, [])
         passes.append(timing)
-        return joined(passes), self.stated.kind != "cpu" or settled(passes)
+        self.fastest_pace_s = min(self.fastest_pace_s, timing.pace_s or math.inf)
+        return joined(passes), self.stated.kind != "cpu" or settled(passes, self.fastest_pace_s)
 
     def split(
         self, operator: Runner, implementation: Implementation, task: Task, inputs: Inputs, seconds: float
@@ -283,6 +286,7 @@ def _fields(timing: Timing) -> dict[str, Any]:
         "p90_s": timing.p90_s,
         "samples": timing.n,
         "method": timing.method,
+        "pace_s": timing.pace_s,
     }
 
 
