@@ -1,11 +1,13 @@
 """Probes, the hardware profile that they make, and collectives between processes."""
 
+import io
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ import torch
 from costmodel.errors import BadInput, Impossible
 from costmodel.fitting.own_measurements import csv_source
 from costmodel.hardware import hardware_from_mapping, load_hardware
-from validation import collectives, cuda_probes, launch_probes, probes, stopwatch
+from validation import asked_facts, collectives, cuda_probes, launch_probes, probes, report, stopwatch
+from validation.asked_facts import Question, answered, asked, by_prompt
 from validation.collectives import Timed
 from validation.device import DeviceFacts, facts
 from validation.measured_profile import hardware_profile, measured_values, shares
@@ -145,6 +148,61 @@ def test_an_unknown_device_gets_the_peaks_that_were_measured() -> None:
     assert_every_number_is_explained(raw)
     slow = [row._replace(amount=row.amount / 10) if row.unit == "B" else row for row in RECORDED]
     assert hardware_from_mapping(hardware_profile(A10G, slow), "a10g").memory.hbm.bandwidth == 600e9
+
+
+def test_what_a_device_does_not_tell_is_asked_for_and_believed_unless_a_probe_was_faster(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"dense bf16": "1000 TFLOP/s", "dense tf32": "1 TFLOP/s", "power limit (TDP)": "150 W"}
+    answers = asked(A10G, lambda question: given.get(question.text, question.otherwise))
+    assert set(answers) == {"compute.tensor.bf16", "compute.tensor.tf32", "power.tdp"}
+    measured = hardware_profile(A10G, RECORDED)
+    raw = answered(measured, answers, A10G)
+    hardware = hardware_from_mapping(raw, "a10g")
+    assert (hardware.tensor_peak("bf16"), hardware.power.tdp) == (1e15, 150)
+    assert raw["compute"]["tensor"]["tf32"] == measured["compute"]["tensor"]["tf32"]
+    assert "tf32: 1 TFLOP/s is less than the measured" in capsys.readouterr().err
+    assert {"compute.tensor.bf16", "power.tdp"} <= set(hardware.unverified)
+    assert "given when NVIDIA A10G was calibrated" in hardware.sources["power.tdp"]
+    assert hardware.links.host.bandwidth is None
+    assert_every_number_is_explained(raw)
+    assert answered(measured, {}, A10G) == measured
+
+
+def test_nothing_is_asked_about_a_device_with_a_datasheet_or_a_processor() -> None:
+    def never(question: Question) -> str:
+        raise AssertionError(question)
+
+    assert asked(H100, never) == asked(facts("cpu"), never) == {}
+
+
+def test_an_answer_on_the_terminal_is_asked_for_until_it_is_a_quantity(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = Question("power.tdp", "power limit (TDP)", "W", "unknown")
+    monkeypatch.setattr("sys.stdin", io.StringIO("much\n150 W\n\n"))
+    assert by_prompt(question) == "150 W"
+    assert by_prompt(question) == "unknown"
+    assert "'much' is not a quantity in W" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "piped, no_input", [("stdin", False), ("stdout", False), ("stderr", False), ("", True), ("", False)]
+)
+def test_in_a_pipe_or_when_told_so_nobody_is_asked(piped: str, no_input: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def stop(device: str, *, ask: object, **_: object) -> None:
+        seen.append(ask)
+        raise BadInput("seen")
+
+    monkeypatch.setattr(report, "calibrate_device", stop)
+    streams = {name: SimpleNamespace(isatty=lambda name=name: name != piped) for name in ("stdin", "stdout", "stderr")}
+    monkeypatch.setattr(asked_facts, "sys", SimpleNamespace(**streams))
+    inputs = {"device": "cpu", "full": False, "part": "1/1", "out": None, "within": None, "families": ()}
+    with pytest.raises(BadInput, match="seen"):
+        report.calibrate_device_and_print("table", {**inputs, "no_input": no_input})
+    assert seen == [None if piped or no_input else by_prompt]
 
 
 def test_a_profile_that_lacks_what_predictions_need_is_refused_with_the_reason() -> None:

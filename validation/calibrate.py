@@ -21,6 +21,7 @@ from costmodel.fitting.series import Series
 from costmodel.hardware import Hardware, hardware_from_mapping
 from costmodel.loading import read_mapping, user_folder, write_atomically
 from costmodel.report.output import note
+from validation.asked_facts import Ask, answered, asked
 from validation.collectives import as_csv
 from validation.device import DeviceFacts, facts
 from validation.measured_profile import profile_name
@@ -153,20 +154,22 @@ def calibrate_device(
     command: str = "",
     folder: str | None = None,
     within_s: float | None = None,
+    ask: Ask | None = None,
 ) -> Outcome:
     """Measure and fit a device, and write its profile, calibration and rows.
 
     families: only these operators; what is stored of the others stays. part: the i-th of n parts, whose rows go to
     files of their own beside each other. folder: further operators' files. within_s: no point is begun after so many
-    seconds; what was measured is fitted, and the next run goes on with the rest. Raises BadInput for a device that is
-    not there, Impossible when no point could be measured.
+    seconds; what was measured is fitted, and the next run goes on with the rest. ask: whom to ask for what the device
+    does not tell before its profile is made; None leaves that measured or unknown. Raises BadInput for a device that
+    is not there, Impossible when no point could be measured.
     """
     until = None if within_s is None else time.monotonic() + within_s
     mine = chosen(families)
     stated = facts(device)
     name = stated.profile or profile_name(stated.name)
     place = place_of(out, name, part)
-    raw = _profile(place, stated, effort, keep=bool(families) or part[1] > 1)
+    raw = _profile(place, stated, effort, keep=bool(families) or part[1] > 1, ask=ask)
     hardware = hardware_from_mapping(raw, f"profile of {stated.name}")
     wanted = jobs(mine, stated, effort, part=part)
     journal = Journal(place.unfinished.measurements)
@@ -228,14 +231,16 @@ def _aside(group: Group) -> Any:
     return group.series.aside
 
 
-def _profile(place: Place, stated: DeviceFacts, effort: str, keep: bool) -> Mapping[str, Any]:
+def _profile(place: Place, stated: DeviceFacts, effort: str, keep: bool, ask: Ask | None = None) -> Mapping[str, Any]:
     """The profile that the interrupted run measured, or (keep) that stands beside what is added to, or a new one."""
     unfinished = place.unfinished
     if unfinished.profile.exists() and unfinished.measurements.exists():
         return read_mapping(unfinished.profile)
     if keep and place.profile.exists():
         return read_mapping(place.profile)
+    answers = asked(stated, ask) if ask else {}  # before the probes, while someone is there
     probed = profile(stated.device, effort == "quick")
+    raw = answered(probed.profile, answers, stated)
     unfinished.profile.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(unfinished.profile.parent / PROBES, rows_csv(probed.rows).encode())
     failed = {f"{row.probe} {row.dtype}".strip(): row.detail for row in probed.rows if not row.n}
@@ -245,8 +250,8 @@ def _profile(place: Place, stated: DeviceFacts, effort: str, keep: bool) -> Mapp
         text = as_csv(probed.links, "nccl", stated.device)
         write_atomically(unfinished.profile.parent / "collectives.csv", text.encode())
     unfinished.measurements.unlink(missing_ok=True)  # of another profile
-    write_atomically(unfinished.profile, _yaml(probed.profile))
-    return probed.profile
+    write_atomically(unfinished.profile, _yaml(raw))
+    return raw
 
 
 def _kept(place: Place, replaced: set[str] | None) -> list[Measurement]:

@@ -18,6 +18,7 @@ from costmodel.report.columns import Column, shows
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
 from costmodel.timing import expected, spread
 from validation import compare, wholes
+from validation.asked_facts import at_a_terminal, by_prompt
 from validation.calibrate import LIBRARY, calibrate_device, chosen, parse_part, stored
 from validation.device import facts
 from validation.extrapolation import extrapolated
@@ -75,6 +76,7 @@ def calibrate_device_and_print(form: str, inputs: Inputs) -> None:
         part=parse_part(inputs["part"]),
         command=f"costmodel calibrate --device {inputs['device']} --{effort}",
         within_s=inputs["within"],
+        ask=by_prompt if at_a_terminal() and not inputs["no_input"] else None,
     )
     calibration = read_calibration(found.place.calibration)
     compared = compare.compared(found.groups, found.hardware, calibration)

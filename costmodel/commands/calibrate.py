@@ -29,6 +29,9 @@ def run(
             "--within", metavar="SECONDS", min=0, help="With --device: end the points after this; the next run goes on."
         ),
     ] = None,
+    no_input: Annotated[
+        bool, typer.Option("--no-input", help="With --device: ask for no facts of the device, on a terminal either.")
+    ] = False,
     hw: Annotated[
         str | None, typer.Option("--hw", metavar="NAME", help="The device that the tables were measured on.")
     ] = None,
@@ -75,7 +78,7 @@ def run(
         others = {"--from-silicon": from_silicon, "--from-csv": from_csv, "--from-serving": from_serving}
         without("--device", {"--hw": hw, **others})
         asked: dict[str, Any] = {"device": device, "full": full, "part": part, "out": out, "within": within}
-        asked["families"] = words(families or (), "--families")
+        asked |= {"families": words(families or (), "--families"), "no_input": no_input}
         on_this_machine("calibrate_device_and_print")(form, asked)
         return
     if from_serving is not None:
