@@ -47,6 +47,10 @@ STEPS = ("selective_scan", "mamba1_update", "mamba2_update", "combine")
         ("sm_90", 4, 32, 113 * 1024, 2),
         ("sm_90", 4, 32, 113 * 1024 + 1, 1),
         ("sm_90", 9, 168, 0, 1),
+        # A consumer's Blackwell: 48 warps and 100 KiB, of which a thread block may have 99.
+        ("sm_120", 8, 32, 0, 6),
+        ("sm_120", 4, 32, 99 * 1024, 1),
+        ("sm_120", 4, 32, 100 * 1024, 0),
     ],
 )
 def test_as_many_thread_blocks_share_a_unit_as_its_resources_allow(
@@ -101,7 +105,7 @@ def test_the_cost_model_reads_occupancy_without_triton() -> None:
 
 
 def test_a_device_that_was_not_compiled_for_has_no_compiled_occupancy() -> None:
-    assert occupancy_of("mla_decode", (12, 0)) == 0
+    assert occupancy_of("mla_decode", (8, 6)) == 0
     assert occupancy_of("mla_decode", None) == 0
 
 
