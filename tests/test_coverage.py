@@ -77,6 +77,7 @@ QUESTIONS = {
     "compare": ("compare", "--arch", "rwkv7-0.1b,llama-3.1-8b", "--hw", "h100-sxm", "--context", "4k"),
     "generate": ("generate", "--arch", "rwkv7-0.1b", "--hw", "h100-sxm"),
     "simulate": ("simulate", "--arch", "rwkv7-0.1b", "--hw", "h100-sxm", "--rate", "2/s", "--requests", "4", *SIZES),
+    "plan": ("plan", "--arch", "rwkv7-0.1b", "--hw", "h100-sxm", "--rate", "2/s", "--no-confirm", *SIZES),
     "reality-check": ("reality-check", "--arch", "rwkv7", "--context", "128k"),
     "explain": ("explain", "rwkv7"),
     "show": ("show", "rwkv7"),
@@ -104,6 +105,8 @@ def test_every_output_says_so(name: str, tmp_path: Path) -> None:
         assert "prefill, decode" not in line
         return
     assert "no measurement covers" in printed.stdout + printed.stderr
+    table = run(*QUESTIONS[name], "--format", "csv", home=tmp_path)
+    assert "unmeasured" in table.stdout + table.stderr
     rows = json.loads(run(*QUESTIONS[name], "--format", "json", home=tmp_path).stdout)
     if name.startswith("show"):
         assert any("no measurement covers" in remark["text"] for remark in rows["remarks"])
@@ -112,3 +115,11 @@ def test_every_output_says_so(name: str, tmp_path: Path) -> None:
     assert told
     assert all(each in (True, ["rwkv7"]) or (name == "explain" and each is False) for each in told)
     assert any(told)
+
+
+def test_a_plan_beside_its_changes_says_so(tmp_path: Path) -> None:
+    file = str(tmp_path / "plan.json")
+    run(*QUESTIONS["plan"], "--out", file, home=tmp_path)
+    printed = run("whatif", file, "--change", "rate=4/s", "--format", "csv", home=tmp_path)
+    assert "rwkv7-0.1b: no measurement covers rwkv7" in printed.stderr
+    assert "unmeasured" in printed.stdout

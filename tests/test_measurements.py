@@ -545,6 +545,7 @@ def test_stored_measurements_are_validated_and_drawn(smoke: tuple[Path, dict[str
     few = json.loads(command(home, *stored, "--context", "2k..4k", "--format", "json").stdout)["points"]
     assert 0 < len(few) < len(smoke[1]["points"])  # type: ignore[arg-type]
     assert "no measured row covers" in command(home, *stored).stderr
+    assert {"mechanism": "mla"} in json.loads(run.stdout)["unmeasured"]
 
 
 def test_options_that_exclude_each_other_are_refused(tmp_path: Path) -> None:

@@ -252,6 +252,7 @@ def _print(
             worst=bad,
             wholes=whole,
             work=work,
+            unmeasured=[{"mechanism": name} for name in compare.unmeasured(rows)],
             goals=goals(kind, split, outcomes, slopes, work),
         )
     elif form == "csv":

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from costmodel.coverage import unmeasured_in
 from costmodel.energy import energy_joules
 from costmodel.fit import BASES
 from costmodel.planning.assess import Assessment, Role, interval, spread
@@ -68,6 +69,7 @@ def plan_row(loaded: Loaded, found: Assessment) -> dict[str, Any]:
         "basis": max((step.basis for step in found.steps.values()), key=BASES.index),
         "cache_share": _cache_share(found),
         "calibration": found.roles[0].engine.calibration.id,
+        "unmeasured": unmeasured_in(loaded.model, found.roles[0].engine.calibration),
     }
     return row
 

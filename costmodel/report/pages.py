@@ -256,12 +256,15 @@ _PAGES: dict[str, Callable[[str], Page]] = {
 def print_pages(name: str, form: str) -> None:
     """`show`: the pages about a name in the chosen format."""
     from costmodel.report.layout import clean, wrapped
-    from costmodel.report.output import emit, print_csv, print_json, print_table, terminal_width
+    from costmodel.report.output import emit, note, print_csv, print_json, print_table, terminal_width
 
     found = pages(name)
     rows = [{"kind": page.kind, "name": page.title.partition(":")[0], **row} for page in found for row in page.rows]
     if form == "csv":
         print_csv(rows)
+        for page in found:
+            for remark in page.remarks:
+                note(f"note: {remark}")
         return
     if form == "json":
         print_json("show", {"name": name}, rows, remarks=[{"text": text} for page in found for text in page.remarks])

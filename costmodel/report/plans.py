@@ -32,7 +32,7 @@ from costmodel.report.plan_tables import (
     print_space,
 )
 from costmodel.report.progress import Progress
-from costmodel.report.remarks import note_drafter, note_snapshots
+from costmodel.report.remarks import note_drafter, note_snapshots, note_unmeasured
 
 Inputs = Mapping[str, Any]
 Rows = list[dict[str, Any]]
@@ -102,6 +102,7 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
         print_frontier(form, lists["frontier"])
         print_replays(form, lists["replays"])
         print_launches(form, lists["launch"])
+    note_unmeasured([row for answer in answers for row in answer.rows])
     loads = [answer.load for answer in answers if answer.load.has_prefixes]
     for load_of in loads[:1]:
         note_snapshots(first.known.model, load_of, inputs["snapshot_tokens"], inputs["library"])

@@ -1,9 +1,20 @@
 """Remarks that plans and replays share: what is assumed of engines where a model or a question leaves it open."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from costmodel.architecture import Architecture
+from costmodel.coverage import told as doubt_of
 from costmodel.planning.load import Load
 from costmodel.planning.snapshots import at_ends, recurrent, snapshot_tokens
 from costmodel.report.output import note
+
+
+def note_unmeasured(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say which mechanisms of the plans' models no measurement covers."""
+    for name, doubt in dict.fromkeys((row["arch"], doubt_of(row["unmeasured"])) for row in rows if "unmeasured" in row):
+        if doubt:
+            note(f"note: {name}: {doubt}")
 
 
 def note_drafter(model: Architecture) -> None:

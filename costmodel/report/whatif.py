@@ -17,6 +17,7 @@ from costmodel.planning.whatif import Compared, bottleneck, case_of, changed, co
 from costmodel.report.columns import Column, shows, value_text
 from costmodel.report.output import as_json, emit, note, print_csv, print_table
 from costmodel.report.progress import Progress
+from costmodel.report.remarks import note_unmeasured
 
 PLAN = "plan"
 
@@ -58,6 +59,7 @@ def whatif_and_print(
     if out is not None:
         write_atomically(Path(out), text.encode() + b"\n")
         note(f"note: wrote {out}")
+    note_unmeasured(rows)
     if form == "json":
         emit(text)
         return
