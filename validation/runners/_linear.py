@@ -1,7 +1,7 @@
 """Linear recurrences with a matrix state in plain torch: chunk by chunk for many tokens, at once for one.
 
 Every recurrence of this folder is one of three, with per-token decay α (of a head or a key channel):
-    M ← α·M + kᵀ·v                          retention, lightning, Mamba-2, GLA, RWKV-6 (which reads M before the token)
+    M ← α·M + kᵀ·v                          retention, lightning, Mamba-2, GLA, RWKV-5 and 6 (they read M first)
     M ← (I − β·k·kᵀ)·α·M + β·kᵀ·v           DeltaNet, Gated DeltaNet, KDA
     M ← α·M + bᵀ·(a·M) + kᵀ·v               RWKV-7
 

@@ -35,9 +35,10 @@ Kernels = Callable[[Any, Step, Any], Sequence[Kernel]]
 class Mechanism(NamedTuple):
     """One linear mechanism.
 
-    decay: of a whole "head" per token, of each key "channel" per token, "constant" per head, or "none". rule: the
-    recurrence: decayed, delta or low-rank. dims: the mixer's dimensions for so many heads of width d_k and d_v.
-    C: tokens of a chunk. scan, stepwise: its kernels without projections.
+    decay: of a whole "head" per token, of each key "channel" per token, "constant" per head, "constant channel" per
+    key channel, or "none". rule: the recurrence: decayed, delta or low-rank. dims: the mixer's dimensions for so many
+    heads of width d_k and d_v. C: tokens of a chunk. scan, stepwise: its kernels without projections. bonus: whether a
+    token reads the state before it, and itself through weights.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Mechanism(NamedTuple):
     dims: Callable[[int, int, int], Any]
     scan: Kernels
     stepwise: Kernels
+    bonus: bool = False
 
 
 def _lightning(run: Callable[..., Sequence[Kernel]]) -> Kernels:
@@ -91,6 +93,16 @@ MECHANISMS = (
     ),
     Mechanism("gla", "decayed", "channel", 64, lambda H, dk, dv: gla.Dims(H=H, dk=dk, dv=dv), gla.scan, gla.stepwise),
     Mechanism(
+        "rwkv5",
+        "decayed",
+        "constant channel",
+        64,
+        lambda H, dk, dv: rwkv5.Dims(H=H, d=dk),
+        rwkv5.scan,
+        rwkv5.stepwise,
+        bonus=True,
+    ),
+    Mechanism(
         "rwkv6",
         "decayed",
         "channel",
@@ -98,6 +110,7 @@ MECHANISMS = (
         lambda H, dk, dv: rwkv6.Dims(H=H, d=dk, rm=32, rw=64),
         _streamed(rwkv5.scan),
         _streamed(rwkv5.stepwise),
+        bonus=True,
     ),
     Mechanism(
         "deltanet",
@@ -154,16 +167,16 @@ def inputs(m: Mechanism, shape: Shape, device: "torch.device", generator: "torch
     groups = 1 if m.name == "mamba2" else H
     q, k = drawn(B, T, groups, dk), torch.nn.functional.normalize(drawn(B, T, groups, dk), dim=-1)
     found = {"q": q, "k": k, "v": drawn(B, T, H, dv), "M": drawn(B, H, dk, dv)}
-    width = {"constant": 1, "head": 1, "channel": dk, "none": 1}[m.decay]
+    width = dk if m.decay.endswith("channel") else 1
     gate = -0.05 * torch.sigmoid(drawn(B, T, H, width))
-    if m.decay == "constant":
-        gate = gate[:1, :1].expand(B, T, H, 1).contiguous()
+    if m.decay.startswith("constant"):
+        gate = gate[:1, :1].expand(B, T, H, width).contiguous()
     found["g"] = torch.zeros_like(gate) if m.decay == "none" else gate
     if m.rule == "delta":
         found["beta"] = torch.sigmoid(drawn(B, T, H, 1))
     if m.rule == "low-rank":
         found["a"], found["b"] = -k, k * torch.sigmoid(drawn(B, T, H, dk))
-    if m.name == "rwkv6":
+    if m.bonus:
         found["bonus"] = drawn(H, dk)
     if m.name == "mamba2":
         # The decay follows the step size, at a rate of the head.
@@ -181,7 +194,7 @@ def fast(m: Mechanism, shape: Shape, x: Inputs) -> Outputs:
         v = v * x["delta"].float()
         q, k = (each.expand(-1, -1, v.shape[2], -1) for each in (q, k))
     if m.rule == "decayed":
-        bonus = x["bonus"].float() if m.name == "rwkv6" else None
+        bonus = x["bonus"].float() if m.bonus else None
         out = linear.decayed_step(q, k, v, g, M, bonus) if one else linear.decayed(q, k, v, g, M, m.C, bonus)
     elif m.rule == "delta":
         beta = x["beta"].float()
@@ -234,7 +247,7 @@ def head(m: Mechanism, data: Inputs, x: Inputs, b: int, h: int, shape: Shape) ->
 
     q, k, v, alpha, M = data["q"], data["k"], data["v"], data["g"].exp(), x["M"][b, h]
     one = len(q) == 1
-    if m.name == "rwkv6":
+    if m.bonus:
         every = (q, k, v, alpha, x["bonus"][h], M)
         return bonus.recurrent(every) if one else bonus.chunked(every, m.C)
     if m.rule == "low-rank":

@@ -27,7 +27,7 @@ def points(m: Mechanism, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         held_out = [(1, 4, 2048), (2, 4, 1024), (1, 2, 3072)]
         sweep = [(1, 4, 512), (1, 4, 8192)] if full else []
     else:
-        width = 64 if m.name in ("rwkv6", "rwkv7") else 128
+        width = 64 if m.name.startswith("rwkv") else 128
         common = {"dtype": "bf16", "d_k": width, "d_v": 64 if m.name == "mamba2" else width}
         fit = [(1, 16, 64), (1, 4, 4096), (1, 32, 2048), (8, 32, 512), (1, 32, 32768), (1, 4, 65536)]
         held_out = [(1, 16, 16384), (4, 32, 8192), (1, 8, 2**20)]

@@ -61,7 +61,7 @@ def channel_delta(x: Inputs) -> Arguments:
 
 
 def bonus(x: Inputs) -> Arguments:
-    """RWKV-6's names."""
+    """RWKV-6's names; RWKV-5 is it with decays that do not change."""
     return {"q": None, "r": x["q"], "w": x["g"], "u": x["bonus"]}
 
 
@@ -75,6 +75,7 @@ OPERATORS = {
     "lightning": Operator("simple_gla", constant, constant),
     "mamba2": Operator("simple_gla", shared_keys, shared_keys),
     "gla": Operator("gla", lambda x: {"g": x["g"]}, lambda x: {"gk": x["g"]}),
+    "rwkv5": Operator("rwkv6", bonus, bonus),
     "rwkv6": Operator("rwkv6", bonus, bonus),
     "deltanet": Operator("delta_rule", beta, beta),
     "gdn": Operator("gated_delta_rule", gated_delta, gated_delta),

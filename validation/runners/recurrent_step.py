@@ -21,7 +21,7 @@ def points(m: Mechanism, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         fit, held_out = [(1, 2), (1, 4), (4, 4), (16, 4), (64, 4), (256, 4)], [(2, 4), (32, 4), (128, 4)]
         sweep = [(512, 4)]
     else:
-        width = 64 if m.name in ("rwkv6", "rwkv7") else 128
+        width = 64 if m.name.startswith("rwkv") else 128
         value = 64 if m.name == "mamba2" else width
         common = {"dtype": "bf16", "d_k": width, "d_v": value, "context": 8192, "new_tokens": 1}
         fit, held_out = [(1, 32), (8, 32), (64, 32), (512, 32)], [(32, 32), (256, 32)]
