@@ -420,7 +420,43 @@ FP8 = Gemm(m=64, n=1024, k=4096, activations="fp8", weights="fp8")
 def test_a_published_table_fixes_the_tile(
     generation: str, dispatch: int, m: int, n: int, tile: tuple[int, int, int, int]
 ) -> None:
-    assert published_tile(FP8._replace(m=m, n=n), generation, dispatch) == tile
+    assert published_tile(FP8._replace(m=m, n=n), generation, dispatch, 148) == tile
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "tile"),
+    [
+        # What FlashInfer's _select_sm100_mm_fp4_cute_dsl_tactic returned at its pull request 2940.
+        (1, 4096, 4096, (128, 64, 1, 1)),
+        (255, 4096, 4096, (128, 64, 1, 1)),
+        (2048, 4096, 4096, (128, 256, 1, 1)),
+        (4095, 4096, 4096, (128, 256, 1, 1)),
+        (1024, 8192, 1024, (128, 128, 1, 1)),
+        (2048, 5120, 8192, (128, 192, 1, 1)),
+    ],
+)
+def test_flashinfer_scores_tiles_by_the_power_of_two_before_the_rows(
+    m: int, n: int, k: int, tile: tuple[int, int, int, int]
+) -> None:
+    shape = Gemm(m=m, n=n, k=k, activations="nvfp4", weights="nvfp4")
+    assert published_tile(shape, "blackwell", SGLANG, 148) == published_tile(shape, "blackwell", VLLM, 148) == tile
+    assert published_tile(shape, "blackwell", RANKED, 148) is None
+
+
+def test_flashinfer_quantises_many_rows_in_rounds_of_blocks_that_copy_sixteen_each() -> None:
+    """From 1,024 rows of a multiple of 512 columns; 148 SMs have room for 4,736 rows at a time."""
+    slow = {"element_s": 5e-9, "dispatch": float(SGLANG)}
+
+    def quantising(m: int, k: int = 512, **changed: float) -> float:
+        wide, narrow = (Gemm(m, 128, k, 1, "nvfp4", "nvfp4", source=one) for one in ("bf16", "nvfp4"))
+        return seconds(wide, B200, **slow | changed) - seconds(narrow, B200, **slow | changed)
+
+    chain = 16 * 512 * 5e-9
+    assert quantising(1024) == pytest.approx(quantising(4736), rel=0.05)
+    assert quantising(4737) - quantising(4736) == pytest.approx(chain, rel=0.05)
+    assert quantising(1024) - quantising(1023) == pytest.approx(chain - 2048 * 5e-9, rel=0.1)
+    assert quantising(1024, 768) == pytest.approx(quantising(1023, 768), rel=0.01)
+    assert quantising(1024, dispatch=float(VLLM)) == pytest.approx(quantising(1023, dispatch=float(VLLM)), rel=0.01)
 
 
 def test_block_scaled_kernels_on_ada_have_one_tile() -> None:
@@ -431,10 +467,10 @@ def test_block_scaled_kernels_on_ada_have_one_tile() -> None:
 
 
 def test_without_a_table_the_fastest_tile_is_taken() -> None:
-    assert published_tile(SHAPE, "hopper", VLLM) is None
-    assert published_tile(FP8, "ampere", VLLM) is None
-    assert published_tile(FP8, "hopper", RANKED) is None
-    assert published_tile(FP8._replace(batch=16), "hopper", VLLM) is None
+    assert published_tile(SHAPE, "hopper", VLLM, 132) is None
+    assert published_tile(FP8, "ampere", VLLM, 108) is None
+    assert published_tile(FP8, "hopper", RANKED, 132) is None
+    assert published_tile(FP8._replace(batch=16), "hopper", VLLM, 132) is None
     assert seconds(SHAPE, dispatch=2.0) == seconds(SHAPE)
     assert seconds(FP8._replace(m=1024), dispatch=2.0) > seconds(FP8._replace(m=1024))
 
@@ -448,6 +484,12 @@ def test_arrays_and_numbers_agree_under_every_dispatch(device: str, dispatch: fl
     theta = {**together.form.priors(), "dispatch": dispatch}
     apart = [seconds(FP8._replace(m=int(one), n=6144), hardware, dispatch=dispatch) for one in m]
     assert together.form.terms(together, hardware, theta).total() == pytest.approx(apart)
+    if device == "b200-sxm":
+        nvfp4 = FP8._replace(n=6144, activations="nvfp4", weights="nvfp4")
+        m = numpy.array([1.0, 255.0, 256.0, 1023.0, 1024.0, 5000.0])
+        together = gemm("product", nvfp4._replace(m=m))
+        apart = [seconds(nvfp4._replace(m=int(one)), hardware, dispatch=dispatch) for one in m]
+        assert together.form.terms(together, hardware, theta).total() == pytest.approx(apart)
 
 
 def test_a_cluster_that_the_rows_do_not_fill_costs_as_much_as_a_full_one() -> None:

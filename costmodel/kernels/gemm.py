@@ -20,6 +20,7 @@ from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Form, Kernel, Parameter, Terms, Work, memory_seconds, replayed_share, waves
 from costmodel.kernels.gemm_tiles import (
+    FLASHINFER,
     FULL,
     RANKED,
     SGLANG,
@@ -55,6 +56,12 @@ MANY_BLOCKS = 2
 """Blocks on every SM from which blocks of several rows are used."""
 OF_ROWS, OF_THE_WHOLE = 1, 2
 """Values of `scales`: activations have one scale for each row, or one for all of them."""
+COPIED_FROM, COPIED_COLUMNS = 1024, 512
+"""Rows from which FlashInfer's quantisation copies them by TMA, and the columns of a copy, of which k is a multiple."""
+ROWS_COPIED, COPYING_BLOCKS = 16, 2
+"""Rows of a block that copies them, and such blocks on an SM."""
+COPY_OVERLAP = 4
+"""Exponent by which their bytes and chains overlap."""
 IN_PLACE, COPIED = 1, 2
 """Values of `joining`: outputs of several products are written where they belong, or copied there."""
 NO_SPLIT_S = 1e-4
@@ -139,7 +146,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     copied = shape.joined and round(nominal(theta["joining"], IN_PLACE)) == COPIED
     units, pace = hardware.compute.units, _pace(kernel, hardware, theta)
     dispatch = round(nominal(theta["dispatch"], RANKED))
-    published = None if dispatch == RANKED else published_tile(shape, hardware.generation, dispatch)
+    published = None if dispatch == RANKED else published_tile(shape, hardware.generation, dispatch, units)
     if published is not None:
         busy, computes = _tiles_seconds(shape, units, pace, theta, published, splits=False)
     else:
@@ -149,7 +156,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
             computes = where(other < busy, other_computes, computes)
             busy = minimum(busy, other)
     memory, again = _memory_seconds(kernel, hardware, theta), _reread_seconds(shape, hardware, theta)
-    if waits(shape, hardware.generation, dispatch):
+    if waits(shape, hardware.generation, dispatch, units):
         computes = where(again < busy, computes, 0.0)
         busy = busy + again
     else:
@@ -291,12 +298,25 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
     blocks, chain = (
         (rows * steps, 1.0) if shape.activations in SCALED_BY_GROUPS else (rows / together, together * steps)
     )
-    return (
-        theta["quantise_s"]
-        + _quantised_bytes_seconds(kernel, hardware, theta, traffic)
-        + theta["row_s"] * maximum(blocks / units, 1.0)
-        + theta["element_s"] * chain * QUANTISED
-    )
+    moving = _quantised_bytes_seconds(kernel, hardware, theta, traffic)
+    seconds = moving + theta["row_s"] * maximum(blocks / units, 1.0) + theta["element_s"] * chain * QUANTISED
+    if (hardware.generation, shape.activations) == FLASHINFER and round(nominal(theta["dispatch"], RANKED)) == SGLANG:
+        copied = _copied_seconds(rows, shape.k, units, moving, theta)
+        many = where(rows >= COPIED_FROM, copied, seconds)
+        seconds = where(ceil_div(shape.k, COPIED_COLUMNS) * COPIED_COLUMNS <= shape.k, many, seconds)
+    return theta["quantise_s"] + seconds
+
+
+def _copied_seconds(
+    rows: Quantity, k: Quantity, units: Quantity, moving: Quantity, theta: Mapping[str, float]
+) -> Quantity:
+    """FlashInfer's quantisation of many rows: a warp copies the next columns of a block's rows by TMA while others
+    scale the last ones, so that bytes and the blocks' chains overlap; rows beyond all places wait for a whole chain.
+
+    Source: flashinfer-ai/flashinfer, csrc/nv_internal/cpp/kernels/quantization.cu (launchFP4QuantizationTma).
+    """
+    chains = ceil_div(rows, ROWS_COPIED * COPYING_BLOCKS * units) * theta["element_s"] * ROWS_COPIED * k
+    return root(power(moving, COPY_OVERLAP) + power(chains, COPY_OVERLAP), COPY_OVERLAP)
 
 
 def _quantised_bytes_seconds(

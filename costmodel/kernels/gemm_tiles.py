@@ -6,13 +6,13 @@ registers, some lack fast accumulation. So a size of tile has a step and a start
 Sources: vllm-project/vllm, csrc/quantization/w8a8/cutlass, scaled_mm_sm89, sm90 and sm100 fp8_dispatch.cuh;
 vllm/model_executor/layers/quantization/utils/fp8_utils.py (the tile without a tuned one); sgl-project/sglang,
 sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu; NVIDIA/TensorRT-LLM, fp8_blockscale_gemm/ada_blockwise_gemm; NVIDIA/cutlass,
-tile schedulers.
+tile schedulers; flashinfer-ai/flashinfer pull request 2940, flashinfer/gemm/kernels/utils.py.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from costmodel.algebra import Quantity, minimum, root, where
+from costmodel.algebra import Quantity, ceil_div, maximum, minimum, root, where
 
 if TYPE_CHECKING:
     from costmodel.kernels.gemm import Gemm
@@ -27,6 +27,12 @@ RANKED, VLLM, SGLANG, TRTLLM = 1, 2, 3, 4
 """Values of `dispatch`."""
 GROUPED = 32
 """Tiles down the rows of which Triton's blocks take the same columns, group after group of them."""
+FLASHINFER = ("blackwell", "nvfp4")
+"""Generation and format of products that vLLM and SGLang hand to FlashInfer's CuTe DSL kernel."""
+SCORED = (64, 128, 192, 256)
+"""Columns of the tiles that FlashInfer scores; of its tiles of 256 rows, which score as well, none is ever the best."""
+SCORED_ROWS = 4096
+"""Rows from which FlashInfer's score no longer depends on them; below, they count as the power of two before."""
 
 
 class Tile(NamedTuple):
@@ -64,15 +70,17 @@ def sized(tile: Tile, theta: Mapping[str, float], what: str) -> Quantity:
     return where(tile.rows <= FEW_ROWS, theta[f"few_{what}"], larger)
 
 
-def published_tile(shape: "Gemm", generation: str, dispatch: int) -> Tile | None:
-    """The tile that a library's own table gives a product of fp8 operands, block-scaled ones on Ada too; None where
-    there is no table, as for several products in one launch, which are cuBLAS'.
+def published_tile(shape: "Gemm", generation: str, dispatch: int, units: Quantity) -> Tile | None:
+    """The tile that a library's own table gives a product of fp8 operands, block-scaled ones on Ada too, or FlashInfer's
+    score one of nvfp4 operands; None where there is no table, as for several products in one launch, which are cuBLAS'.
 
     Blackwell's pairs of SMs count as two blocks of half the tile. SGLang's times on Hopper nearly equal vLLM's and step
     where those do, from 128 to 129 rows, not from 256 to 257 as in the source of its kernel: they are of vLLM's tiles.
     """
     if dispatch == RANKED or shape.several or shape.activations != shape.weights:
         return None
+    if (generation, shape.activations) == FLASHINFER:
+        return _flashinfer(shape.m, shape.n, shape.k, units)
     if shape.weights == "fp8_block":
         return SCALED_BY_BLOCKS.get((generation, dispatch))
     if shape.weights != "fp8":
@@ -94,31 +102,33 @@ def covered_by_a_round(shape: "Gemm", generation: str, dispatch: int, units: Qua
 
     Libraries that rank tiles group them, so that a round is as high as wide. CUTLASS' persistent kernels, as the
     published tables launch them, go line by line along the shorter side: of a large output a round covers lines that
-    are long and few. On Ada SGLang's go down the rows, and vLLM's in groups. Kernels with a scale for each block of 128
-    elements go down the rows, Triton's down a group of them: narrow tiles cover few columns at a time.
+    are long and few. On Ada SGLang's go down the rows, and vLLM's in groups; FlashInfer's go down the rows too. Kernels
+    with a scale for each block of 128 elements go down the rows, Triton's down a group of them: narrow tiles cover few
+    columns at a time.
     """
     area = FULL**2 * units
     m, n = shape.m, shape.n
-    tile = published_tile(shape, generation, dispatch)
+    tile = published_tile(shape, generation, dispatch, units)
     if tile is not None and shape.weights == "fp8_block":
         rows = minimum(m, tile.rows * (GROUPED if dispatch == VLLM else units))
         return rows, tile.rows * tile.columns * units / rows
     if tile is None or (generation, dispatch) == ("ada", VLLM):
         return root(area, 2), root(area, 2)
-    line = minimum(m if generation == "ada" else minimum(m, n), area / FULL)
+    downwards = generation == "ada" or (generation, shape.activations) == FLASHINFER
+    line = minimum(m if downwards else minimum(m, n), area / FULL)
     lines = area / line
-    if generation == "ada":
+    if downwards:
         return line, lines
     return where(n > m, line, lines), where(n > m, lines, line)
 
 
-def waits(shape: "Gemm", generation: str, dispatch: int) -> bool:
+def waits(shape: "Gemm", generation: str, dispatch: int, units: Quantity) -> bool:
     """Whether tiles wait for operands that L2 lost.
 
     CUTLASS' and Triton's kernels for Ada have two to five steps of k under way, enough for the latency of L2, not for
     that of HBM; a warp of Hopper's and Blackwell's does nothing but load, and what cuBLAS ranks is tuned for it.
     """
-    return generation == "ada" and published_tile(shape, generation, dispatch) is not None
+    return generation == "ada" and published_tile(shape, generation, dispatch, units) is not None
 
 
 def _steps(value: Quantity, *steps: tuple[int, Quantity], beyond: Quantity) -> Quantity:
@@ -181,3 +191,21 @@ def _sglang_blackwell(m: Quantity, n: Quantity, k: Quantity) -> Tile:
         cluster_rows=_steps(m, (64, 1), beyond=2),
         cluster_columns=_steps(m, (16, 4), (256, 1), beyond=2),
     )
+
+
+def _flashinfer(m: Quantity, n: Quantity, k: Quantity, units: Quantity) -> Tile:
+    """The best of FlashInfer's score, as without tuning: what the shape of a tile lets expect over the whole rounds of
+    tiles. What it does for 8 to 24 rows, to turn the operands, is left out.
+    """
+    rows: Quantity = 1
+    for exponent in range(1, SCORED_ROWS.bit_length()):
+        rows = where(m >= 2**exponent, 2**exponent, rows)
+    short = where(k <= 1024, 0.5, where(k <= 2048, 0.8, 1.0))
+    best: Quantity = 0.0
+    columns: Quantity = FULL
+    for across in SCORED:
+        shape = across**-0.5 * (min(across, FULL) / max(across, FULL)) ** 0.25 * (short if across > FULL else 1.0)
+        score = shape / ceil_div(ceil_div(rows, FULL) * ceil_div(n, across), units)
+        columns = where(score > best, across, columns)
+        best = maximum(score, best)
+    return Tile(FULL, columns)
