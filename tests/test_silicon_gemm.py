@@ -443,6 +443,21 @@ def test_flashinfer_scores_tiles_by_the_power_of_two_before_the_rows(
     assert published_tile(shape, "blackwell", RANKED, 148) is None
 
 
+def test_a_block_quantises_as_many_groups_as_divide_all_of_them() -> None:
+    """Rows of 384 elements have three groups of 128: 4,096 of them 768 blocks of 16, 4,097 rows 12,291 of one."""
+
+    def quantising(m: int, dispatch: int) -> float:
+        wide, narrow = (Gemm(m, 128, 384, 1, "fp8_block", "fp8_block", source=one) for one in ("bf16", "fp8_block"))
+        slow = {"row_s": 5e-6, "dispatch": float(dispatch)}
+        return seconds(wide, **slow) - seconds(narrow, **slow)
+
+    for dispatch in (VLLM, SGLANG):
+        more = quantising(4097, dispatch) - quantising(4096, dispatch)
+        assert more == pytest.approx((4097 * 3 - 4096 * 3 / 16) / 132 * 5e-6, rel=0.01)
+        assert quantising(4098, dispatch) < 0.6 * quantising(4097, dispatch)
+    assert quantising(4097, RANKED) == pytest.approx(quantising(4096, RANKED), rel=0.01)
+
+
 def test_flashinfer_quantises_many_rows_in_rounds_of_blocks_that_copy_sixteen_each() -> None:
     """From 1,024 rows of a multiple of 512 columns; 148 SMs have room for 4,736 rows at a time."""
     slow = {"element_s": 5e-9, "dispatch": float(SGLANG)}

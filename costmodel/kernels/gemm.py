@@ -60,8 +60,12 @@ COPIED_FROM, COPIED_COLUMNS = 1024, 512
 """Rows from which FlashInfer's quantisation copies them by TMA, and the columns of a copy, of which k is a multiple."""
 ROWS_COPIED, COPYING_BLOCKS = 16, 2
 """Rows of a block that copies them, and such blocks on an SM."""
-COPY_OVERLAP = 4
-"""Exponent by which their bytes and chains overlap."""
+GROUP = 128
+"""Elements of a group that has a scale of its own."""
+GROUPS_A_BLOCK = (2, 4, 8, 16)
+"""Groups that a block of the quantisation may take: the most of them that divide all groups."""
+BLOCK_OVERLAP = 4
+"""Exponent by which bytes overlap with the blocks' chains, or with starting blocks of few groups."""
 IN_PLACE, COPIED = 1, 2
 """Values of `joining`: outputs of several products are written where they belong, or copied there."""
 NO_SPLIT_S = 1e-4
@@ -294,17 +298,38 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
         at_work = (rows if whole else minimum(rows, BLOCKS_A_UNIT * together * units)) * shape.k * (wide + narrow)
         fill = power(at_work / (theta["l2_share"] * l2), 4)
         traffic = traffic + fill / (1.0 + fill) * rows * shape.k * wide
-    steps = ceil_div(shape.k, QUANTISED)
-    blocks, chain = (
-        (rows * steps, 1.0) if shape.activations in SCALED_BY_GROUPS else (rows / together, together * steps)
-    )
     moving = _quantised_bytes_seconds(kernel, hardware, theta, traffic)
-    seconds = moving + theta["row_s"] * maximum(blocks / units, 1.0) + theta["element_s"] * chain * QUANTISED
-    if (hardware.generation, shape.activations) == FLASHINFER and round(nominal(theta["dispatch"], RANKED)) == SGLANG:
+    dispatch, steps = round(nominal(theta["dispatch"], RANKED)), ceil_div(shape.k, QUANTISED)
+    if shape.activations not in SCALED_BY_GROUPS:
+        chain = together * steps
+        seconds = moving + theta["row_s"] * maximum(rows / (together * units), 1.0)
+    elif dispatch in (VLLM, SGLANG):
+        chain = 1
+        started = theta["row_s"] * maximum(_blocks_of_groups(rows, shape.k) / units, 1.0)
+        seconds = root(power(moving, BLOCK_OVERLAP) + power(started, BLOCK_OVERLAP), BLOCK_OVERLAP)
+    else:
+        chain = 1
+        seconds = moving + theta["row_s"] * maximum(rows * steps / units, 1.0)
+    seconds = seconds + theta["element_s"] * chain * QUANTISED
+    if (hardware.generation, shape.activations) == FLASHINFER and dispatch == SGLANG:
         copied = _copied_seconds(rows, shape.k, units, moving, theta)
         many = where(rows >= COPIED_FROM, copied, seconds)
         seconds = where(ceil_div(shape.k, COPIED_COLUMNS) * COPIED_COLUMNS <= shape.k, many, seconds)
     return theta["quantise_s"] + seconds
+
+
+def _blocks_of_groups(rows: Quantity, k: Quantity) -> Quantity:
+    """Blocks that quantise groups of elements in vLLM and SGLang: the fewer, the higher the power of two in the number
+    of groups, so that an odd number of rows may ask for sixteen times as many.
+
+    Source: vllm-project/vllm, csrc/quantization/w8a8/fp8/per_token_group_quant.cu (GetGroupsPerBlock);
+    sgl-project/sglang, python/sglang/jit_kernel/csrc/gemm/per_token_group_quant_8bit_v2.cuh (NaiveScheduler).
+    """
+    groups = rows * ceil_div(k, GROUP)
+    together: Quantity = 1
+    for several in GROUPS_A_BLOCK:
+        together = where(ceil_div(groups, several) * several <= groups, several, together)
+    return groups / together
 
 
 def _copied_seconds(
@@ -316,7 +341,7 @@ def _copied_seconds(
     Source: flashinfer-ai/flashinfer, csrc/nv_internal/cpp/kernels/quantization.cu (launchFP4QuantizationTma).
     """
     chains = ceil_div(rows, ROWS_COPIED * COPYING_BLOCKS * units) * theta["element_s"] * ROWS_COPIED * k
-    return root(power(moving, COPY_OVERLAP) + power(chains, COPY_OVERLAP), COPY_OVERLAP)
+    return root(power(moving, BLOCK_OVERLAP) + power(chains, BLOCK_OVERLAP), BLOCK_OVERLAP)
 
 
 def _quantised_bytes_seconds(
@@ -399,7 +424,7 @@ PARAMETERS = (
     Parameter(
         "quantise_hbm", 0.88, 0.05, 0.5, 1.0, "1", "share of the datasheet HBM bandwidth that the quantisation reaches"
     ),
-    Parameter("row_s", 1e-7, 1.2, 1e-9, 5e-6, "s", "a block of the quantisation, which scales one row or 16 groups"),
+    Parameter("row_s", 1e-7, 1.2, 1e-9, 5e-6, "s", "a block of the quantisation, which scales a row or groups"),
     Parameter("element_s", 6e-11, 1.0, 1e-12, 5e-9, "s", "an element in the chain of such a block"),
     Parameter(
         "dispatch", 1.0, 0.0, 1.0, 4.0, "1", "tile: 1 the fastest, by the table of: 2 vLLM, 3 SGLang, 4 TensorRT-LLM"

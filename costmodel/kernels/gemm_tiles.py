@@ -71,8 +71,9 @@ def sized(tile: Tile, theta: Mapping[str, float], what: str) -> Quantity:
 
 
 def published_tile(shape: "Gemm", generation: str, dispatch: int, units: Quantity) -> Tile | None:
-    """The tile that a library's own table gives a product of fp8 operands, block-scaled ones on Ada too, or FlashInfer's
-    score one of nvfp4 operands; None where there is no table, as for several products in one launch, which are cuBLAS'.
+    """The tile that a library's own table gives a product of fp8 operands, block-scaled ones on Ada too, or
+    FlashInfer's score one of nvfp4 operands; None where there is no table, as for several products in one launch, which
+    are cuBLAS'.
 
     Blackwell's pairs of SMs count as two blocks of half the tile. SGLang's times on Hopper nearly equal vLLM's and step
     where those do, from 128 to 129 rows, not from 256 to 257 as in the source of its kernel: they are of vLLM's tiles.
