@@ -16,7 +16,15 @@ from costmodel.fitting.silicon.gemm import TABLES
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Kernel, replayed
 from costmodel.kernels.gemm import Gemm, gemm
-from costmodel.kernels.gemm_tiles import RANKED, SGLANG, TRTLLM, VLLM, covered_by_a_round, published_tile
+from costmodel.kernels.gemm_tiles import (
+    RANKED,
+    SGLANG,
+    TRTLLM,
+    VLLM,
+    covered_by_a_round,
+    lone_round_of_widest,
+    published_tile,
+)
 from costmodel.layers.projection import Projection, projection
 from costmodel.step import Precision, Step
 
@@ -456,6 +464,18 @@ def test_a_block_quantises_as_many_groups_as_divide_all_of_them() -> None:
         assert more == pytest.approx((4097 * 3 - 4096 * 3 / 16) / 132 * 5e-6, rel=0.01)
         assert quantising(4098, dispatch) < 0.6 * quantising(4097, dispatch)
     assert quantising(4097, RANKED) == pytest.approx(quantising(4096, RANKED), rel=0.01)
+
+
+def test_a_lone_round_of_deepgemms_widest_tiles_takes_longer_in_sglang_on_hopper() -> None:
+    """Of 132 SMs, 2,816 rows of 1,152 columns fill all with tiles of 128 × 192; those of 2,817 need a second round."""
+    for m, n, lone in ((2816, 1152, 1), (2817, 1152, 0), (3584, 1024, 1), (1024, 1024, 0), (16384, 8192, 0)):
+        shape = Gemm(m=m, n=n, k=4096, activations="fp8_block", weights="fp8_block", source="fp8_block")
+        assert lone_round_of_widest(m, n, 4096, 132) == lone
+        slow, usual = (seconds(shape, dispatch=float(SGLANG), lone_round=one) for one in (4.0, 1.0))
+        assert slow > 2.0 * usual if lone else slow == usual
+        assert seconds(shape, dispatch=float(VLLM), lone_round=4.0) == seconds(shape, dispatch=float(VLLM))
+    sizes = numpy.array([2816.0, 2817.0])
+    assert lone_round_of_widest(sizes, 1152.0, 4096.0, 132).tolist() == [1.0, 0.0]
 
 
 def test_flashinfer_quantises_many_rows_in_rounds_of_blocks_that_copy_sixteen_each() -> None:

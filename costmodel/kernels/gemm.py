@@ -29,6 +29,7 @@ from costmodel.kernels.gemm_tiles import (
     VLLM,
     Tile,
     covered_by_a_round,
+    lone_round_of_widest,
     published_tile,
     sized,
     waits,
@@ -49,7 +50,7 @@ QUANTISED = 2048
 SCALED_BY_ROWS = ("fp8", "int8")
 """Formats with one scale for a whole row, which is read twice; a group of elements with its own stays in registers."""
 SCALED_BY_GROUPS = ("fp8_block",)
-"""Formats whose blocks of the quantisation take so many elements, whichever rows they are of."""
+"""Formats whose groups of elements have a scale of their own: blocks of the quantisation take groups of any row."""
 BLOCKS_A_UNIT = 8
 """Blocks of the quantisation, of 256 threads, that share an SM."""
 MANY_BLOCKS = 2
@@ -144,13 +145,14 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """launch + quantisation + pnorm(rounds of tiles, HBM bytes).
 
     Of the tiles that a library ranks, and of cutting k or not, the fastest is taken; a published table fixes the tile
-    and never cuts k. Operands that L2 lost are read beside the products, or waited for.
+    and never cuts k. Operands that L2 lost are read beside the products, or waited for. A lone round of DeepGEMM's
+    widest tiles on Hopper, in no cluster then, takes longer in SGLang.
     """
     shape: Gemm = kernel.shape
     copied = shape.joined and round(nominal(theta["joining"], IN_PLACE)) == COPIED
     units, pace = hardware.compute.units, _pace(kernel, hardware, theta)
     dispatch = round(nominal(theta["dispatch"], RANKED))
-    published = None if dispatch == RANKED else published_tile(shape, hardware.generation, dispatch, units)
+    published = published_tile(shape, hardware.generation, dispatch, units)
     if published is not None:
         busy, computes = _tiles_seconds(shape, units, pace, theta, published, splits=False)
     else:
@@ -159,6 +161,9 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         for other, other_computes in others:
             computes = where(other < busy, other_computes, computes)
             busy = minimum(busy, other)
+    if (hardware.generation, dispatch) == ("hopper", SGLANG) and shape.activations in SCALED_BY_GROUPS:
+        lone = lone_round_of_widest(shape.m, shape.n, shape.k, units)
+        busy = busy * (1.0 + (theta["lone_round"] - 1.0) * lone)
     memory, again = _memory_seconds(kernel, hardware, theta), _reread_seconds(shape, hardware, theta)
     if waits(shape, hardware.generation, dispatch, units):
         computes = where(again < busy, computes, 0.0)
@@ -181,9 +186,13 @@ NEAR = 1.2
 
 
 def choices_near(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Kernel:
-    """The product with those of its tiles that take less than `NEAR` times as long as the fastest."""
+    """The product with those of its tiles that take less than `NEAR` times as long as the fastest, where no table says
+    which one runs."""
     shape: Gemm = kernel.shape
     pace, units = _pace(kernel, hardware, theta), hardware.compute.units
+    dispatch = round(nominal(theta["dispatch"], RANKED))
+    if published_tile(shape, hardware.generation, dispatch, units) is not None:
+        return kernel
     busy = [_tiles_seconds(shape, units, pace, theta, tile, splits=True)[0] for tile in shape.tiles]
     least = min(busy)
     near = tuple(tile for tile, seconds in zip(shape.tiles, busy, strict=True) if seconds < NEAR * least)
@@ -443,6 +452,9 @@ PARAMETERS = (
     Parameter("wide_step", 0.88, 0.3, 0.3, 4.0, "1", "as few_step, of a tile wider than a full one"),
     Parameter("wide_block", 2.2, 0.5, 0.1, 20.0, "1", "as few_block, of a tile wider than a full one"),
     Parameter("crowding", 0.12, 0.8, 0.001, 1.0, "1", "by how much a block takes longer where all units are busy"),
+    Parameter(
+        "lone_round", 3.5, 0.3, 1.0, 8.0, "1", "time of a lone round of DeepGEMM's widest tiles over what size implies"
+    ),
     Parameter("padding", 0.05, 1.0, 0.001, 5.0, "1", "time of the bytes of rows beyond the matrix over that from HBM"),
     Parameter(
         "l2_misses", 0.6, 0.5, 0.05, 1.0, "1", "share of operands larger than L2 that later rounds of tiles miss"

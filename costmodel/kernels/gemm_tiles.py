@@ -6,7 +6,8 @@ registers, some lack fast accumulation. So a size of tile has a step and a start
 Sources: vllm-project/vllm, csrc/quantization/w8a8/cutlass, scaled_mm_sm89, sm90 and sm100 fp8_dispatch.cuh;
 vllm/model_executor/layers/quantization/utils/fp8_utils.py (the tile without a tuned one); sgl-project/sglang,
 sgl-kernel/csrc/gemm/fp8_gemm_kernel.cu; NVIDIA/TensorRT-LLM, fp8_blockscale_gemm/ada_blockwise_gemm; NVIDIA/cutlass,
-tile schedulers; flashinfer-ai/flashinfer pull request 2940, flashinfer/gemm/kernels/utils.py.
+tile schedulers; flashinfer-ai/flashinfer pull request 2940, flashinfer/gemm/kernels/utils.py; deepseek-ai/DeepGEMM,
+csrc/jit_kernels/heuristics/sm90.hpp.
 """
 
 from collections.abc import Mapping
@@ -33,6 +34,19 @@ SCORED = (64, 128, 192, 256)
 """Columns of the tiles that FlashInfer scores; of its tiles of 256 rows, which score as well, none is ever the best."""
 SCORED_ROWS = 4096
 """Rows from which FlashInfer's score no longer depends on them; below, they count as the power of two before."""
+
+
+CYCLED = tuple(
+    (rows, columns)
+    for rows in (64, FULL, 2 * FULL)
+    for columns in (*range(16, FULL + 1, 16), 144, 160, 192)
+    if rows <= FULL or columns <= FULL
+)
+"""Rows and columns of the tiles whose cycles DeepGEMM compares on Hopper."""
+WIDEST = ((128, 192), (256, 128))
+"""Those of them that are slow without a cluster."""
+L1_BYTES, L2_BYTES = 128, 6153
+"""Bytes of a clock, of one SM's L1 and of all L2, that DeepGEMM counts with."""
 
 
 class Tile(NamedTuple):
@@ -210,3 +224,25 @@ def _flashinfer(m: Quantity, n: Quantity, k: Quantity, units: Quantity) -> Tile:
         columns = where(score > best, across, columns)
         best = maximum(score, best)
     return Tile(FULL, columns)
+
+
+def lone_round_of_widest(m: Quantity, n: Quantity, k: Quantity, units: Quantity) -> Quantity:
+    """1 where DeepGEMM on Hopper takes one round of its widest tiles, else 0.
+
+    It takes the tile with the fewest cycles of L1 or L2; tiles in pairs that share an operand only where there are
+    more rounds than one.
+    """
+    alone: Quantity = 0.0
+    paired: Quantity = 0.0
+    lone: Quantity = 0.0
+    for rows, columns in CYCLED:
+        rounds = ceil_div(ceil_div(m, rows) * ceil_div(n, columns), units)
+        output = 2 * rows * columns
+        from_l1 = 2 * (k * (rows + columns) + output) / L1_BYTES
+        from_l2 = (k * (rows + columns) + output) * units / L2_BYTES
+        shared = (k * (rows + columns - max(rows, columns) / 2) + output) * units / L2_BYTES
+        rate = 1.0 / (rounds * maximum(from_l1, from_l2))
+        lone = where(rate > alone, where(rounds > 1, 0.0, 1.0) if (rows, columns) in WIDEST else 0.0, lone)
+        alone = maximum(rate, alone)
+        paired = maximum(where(rounds > 1, 1.0 / (rounds * maximum(from_l1, shared)), 0.0), paired)
+    return where(paired > alone, 0.0, lone)
