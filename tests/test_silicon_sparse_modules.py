@@ -195,6 +195,37 @@ def test_a_long_list_of_entries_is_split_where_units_are_idle() -> None:
     assert seconds(compressed(1000), splits=16.0) == seconds(compressed(1000), splits=1.0)  # 3 tiles stay together
 
 
+def test_few_queries_of_a_decode_step_are_dealt_out_in_single_tiles() -> None:
+    few, many = ({"split_s": 1e-9, "step_s": step_s} for step_s in (1e-4, 2e-4))
+    for P, tiles in ((4000, 1), (2**18, 1), (2**21, 2)):  # 3, 34 and 258 tiles and 5 more, for 132 units
+        kernel = compressed(P, S=1, decoding=True)
+        assert seconds(kernel, **many) - seconds(kernel, **few) == pytest.approx(tiles * 1e-4, rel=0.02)
+    assert seconds(compressed(2**18, S=1, decoding=True), split_s=1e-6) > 30e-6
+
+
+def test_a_decode_step_with_a_query_more_than_units_waits_for_two_of_them() -> None:
+    last, first, twice = (seconds(compressed(4000, S=1, B=B, decoding=True), block_s=1e-2) for B in (132, 148, 264))
+    assert first == pytest.approx(last + 1e-2, rel=0.01)
+    assert twice == pytest.approx(first, rel=0.01)
+
+
+def test_only_queries_that_are_split_are_combined() -> None:
+    for B, extra in ((1, 1e-4), (100, 0.0)):
+        kernel = compressed(4000, S=1, B=B, decoding=True)
+        assert seconds(kernel, combine_s=1e-4) - seconds(kernel, combine_s=1e-9) == pytest.approx(extra, rel=0.01)
+
+
+def test_few_queries_of_a_prefill_may_run_the_kernel_of_decode() -> None:
+    few, many = compressed(2**17, S=1, B=4), compressed(2**17, S=6000, B=2)
+    assert seconds(few, dealt=2.0, combine_s=1e-4) > seconds(few, dealt=1.0, combine_s=1e-4) + 0.9e-4
+    assert seconds(many, dealt=2.0) == seconds(many, dealt=1.0)
+
+
+def test_an_entry_at_least_is_one_more_tile_to_deal_out() -> None:
+    before = compressed(120, S=1, B=24, decoding=True)  # 2 tiles, whole; 3 of ⌈24 · (3 + 5)/132⌉ = 2 each
+    assert seconds(before, entries=2.0, combine_s=1e-4) > seconds(before, entries=1.0, combine_s=1e-4) + 0.9e-4
+
+
 def test_a_query_before_the_first_entry_may_walk_a_tile_of_nothing() -> None:
     before, after = (compressed(P, S=1, B=512, decoding=True) for P in (30, 200))
     assert seconds(before, empty=1.0) > 1.02 * seconds(before, empty=0.01)
@@ -203,7 +234,7 @@ def test_a_query_before_the_first_entry_may_walk_a_tile_of_nothing() -> None:
 
 def test_the_list_of_entries_is_begun_once_and_only_where_there_are_any() -> None:
     for P, extra in ((100, 0.0), (4000, 1e-5), (9000, 1e-5)):
-        kernel = compressed(P, S=1, decoding=True)
+        kernel = compressed(P, S=1, B=100, decoding=True)
         begun = seconds(kernel, list_s=1e-5, empty=0.01) - seconds(kernel, list_s=1e-9, empty=0.01)
         assert begun == pytest.approx(extra, rel=0.01, abs=2e-7)
 

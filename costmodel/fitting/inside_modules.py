@@ -34,11 +34,12 @@ BEGUN_FROM = {"hca-prefill": "csa-prefill", "hca-decode": "csa-decode"}
 """Modules that run the kernels of another one over other lists of rows, and whose fit begins where the other's ended:
 what few or short points of one leave open, those of the other may have shown. Both are named as their families."""
 
-STEADY = ("tensor_efficiency", "vector_efficiency", "step_s", "many")
+STEADY = ("tensor_efficiency", "vector_efficiency", "step_s", "many", "split_s")
 FIRM = 0.1
 """What a tile takes once the loop over tiles runs, and the share of its prior spread that is left in a module that
 begins where another's fit ended: it is the compiled kernel's. A module's own lists of a few tiles show how they begin,
-and took for the price of every tile what their first ones cost more."""
+and took for the price of every tile what their first ones cost more. So is what one more part of a query takes to be
+combined: a fit of three parts had made it twice as dear, and missed lists of a hundred by a fifth."""
 
 
 STREAMING = (

@@ -6,10 +6,11 @@ the entries are two lists of rows, each filled up to whole tiles.
 
 Source: DeepSeek-V4 technical report, section 2.3; deepseek-ai/FlashMLA, sparse prefill and decode with a second cache
 (the kernels that engines run for these layers); sgl-project/sglang, deepseek_v4_backend.py (c128_topk_lengths_clamp1:
-one entry at least).
+one entry at least; few queries of a prefill as those of a decode step).
 """
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, named, power, root, where
 from costmodel.einsum import dot, size
@@ -28,6 +29,7 @@ from costmodel.kernels.compressed_rows import (
     walked,
     without_entries,
 )
+from costmodel.kernels.flashmla_schedule import schedule
 from costmodel.kernels.sparse_attention import DEQUANTISE, HEADS, ROWS, padded_heads
 from costmodel.pairs import window
 
@@ -69,8 +71,10 @@ def grid(x: CompressedAttention) -> Grid:
 
 
 LEAST = 5
-"""Tiles that a thread block takes at least before a query's rows are split: FlashMLA's scheduler weighs a split so."""
+"""Tiles that a thread block takes at least before a query's rows are split, where no `schedule` deals them out."""
 
+PARTIAL = 4
+"""Bytes of an element of a partial output, which is written and read again."""
 
 MANY = 11673
 """Query tokens of a prefill above which SGLang runs another kernel (`_LARGE_INDEXER_QUERY_THRESHOLD`)."""
@@ -82,24 +86,68 @@ CROWDED = 4.0
 PASS = {"memory_efficiency": 0.8}
 """Share of the datasheet HBM bandwidth that a pass over elements reaches: the prior of such kernels."""
 
+DEALT = 2.0
+"""Value of `dealt` where a prefill of few queries runs decode's kernel."""
+
+CLAMPED = 2.0
+"""Value of `entries` where a query has at least one, as SGLang asks for."""
+
 BY_HEADS = 2.0
 """Value of `tiles` where the heads of a rank decide the tile, as in the kernels that TensorRT-LLM runs on Blackwell."""
+
+
+class Share(NamedTuple):
+    """What the fullest thread block does: tiles, queries that it begins and those of both lists; into how many parts a
+    query is split, and the seconds of combining these."""
+
+    tiles: Quantity
+    begun: Quantity
+    both: Quantity
+    parts: Quantity
+    combining: Quantity
+
+
+def _fullest_block(
+    kernel: Kernel, hardware: Hardware, theta: Mapping[str, float], blocks: Quantity, tiles: Quantity, by_heads: Any
+) -> Share:
+    """Waves of so many blocks with the tiles of a query each, or what FlashMLA's decode kernel deals to one.
+
+    Parts of a query are written as fp32 and read again, and what combines them awaits one after the other.
+    """
+    x, units = kernel.shape, hardware.compute.units
+    parts = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
+    rounds = waves(blocks * parts, units, theta["wave_weight"])
+    waved = Share(rounds * tiles / parts, rounds, rounds, parts, (parts - 1.0) * theta["split_s"])
+    by_decode = True if x.decoding else where(theta["dealt"] >= DEALT, x.B * x.S <= MANY, False)
+    by_decode = where(by_heads, False, by_decode)
+    if by_decode is False:
+        return waved
+    assert kernel.grid is not None
+    counted = kernel.grid.chain_steps + where(theta["entries"] >= CLAMPED, where(without_entries(x) > 0, 1, 0), 0)
+    dealt = schedule(x.B * x.S, counted, x.H, units, hardware.generation)
+    both = where(dealt.whole > 0, dealt.whole, where(dealt.tiles > ceil_div(x.w, ROWS), 1, 0))
+    partial = 2 * PARTIAL * dealt.split * dealt.parts * padded_heads(x.H) * x.d
+    l2 = hardware.memory.l2.bandwidth or hardware.memory.hbm.bandwidth * theta["l2_over_hbm"]
+    combining = where(dealt.split > 0, theta["combine_s"] + partial / l2, 0.0) + (dealt.parts - 1) * theta["split_s"]
+    own = Share(dealt.tiles * tiles / counted, dealt.queries, both, dealt.parts, combining)
+    return Share(*(where(by_decode, mine, other) for mine, other in zip(own, waved, strict=True)))
 
 
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + requests + prologues + splits + pnorm(FLOPs, bytes, and each tile's latency, over waves of blocks).
 
     A thread block fills its unit, so loading Q and storing O overlap with nothing, and the first rows of the entries
-    are awaited once the window is through: a first entry costs more than one tile. Where blocks leave units idle, the
-    rows of a query are split over up to `splits` of them, and the partial outputs combined. vLLM gathers the rows of a
-    few requests at a time and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill
-    runs the decode kernel over the cache for few queries; for many it widens all rows that they see to bf16 once
-    (`gather`), and its prefill kernel takes `many` of the time for a tile. It also asks for one entry at least:
-    a query before the first finished one then walks a tile of nothing (`empty`), as it does not in vLLM. TensorRT-LLM
-    on Blackwell has tiles for fewer heads, which multiply 8-bit rows as they are (`tiles`) and go through one list of
-    rows in prefill (`steps_of_keys`); where all queries at work see the same window, its rows are waited for
-    (`crowding`). Decode keeps two lists: with one, its measured times were met no better. Before the kernel, queries
-    and lists are prepared (`prepared`), and TensorRT-LLM's compressor walks an entry's tokens one by one (`entry_s`).
+    are awaited once the window is through: a first entry costs more than one tile. FlashMLA's decode deals tiles out to
+    a block for each unit (`schedule`); in other kernels that leave units idle the rows of a query are split over up to
+    `splits` of them. The partial outputs are combined. vLLM gathers the rows of a few requests at a time and launches
+    its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill runs the decode kernel over the cache
+    for few queries (`dealt`); for many it widens all rows that they see to bf16 once (`gather`), and its prefill kernel
+    takes `many` of the time for a tile. It also asks for one entry at least (`entries`): a query before the first
+    finished one then walks a tile of nothing (`empty`), as it does not in vLLM. TensorRT-LLM on Blackwell has tiles for
+    fewer heads, which multiply 8-bit rows as they are (`tiles`) and go through one list of rows in prefill
+    (`steps_of_keys`); where all queries at work see the same window, its rows are waited for (`crowding`). Decode keeps
+    two lists: with one, its measured times were met no better. Before the kernel, queries and lists are prepared
+    (`prepared`), and TensorRT-LLM's compressor walks an entry's tokens one by one (`entry_s`).
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
@@ -122,19 +170,18 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         vector = where(by_heads, 4 * x.B * x.H * in_steps, vector)
         narrow = x.H if x.quantised else 0
         traffic = traffic - where(by_heads, x.B * x.S * (4 * (padded - x.H) + narrow) * x.d, 0)
-    splits = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
-    rounds = waves(blocks * splits, units, theta["wave_weight"])
-    idle = rounds * units / (blocks * splits)
+    share = _fullest_block(kernel, hardware, theta, blocks, tiles, by_heads)
+    idle = share.tiles * units / (blocks * tiles)
     tensor: Quantity = 0.0
     for dtype, flops in kernel.executed.tensor.items():
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
     one_list = False if x.decoding else by_heads
     at_work = minimum(x.B * x.S, units * x.B * x.S / blocks)
     crowded = root(1.0 + power(theta["crowding"] * readers(x, at_work), CROWDED), CROWDED)
-    waited = where(one_list, (crowded - 1.0) * ceil_div(x.w, ROWS) / splits, 0.0)
+    waited = where(one_list, (crowded - 1.0) * ceil_div(x.w, ROWS) / share.parts, 0.0)
     lists = where(one_list, 0.0, 1.0 - (1.0 - theta["empty"]) * without_entries(x) / x.S)
-    launch = theta["launch_s"] * kernel.launches + rounds * (block_s + lists * theta["list_s"])
-    launch = launch + (splits - 1.0) * theta["split_s"]
+    launch = theta["launch_s"] * kernel.launches + share.begun * block_s + share.both * lists * theta["list_s"]
+    launch = launch + share.combining
     launch = launch + memory_seconds(kernel, hardware, PASS, prepared(x, by_heads))
     slower: Quantity = 1.0
     if not x.decoding:
@@ -147,7 +194,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         tensor=tensor * computed * idle * slower * more,
         vector=vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle * slower * more,
         memory=memory_seconds(kernel, hardware, theta, traffic),
-        chain=rounds * (tiles / splits + waited) * step_s * slower,
+        chain=(share.tiles + share.both * waited) * step_s * slower,
         launch=launch,
         overlap=theta["overlap"],
     )
@@ -159,9 +206,12 @@ PARAMETERS = (
     Parameter("many", 1.0, 0.3, 0.2, 2.0, "1", "time of a tile in a prefill of many queries over that of few"),
     Parameter("gather", 1.0, 1.0, 0.01, 20.0, "1", "traffic of widening the rows of many queries, over one pass"),
     Parameter("empty", 0.3, 1.0, 0.01, 1.0, "1", "tile that a query walks where no entry is finished: 1 whole, 0 none"),
+    Parameter("entries", 1.0, 0.0, 1.0, 2.0, "1", "list before the first entry: 1 empty, 2 of one that is none"),
+    Parameter("dealt", 1.0, 0.0, 1.0, 2.0, "1", "kernel of a prefill of few queries: 1 its own, 2 decode's"),
     Parameter("tiles", 1.0, 0.0, 1.0, 2.0, "1", "heads of a tile: 1 whole 64, 2 those that a rank has"),
     Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
     Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),
+    Parameter("combine_s", 2e-6, 0.7, 1e-9, 1e-5, "s", "combining the parts of queries that are split, however many"),
     Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
     Parameter("list_s", 1.0e-6, 1.0, 1e-9, 1e-5, "s", "beginning the list of entries after that of the window"),
     Parameter("entry_s", 0.15e-6, 0.5, 1e-9, 1e-6, "s", "a token that a thread block of the compressor walks"),
@@ -186,7 +236,7 @@ CSA_PREFILL = Form(
     # The five products of dense attention, each over the gathered rows.
     backward=attention.backward,
     model_spread=0.3,
-    built={"trtllm": {"tiles": BY_HEADS}},
+    built={"trtllm": {"tiles": BY_HEADS}, "sglang": {"entries": CLAMPED, "dealt": DEALT}},
     sources=("DeepSeek-V4 technical report, section 2.3.1", "deepseek-ai/FlashMLA, README"),
 )
 HCA_PREFILL = CSA_PREFILL._replace(
