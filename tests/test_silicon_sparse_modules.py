@@ -226,6 +226,20 @@ def test_an_entry_at_least_is_one_more_tile_to_deal_out() -> None:
     assert seconds(before, entries=2.0, combine_s=1e-4) > seconds(before, entries=1.0, combine_s=1e-4) + 0.9e-4
 
 
+def test_outputs_of_fewer_heads_than_a_tile_are_copied_before_they_are_quantised() -> None:
+    x = CompressedAttention(1, 4096, 0, 32, 512, w=128, r=128, k=None, row_bytes=584, quantised=True, narrowed=True)
+    for shape, hardware, copied in (
+        (x, B200, 4096 * 32 * 512),
+        (x._replace(narrowed=False), B200, 0),  # products of 16 bits take rows that lie apart
+        (x._replace(H=64), B200, 0),
+        (x, H100, 0),  # SGLang multiplies the groups in 16 bits below Blackwell
+    ):
+        kernel = compressed_attention("attention", shape)
+        twice = seconds(kernel, hardware, dealt=2.0, copy=160.0) - seconds(kernel, hardware, dealt=2.0, copy=80.0)
+        assert twice == pytest.approx(copied * 80.0 / (hardware.compute.vector / 2))
+        assert seconds(kernel, hardware, dealt=1.0, copy=160.0) == seconds(kernel, hardware, dealt=1.0, copy=80.0)
+
+
 def test_a_query_before_the_first_entry_may_walk_a_tile_of_nothing() -> None:
     before, after = (compressed(P, S=1, B=512, decoding=True) for P in (30, 200))
     assert seconds(before, empty=1.0) > 1.02 * seconds(before, empty=0.01)

@@ -25,6 +25,7 @@ from costmodel.kernels.compressed_rows import (
     head_tiles,
     prepared,
     readers,
+    sliced,
     steps_of_keys,
     walked,
     without_entries,
@@ -85,6 +86,9 @@ CROWDED = 4.0
 
 PASS = {"memory_efficiency": 0.8}
 """Share of the datasheet HBM bandwidth that a pass over elements reaches: the prior of such kernels."""
+
+WITHOUT_FMA = 0.5
+"""Share of the fp32 FLOP/s that other instructions reach."""
 
 DEALT = 2.0
 """Value of `dealt` where a prefill of few queries runs decode's kernel."""
@@ -147,7 +151,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     fewer heads, which multiply 8-bit rows as they are (`tiles`) and go through one list of rows in prefill
     (`steps_of_keys`); where all queries at work see the same window, its rows are waited for (`crowding`). Decode keeps
     two lists: with one, its measured times were met no better. Before the kernel, queries and lists are prepared
-    (`prepared`), and TensorRT-LLM's compressor walks an entry's tokens one by one (`entry_s`).
+    (`prepared`), and TensorRT-LLM's compressor walks an entry's tokens one by one (`entry_s`). On Blackwell, where it
+    multiplies the groups of outputs in 8 bits, SGLang copies those of few heads first (`sliced`).
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
@@ -183,6 +188,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     launch = theta["launch_s"] * kernel.launches + share.begun * block_s + share.both * lists * theta["list_s"]
     launch = launch + share.combining
     launch = launch + memory_seconds(kernel, hardware, PASS, prepared(x, by_heads))
+    copied = where(theta["dealt"] >= DEALT, sliced(x), 0) if hardware.generation == "blackwell" else 0
+    launch = launch + copied * theta["copy"] / (hardware.compute.vector * WITHOUT_FMA)
     slower: Quantity = 1.0
     if not x.decoding:
         many = where(by_heads, 0, x.B * x.S) > MANY
@@ -208,6 +215,7 @@ PARAMETERS = (
     Parameter("empty", 0.3, 1.0, 0.01, 1.0, "1", "tile that a query walks where no entry is finished: 1 whole, 0 none"),
     Parameter("entries", 1.0, 0.0, 1.0, 2.0, "1", "list before the first entry: 1 empty, 2 of one that is none"),
     Parameter("dealt", 1.0, 0.0, 1.0, 2.0, "1", "kernel of a prefill of few queries: 1 its own, 2 decode's"),
+    Parameter("copy", 40.0, 0.5, 4.0, 400.0, "1", "instructions of an element whose place a strided copy computes"),
     Parameter("tiles", 1.0, 0.0, 1.0, 2.0, "1", "heads of a tile: 1 whole 64, 2 those that a rank has"),
     Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
     Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),

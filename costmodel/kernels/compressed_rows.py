@@ -15,7 +15,8 @@ class CompressedAttention(NamedTuple):
     """B sequences, S queries of H heads after P cached tokens; rows of width d are keys and values.
 
     w: window; r: tokens per entry; k: entries that a query selects, None for all that are finished; row_bytes: of one
-    cached row; quantised: rows are widened to bf16 before the products; sinks: one more logit per head.
+    cached row; quantised: rows are widened to bf16 before the products; sinks: one more logit per head; narrowed:
+    outputs are quantised before the next product.
     """
 
     B: Quantity
@@ -31,6 +32,7 @@ class CompressedAttention(NamedTuple):
     quantised: bool = False
     sinks: bool = True
     decoding: bool = False
+    narrowed: bool = False
 
     @property
     def length(self) -> Quantity:
@@ -165,6 +167,19 @@ def prepared(x: CompressedAttention, by_heads: Quantity) -> Quantity:
     filled = 2 * queries * (padded_heads(x.H) - x.H) * x.d
     narrowed = NARROWED * queries * x.H * x.d if x.quantised else 0
     return where(by_heads, narrowed + 2 * PLACE * queries * listed(x), filled)
+
+
+def sliced(x: CompressedAttention) -> Quantity:
+    """Elements of outputs that SGLang copies out of buffers of whole tiles of heads before it quantises them: those of
+    a rank with fewer heads do not lie behind each other. Products of 16 bits take them as they lie.
+
+    Source: sgl-project/sglang, python/sglang/srt/models/deepseek_v4.py (o[:, tp_slice], then o.reshape(T * G, D)).
+
+    >>> x = CompressedAttention(4, 1, 4096, 16, 512, w=128, r=128, k=None, row_bytes=584, narrowed=True)
+    >>> sliced(x), sliced(x._replace(H=64)), sliced(x._replace(narrowed=False))
+    (32768, 0, 0)
+    """
+    return where(padded_heads(x.H) > x.H, x.B * x.S * x.H * x.d, 0) if x.narrowed else 0
 
 
 def walked(x: CompressedAttention) -> Quantity:

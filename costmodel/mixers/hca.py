@@ -96,6 +96,7 @@ def core(d: Dims, step: Step, precision: Precision, k: Quantity | None = None) -
         quantised=element_bytes(precision.kv) < element_bytes(precision.hidden),
         sinks=d.sinks,
         decoding=step.decoding,
+        narrowed=element_bytes(precision.operand("mixer")) < element_bytes(precision.hidden),
     )
     return compressed_attention("attention", x)
 
