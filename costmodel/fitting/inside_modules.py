@@ -34,7 +34,7 @@ BEGUN_FROM = {"hca-prefill": "csa-prefill", "hca-decode": "csa-decode"}
 """Modules that run the kernels of another one over other lists of rows, and whose fit begins where the other's ended:
 what few or short points of one leave open, those of the other may have shown. Both are named as their families."""
 
-STEADY = ("tensor_efficiency", "vector_efficiency", "step_s", "many", "split_s")
+STEADY = ("tensor_efficiency", "vector_efficiency", "step_s", "many", "split_s", "pair_step")
 FIRM = 0.1
 """What a tile takes once the loop over tiles runs, and the share of its prior spread that is left in a module that
 begins where another's fit ended: it is the compiled kernel's. A module's own lists of a few tiles show how they begin,

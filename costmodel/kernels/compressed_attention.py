@@ -141,18 +141,20 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     """launch + requests + prologues + splits + pnorm(FLOPs, bytes, and each tile's latency, over waves of blocks).
 
     A thread block fills its unit, so loading Q and storing O overlap with nothing, and the first rows of the entries
-    are awaited once the window is through: a first entry costs more than one tile. FlashMLA's decode deals tiles out to
-    a block for each unit (`schedule`); in other kernels that leave units idle the rows of a query are split over up to
-    `splits` of them. The partial outputs are combined. vLLM gathers the rows of a few requests at a time and launches
-    its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill runs the decode kernel over the cache
-    for few queries (`dealt`); for many it widens all rows that they see to bf16 once (`gather`), and its prefill kernel
-    takes `many` of the time for a tile. It also asks for one entry at least (`entries`): a query before the first
-    finished one then walks a tile of nothing (`empty`), as it does not in vLLM. TensorRT-LLM on Blackwell has tiles for
-    fewer heads, which multiply 8-bit rows as they are (`tiles`) and go through one list of rows in prefill
-    (`steps_of_keys`); where all queries at work see the same window, its rows are waited for (`crowding`). Decode keeps
-    two lists: with one, its measured times were met no better. Before the kernel, queries and lists are prepared
-    (`prepared`), and TensorRT-LLM's compressor walks an entry's tokens one by one (`entry_s`). On Blackwell, where it
-    multiplies the groups of outputs in 8 bits, SGLang copies those of few heads first (`sliced`).
+    are awaited once the window is through: a first entry costs more than one tile. FlashMLA's decode deals tiles
+    out to a block for each unit (`schedule`); in other kernels that leave units idle the rows of a query are split
+    over up to `splits` of them. The partial outputs are combined. vLLM gathers the rows of a few requests at a time
+    and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill runs the decode
+    kernel over the cache for few queries (`dealt`); for many it widens all rows that they see to bf16 once
+    (`gather`), and its prefill kernel takes `many` of the time for a tile. Kernels of 128 heads are other code,
+    whose units share the rows that they widen (`pair_step`, `pair_block`). SGLang also asks for one entry at least
+    (`entries`): a query before the first finished one then walks a tile of nothing (`empty`), as it does not in
+    vLLM. TensorRT-LLM on Blackwell has tiles for fewer heads, which multiply 8-bit rows as they are (`tiles`) and
+    go through one list of rows in prefill (`steps_of_keys`); where all queries at work see the same window, its
+    rows are waited for (`crowding`). Decode keeps two lists: with one, its measured times were met no better.
+    Before the kernel, queries and lists are prepared (`prepared`), and TensorRT-LLM's compressor walks an entry's
+    tokens one by one (`entry_s`). On Blackwell, where it multiplies the groups of outputs in 8 bits, SGLang copies
+    those of few heads first (`sliced`).
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
@@ -176,7 +178,10 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         narrow = x.H if x.quantised else 0
         traffic = traffic - where(by_heads, x.B * x.S * (4 * (padded - x.H) + narrow) * x.d, 0)
     share = _fullest_block(kernel, hardware, theta, blocks, tiles, by_heads)
-    idle = share.tiles * units / (blocks * tiles)
+    pairs = where(by_heads, False, x.H > HEADS)
+    block_s = where(pairs, theta["pair_block"], 1.0) * block_s
+    paired = where(pairs, theta["pair_step"], 1.0)
+    idle = paired * share.tiles * units / (blocks * tiles)
     tensor: Quantity = 0.0
     for dtype, flops in kernel.executed.tensor.items():
         tensor = tensor + flops / (hardware.tensor_peak(dtype) * theta["tensor_efficiency"])
@@ -201,7 +206,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         tensor=tensor * computed * idle * slower * more,
         vector=vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle * slower * more,
         memory=memory_seconds(kernel, hardware, theta, traffic),
-        chain=(share.tiles + share.both * waited) * step_s * slower,
+        chain=(paired * share.tiles + share.both * waited) * step_s * slower,
         launch=launch,
         overlap=theta["overlap"],
     )
@@ -220,6 +225,8 @@ PARAMETERS = (
     Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
     Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),
     Parameter("combine_s", 2e-6, 0.7, 1e-9, 1e-5, "s", "combining the parts of queries that are split, however many"),
+    Parameter("pair_step", 1.0, 0.3, 0.3, 3.0, "1", "time of a tile in a kernel of 128 heads over that of 64"),
+    Parameter("pair_block", 1.0, 0.3, 0.2, 5.0, "1", "block_s of a kernel of 128 heads over that of 64"),
     Parameter("block_s", 2.0e-6, 0.5, 0.2e-6, 3e-5, "s", "prologue and epilogue of one tile of heads"),
     Parameter("list_s", 1.0e-6, 1.0, 1e-9, 1e-5, "s", "beginning the list of entries after that of the window"),
     Parameter("entry_s", 0.15e-6, 0.5, 1e-9, 1e-6, "s", "a token that a thread block of the compressor walks"),
