@@ -221,11 +221,12 @@ def test_few_queries_of_a_prefill_may_run_the_kernel_of_decode() -> None:
     assert seconds(many, dealt=2.0) == seconds(many, dealt=1.0)
 
 
-def test_kernels_of_128_heads_have_a_step_of_their_own_unless_heads_decide_the_tile() -> None:
+def test_blackwells_kernels_of_128_heads_have_a_step_of_their_own_unless_heads_decide_the_tile() -> None:
     for heads, changes in ((64, False), (128, True)):
         kernel = compressed_attention("attention", of_heads(heads, P=10**6))
         assert (seconds(kernel, B200, pair_step=2.0) > 1.1 * seconds(kernel, B200)) == changes
         assert seconds(kernel, B200, pair_step=2.0, tiles=2.0) == seconds(kernel, B200, tiles=2.0)
+        assert seconds(kernel, H100, pair_step=2.0) == seconds(kernel, H100)
 
 
 def test_an_entry_at_least_is_one_more_tile_to_deal_out() -> None:

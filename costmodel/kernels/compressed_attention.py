@@ -146,15 +146,15 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     over up to `splits` of them. The partial outputs are combined. vLLM gathers the rows of a few requests at a time
     and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill runs the decode
     kernel over the cache for few queries (`dealt`); for many it widens all rows that they see to bf16 once
-    (`gather`), and its prefill kernel takes `many` of the time for a tile. Kernels of 128 heads are other code,
-    whose units share the rows that they widen (`pair_step`, `pair_block`). SGLang also asks for one entry at least
-    (`entries`): a query before the first finished one then walks a tile of nothing (`empty`), as it does not in
-    vLLM. TensorRT-LLM on Blackwell has tiles for fewer heads, which multiply 8-bit rows as they are (`tiles`) and
-    go through one list of rows in prefill (`steps_of_keys`); where all queries at work see the same window, its
-    rows are waited for (`crowding`). Decode keeps two lists: with one, its measured times were met no better.
-    Before the kernel, queries and lists are prepared (`prepared`), and TensorRT-LLM's compressor walks an entry's
-    tokens one by one (`entry_s`). On Blackwell, where it multiplies the groups of outputs in 8 bits, SGLang copies
-    those of few heads first (`sliced`).
+    (`gather`), and its prefill kernel takes `many` of the time for a tile. Blackwell's kernels of 128 heads are
+    other code, whose units share the rows that they widen (`pair_step`, `pair_block`). SGLang also asks for one
+    entry at least (`entries`): a query before the first finished one then walks a tile of nothing (`empty`), as it
+    does not in vLLM. TensorRT-LLM on Blackwell has tiles for fewer heads, which multiply 8-bit rows as they are
+    (`tiles`) and go through one list of rows in prefill (`steps_of_keys`); where all queries at work see the same
+    window, its rows are waited for (`crowding`). Decode keeps two lists: with one, its measured times were met no
+    better. Before the kernel, queries and lists are prepared (`prepared`), and TensorRT-LLM's compressor walks an
+    entry's tokens one by one (`entry_s`). On Blackwell, where it multiplies the groups of outputs in 8 bits, SGLang
+    copies those of few heads first (`sliced`).
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
@@ -163,8 +163,11 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     vector, traffic, computed = kernel.executed.vector, kernel.executed.hbm_bytes, 1.0
     step_s, block_s = theta["step_s"], theta["block_s"]
     by_heads: Quantity = False
+    paired: Quantity = 1.0
     if hardware.generation == "blackwell":
         by_heads = theta["tiles"] >= BY_HEADS
+        pairs = where(by_heads, False, x.H > HEADS)
+        block_s, paired = where(pairs, theta["pair_block"], 1.0) * block_s, where(pairs, theta["pair_step"], 1.0)
         padded = padded_heads(x.H)
         of_query, step, edges = head_tiles(x, units)
         blocks = where(by_heads, x.B * x.S * of_query, blocks)
@@ -178,9 +181,6 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         narrow = x.H if x.quantised else 0
         traffic = traffic - where(by_heads, x.B * x.S * (4 * (padded - x.H) + narrow) * x.d, 0)
     share = _fullest_block(kernel, hardware, theta, blocks, tiles, by_heads)
-    pairs = where(by_heads, False, x.H > HEADS)
-    block_s = where(pairs, theta["pair_block"], 1.0) * block_s
-    paired = where(pairs, theta["pair_step"], 1.0)
     idle = paired * share.tiles * units / (blocks * tiles)
     tensor: Quantity = 0.0
     for dtype, flops in kernel.executed.tensor.items():
