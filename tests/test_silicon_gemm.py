@@ -495,10 +495,10 @@ def test_flashinfer_quantises_many_rows_in_rounds_of_blocks_that_copy_sixteen_ea
 
 
 def test_block_scaled_kernels_on_ada_have_one_tile() -> None:
-    assert published_tile(BLOCKS, "ada", VLLM) == (64, 128, 1, 1)
-    assert published_tile(BLOCKS, "ada", TRTLLM) == (32, 128, 1, 1)
-    assert published_tile(BLOCKS, "hopper", VLLM) is None
-    assert published_tile(FP8, "ada", TRTLLM) is None
+    assert published_tile(BLOCKS, "ada", VLLM, 142) == (64, 128, 1, 1)
+    assert published_tile(BLOCKS, "ada", TRTLLM, 142) == (32, 128, 1, 1)
+    assert published_tile(BLOCKS, "hopper", VLLM, 132) is None
+    assert published_tile(FP8, "ada", TRTLLM, 142) is None
 
 
 def test_without_a_table_the_fastest_tile_is_taken() -> None:
