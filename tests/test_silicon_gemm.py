@@ -502,6 +502,7 @@ def test_block_scaled_kernels_on_ada_have_one_tile() -> None:
 
 
 def test_without_a_table_the_fastest_tile_is_taken() -> None:
+    assert published_tile(Gemm(256, 4096, 4096, 1, "nvfp4", "nvfp4"), "blackwell", TRTLLM, 148) is None
     assert published_tile(SHAPE, "hopper", VLLM, 132) is None
     assert published_tile(FP8, "ampere", VLLM, 108) is None
     assert published_tile(FP8, "hopper", RANKED, 132) is None

@@ -94,7 +94,7 @@ def published_tile(shape: "Gemm", generation: str, dispatch: int, units: Quantit
     """
     if dispatch == RANKED or shape.several or shape.activations != shape.weights:
         return None
-    if (generation, shape.activations) == FLASHINFER:
+    if (generation, shape.activations) == FLASHINFER and dispatch in (VLLM, SGLANG):
         return _flashinfer(shape.m, shape.n, shape.k, units)
     if shape.weights == "fp8_block":
         return SCALED_BY_BLOCKS.get((generation, dispatch))
