@@ -74,7 +74,9 @@ def small_shape(operator: Runner) -> Shape:
         }  # fla takes no fewer heads
     if operator.family == "chunk-scan":
         shape |= {"context": 67, "new_tokens": 67}  # a whole chunk and a ragged one
-    if operator.name.startswith(("mla", "sparse", "indexer", "moba", "msa", "nsa", "deltanet-prefill")):
+    if operator.name.startswith(
+        ("mla", "sparse", "indexer", "moba", "msa", "nsa", "deltanet-prefill", "gated-delta-product-prefill")
+    ):
         shape["dtype"] = "fp16"  # the interpreter computes no products of bf16
     return shape
 

@@ -2,10 +2,11 @@
 
 Every recurrence of this folder is one of three, with per-token decay α (of a head or a key channel):
     M ← α·M + kᵀ·v                          retention, lightning, Mamba-2, GLA, RWKV-5 and 6 (they read M first)
-    M ← (I − β·k·kᵀ)·α·M + β·kᵀ·v           DeltaNet, Gated DeltaNet, KDA
+    M ← (I − β·k·kᵀ)·α·M + β·kᵀ·v           DeltaNet, Gated DeltaNet, KDA; Gated DeltaProduct n times per token
     M ← α·M + bᵀ·(a·M) + kᵀ·v               RWKV-7
 
-Tensors are q, k [B, T, H, dk], v [B, T, H, dv], g = ln α [B, T, H, 1 or dk], β [B, T, H, 1], M [B, H, dk, dv].
+Tensors are q, k [B, T, H, dk], v [B, T, H, dv], g = ln α [B, T, H, 1 or dk], β [B, T, H, 1], M [B, H, dk, dv]. Tokens
+that write n pairs have n rows each of k, v and β, one after another; their decay comes before the first of them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -62,23 +63,47 @@ def decayed(q: Any, k: Any, v: Any, g: Any, M: Any, C: int, bonus: Any = None) -
 
 def delta(q: Any, k: Any, v: Any, g: Any, beta: Any, M: Any, C: int) -> "Pair":
     """The second recurrence in its WY form."""
-    import torch
-
     T = q.shape[1]
     q, k, v, g, beta = (in_chunks(x, C) for x in (q, k, v, g, beta))
+    upto, down, states, new, M = corrected(k, v, g, beta, M)
+    queries = q * upto.exp()
+    return in_order(queries @ states + (queries @ down.mT).tril() @ new, T), M
+
+
+def delta_product(q: Any, k: Any, v: Any, g: Any, beta: Any, M: Any, C: int) -> "Pair":
+    """The same for several pairs per token: written in chunks of C pairs, read in chunks of C tokens with theirs."""
+    import torch
+
+    T, n = q.shape[1], k.shape[1] // q.shape[1]
+    g = torch.cat([g[:, :, None], g.new_zeros(g.shape).expand(n - 1, *g.shape).movedim(0, 2)], 2).flatten(1, 2)
+    full = [torch.nn.functional.pad(x, (0, 0, 0, 0, 0, n * (-T % C))) for x in (k, v, g, beta)]
+    keys, values, decays, rates = (in_chunks(x, C) for x in full)
+    _, _, states, new, M = corrected(keys, values, decays, rates, M)
+    q, (k, _, g, _) = in_chunks(q, C), (in_chunks(x, n * C) for x in full)
+    upto = g.cumsum(-2)
+    queries, down = q * upto[..., n - 1 :: n, :].exp(), k * (-upto).exp()
+    token = torch.arange(C, device=q.device)
+    seen = token[:, None] >= token.repeat_interleave(n)
+    inside = ((queries @ down.mT) * seen) @ new.unflatten(2, (-1, n)).flatten(3, 4)
+    return in_order(queries @ states[:, :, ::n] + inside, T), M
+
+
+def corrected(k: Any, v: Any, g: Any, beta: Any, M: Any) -> Any:
+    """Of chunks: ln of the decay up to each row, keys without it, states before, rows to write; and the last state."""
+    import torch
+
     upto = g.cumsum(-2)
     last = upto[..., -1:, :]
-    queries, up, down = q * upto.exp(), k * upto.exp(), k * (-upto).exp()
+    up, down = k * upto.exp(), k * (-upto).exp()
     solved = inverse((beta * (up @ down.mT)).tril(-1))
     w, u = solved @ (beta * up), solved @ (beta * v)
     kept, whole = (k * (last - upto).exp()).mT, last.exp().mT
     states, new = [], []
-    for i in range(q.shape[2]):
+    for i in range(k.shape[2]):
         states.append(M)
         new.append(u[:, :, i] - w[:, :, i] @ M)
         M = M * whole[:, :, i] + kept[:, :, i] @ new[-1]
-    out = queries @ torch.stack(states, 2) + (queries @ down.mT).tril() @ torch.stack(new, 2)
-    return in_order(out, T), M
+    return upto, down, torch.stack(states, 2), torch.stack(new, 2), M
 
 
 def low_rank(q: Any, k: Any, v: Any, g: Any, a: Any, b: Any, M: Any, C: int) -> "Pair":
@@ -115,11 +140,12 @@ def decayed_step(q: Any, k: Any, v: Any, g: Any, M: Any, bonus: Any = None) -> "
 
 
 def delta_step(q: Any, k: Any, v: Any, g: Any, beta: Any, M: Any) -> "Pair":
-    """One token of the second recurrence."""
-    q, k, v, g, beta = (x[:, 0] for x in (q, k, v, g, beta))
+    """One token of the second recurrence, which may write several pairs."""
+    q, g = q[:, 0], g[:, 0]
     M = M * g.exp()[..., None]
-    new = beta * (v - (k[..., None, :] @ M)[..., 0, :])
-    M = M + k[..., None] * new[..., None, :]
+    for key, value, rate in zip(k.unbind(1), v.unbind(1), beta.unbind(1), strict=True):
+        new = rate * (value - (key[..., None, :] @ M)[..., 0, :])
+        M = M + key[..., None] * new[..., None, :]
     return (q[..., None, :] @ M)[..., 0, :][:, None], M
 
 

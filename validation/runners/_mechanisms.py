@@ -38,7 +38,7 @@ class Mechanism(NamedTuple):
     decay: of a whole "head" per token, of each key "channel" per token, "constant" per head, "constant channel" per
     key channel, or "none". rule: the recurrence: decayed, delta or low-rank. dims: the mixer's dimensions for so many
     heads of width d_k and d_v. C: tokens of a chunk. scan, stepwise: its kernels without projections. bonus: whether a
-    token reads the state before it, and itself through weights.
+    token reads the state before it, and itself through weights. pairs: keys and values that a token writes.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Mechanism(NamedTuple):
     scan: Kernels
     stepwise: Kernels
     bonus: bool = False
+    pairs: int = 1
 
 
 def _lightning(run: Callable[..., Sequence[Kernel]]) -> Kernels:
@@ -121,6 +122,16 @@ MECHANISMS = (
         _product(gated_delta_product.scan),
         _product(gated_delta_product.stepwise),
     ),
+    Mechanism(
+        "gated-delta-product",
+        "delta",
+        "head",
+        64,
+        lambda H, dk, dv: gated_delta_product.Dims(H=H, dk=dk, dv=dv, n=2),
+        gated_delta_product.scan,
+        gated_delta_product.stepwise,
+        pairs=2,
+    ),
     Mechanism("gdn", "delta", "head", 64, lambda H, dk, dv: gdn.Dims(Hk=H, Hv=H, dk=dk, dv=dv), gdn.scan, gdn.stepwise),
     Mechanism(
         "kda", "delta", "channel", 64, lambda H, dk, dv: kda.Dims(H=H, dk=dk, dv=dv, r=dk), kda.scan, kda.stepwise
@@ -164,16 +175,16 @@ def inputs(m: Mechanism, shape: Shape, device: "torch.device", generator: "torch
     def drawn(*size: int) -> "torch.Tensor":
         return torch.randn(*size, device=device, generator=generator)
 
-    groups = 1 if m.name == "mamba2" else H
-    q, k = drawn(B, T, groups, dk), torch.nn.functional.normalize(drawn(B, T, groups, dk), dim=-1)
-    found = {"q": q, "k": k, "v": drawn(B, T, H, dv), "M": drawn(B, H, dk, dv)}
+    groups, rows = 1 if m.name == "mamba2" else H, m.pairs * T
+    q, k = drawn(B, T, groups, dk), torch.nn.functional.normalize(drawn(B, rows, groups, dk), dim=-1)
+    found = {"q": q, "k": k, "v": drawn(B, rows, H, dv), "M": drawn(B, H, dk, dv)}
     width = dk if m.decay.endswith("channel") else 1
     gate = -0.05 * torch.sigmoid(drawn(B, T, H, width))
     if m.decay.startswith("constant"):
         gate = gate[:1, :1].expand(B, T, H, width).contiguous()
     found["g"] = torch.zeros_like(gate) if m.decay == "none" else gate
     if m.rule == "delta":
-        found["beta"] = torch.sigmoid(drawn(B, T, H, 1))
+        found["beta"] = torch.sigmoid(drawn(B, rows, H, 1))
     if m.rule == "low-rank":
         found["a"], found["b"] = -k, k * torch.sigmoid(drawn(B, T, H, dk))
     if m.bonus:
@@ -198,7 +209,8 @@ def fast(m: Mechanism, shape: Shape, x: Inputs) -> Outputs:
         out = linear.decayed_step(q, k, v, g, M, bonus) if one else linear.decayed(q, k, v, g, M, m.C, bonus)
     elif m.rule == "delta":
         beta = x["beta"].float()
-        out = linear.delta_step(q, k, v, g, beta, M) if one else linear.delta(q, k, v, g, beta, M, m.C)
+        chunked = linear.delta if m.pairs == 1 else linear.delta_product
+        out = linear.delta_step(q, k, v, g, beta, M) if one else chunked(q, k, v, g, beta, M, m.C)
     else:
         a, b = x["a"].float(), x["b"].float()
         out = linear.low_rank_step(q, k, v, g, a, b, M) if one else linear.low_rank(q, k, v, g, a, b, M, m.C)
@@ -239,6 +251,7 @@ def mamba2_group(x: Inputs, b: int, shape: Shape, C: int) -> list[Any]:
 def head(m: Mechanism, data: Inputs, x: Inputs, b: int, h: int, shape: Shape) -> Any:
     """Output and final state of one head."""
     from validation.references import deltanet as delta_plain
+    from validation.references import gated_delta_product as several
     from validation.references import gdn as gated
     from validation.references import gla as channels
     from validation.references import retnet as constant
@@ -253,6 +266,9 @@ def head(m: Mechanism, data: Inputs, x: Inputs, b: int, h: int, shape: Shape) ->
     if m.rule == "low-rank":
         rows = (q, alpha, k, v, data["a"], data["b"], M)
         return low_rank.recurrent(rows) if one else low_rank.chunked(rows, m.C)
+    if m.pairs > 1:
+        written = (q, k, v, data["beta"], alpha, M)
+        return several.recurrent(written, m.pairs) if one else several.chunked(written, m.C, m.pairs)
     if m.rule == "delta":
         tokens = (q, k, v, alpha, data["beta"], M)
         if not one:

@@ -26,6 +26,10 @@ def points(m: Mechanism, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         fit = [(1, 4, 256), (1, 4, 1024), (1, 4, 4096), (1, 2, 2048), (4, 4, 256), (1, 8, 512)]
         held_out = [(1, 4, 2048), (2, 4, 1024), (1, 2, 3072)]
         sweep = [(1, 4, 512), (1, 4, 8192)] if full else []
+        if m.pairs > 1:
+            # Shorter, as a token is several.
+            fit = [(1, 4, 64), (1, 4, 256), (1, 4, 1024), (1, 2, 512), (1, 8, 128)]
+            held_out = [(1, 4, 512), (2, 4, 256)]
     else:
         width = 64 if m.name.startswith("rwkv") else 128
         common = {"dtype": "bf16", "d_k": width, "d_v": 64 if m.name == "mamba2" else width}
@@ -37,9 +41,9 @@ def points(m: Mechanism, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
 
 
 def small(m: Mechanism, shape: Shape) -> Shape:
-    """Two heads, a whole chunk and a ragged one."""
+    """Two heads, or one of a product of rules; a whole chunk and a ragged one."""
     tokens = min(number(shape, "context"), m.C + 3)
-    heads = min(number(shape, "heads"), 2)
+    heads = min(number(shape, "heads"), 2 // m.pairs)
     return {**shape, "batch": 1, "heads": heads, "context": tokens, "new_tokens": tokens}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from validation.runners import Implementation, Inputs, Outputs, Shape
+from validation.runners import Implementation, Inputs, Outputs, Shape, number
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -21,11 +21,15 @@ Arguments = dict[str, Any]
 
 
 class Operator(NamedTuple):
-    """Where fla has a mechanism, and what its functions call the inputs besides q, k, v and the state."""
+    """Where fla has a mechanism, and what its functions call the inputs besides q, k, v and the state.
+
+    stepping: the module whose function steps one token, where it is another.
+    """
 
     module: str
     chunked: Callable[[Inputs], Arguments]
     stepped: Callable[[Inputs], Arguments]
+    stepping: str = ""
 
 
 def constant(x: Inputs) -> Arguments:
@@ -60,6 +64,21 @@ def channel_delta(x: Inputs) -> Arguments:
     return {**beta(x), "g": x["g"]}
 
 
+def several_pairs(x: Inputs) -> Arguments:
+    """Writing strengths of all pairs, a decay per token, and how many pairs a token writes."""
+    return {**gated_delta(x), "num_householder": x["k"].shape[1] // x["q"].shape[1]}
+
+
+def pair_by_pair(x: Inputs) -> Arguments:
+    """Every pair as a token: only the first of a token decays, only the last one is asked, as in fla's layer."""
+    import torch
+
+    T, rows = x["q"].shape[1], x["k"].shape[1]
+    place = torch.arange(rows, device=x["q"].device) % (rows // T)
+    q, g = (each.repeat_interleave(rows // T, 1) for each in (x["q"], x["g"][..., 0]))
+    return {**beta(x), "q": q * (place == place[-1])[:, None, None], "g": g * (place == 0)[:, None]}
+
+
 def bonus(x: Inputs) -> Arguments:
     """RWKV-6's names; RWKV-5 is it with decays that do not change."""
     return {"q": None, "r": x["q"], "w": x["g"], "u": x["bonus"]}
@@ -78,6 +97,7 @@ OPERATORS = {
     "rwkv5": Operator("rwkv6", bonus, bonus),
     "rwkv6": Operator("rwkv6", bonus, bonus),
     "deltanet": Operator("delta_rule", beta, beta),
+    "gated-delta-product": Operator("gated_delta_product", several_pairs, pair_by_pair, "gated_delta_rule"),
     "gdn": Operator("gated_delta_rule", gated_delta, gated_delta),
     "kda": Operator("kda", channel_delta, channel_delta),
     "rwkv7": Operator("rwkv7", low_rank, low_rank),
@@ -90,8 +110,14 @@ def fla_module(name: str) -> Any:
     return importlib.import_module(name)
 
 
+def module_of(mechanism: str, kind: str) -> str:
+    """fla's module for a mechanism and a kind of function, "chunk" or "fused_recurrent"."""
+    operator = OPERATORS[mechanism]
+    return operator.stepping or operator.module if kind == "fused_recurrent" else operator.module
+
+
 def function(module: str, kind: str) -> Any:
-    """fla's function of this kind, "chunk" or "fused_recurrent"."""
+    """fla's function of this kind."""
     return getattr(fla_module(f"fla.ops.{module}"), f"{kind}_{module}")
 
 
@@ -106,20 +132,21 @@ def arguments(mechanism: str, kind: str, x: Inputs) -> Arguments:
 def prepare(mechanism: str, kind: str, shape: Shape, inputs: Inputs) -> Inputs:
     """The function and its arguments in fla's layouts."""
     return {
-        "function": function(OPERATORS[mechanism].module, kind),
+        "function": function(module_of(mechanism, kind), kind),
         "arguments": arguments(mechanism, kind, inputs),
     }
 
 
 def run(shape: Shape, inputs: Inputs) -> Outputs:
-    """Output and final state."""
+    """Output and final state; of a token that was run pair by pair, the last pair's output."""
     out, state = inputs["function"](**inputs["arguments"])
-    return out, state
+    pairs = out.shape[1] // number(shape, "new_tokens")
+    return out[:, pairs - 1 :: pairs], state
 
 
 def supports(mechanism: str, kind: str, shape: Shape, facts: "DeviceFacts") -> str:
-    """The chunked delta rule refuses fp32; all others take every format."""
-    if mechanism == "deltanet" and kind == "chunk" and shape["dtype"] == "fp32":
+    """The chunked delta rule and product of rules refuse fp32; all others take every format."""
+    if mechanism in ("deltanet", "gated-delta-product") and kind == "chunk" and shape["dtype"] == "fp32":
         return "fla's chunked delta rule takes bf16 or fp16"
     return ""
 
@@ -146,7 +173,7 @@ def implementation(mechanism: str, kind: str) -> tuple[Implementation, ...]:
     """One of fla's functions for a mechanism."""
     return (
         Implementation(
-            f"fla.{kind}-{OPERATORS[mechanism].module}",
+            f"fla.{kind}-{module_of(mechanism, kind)}",
             ("cuda",),
             run,
             requires=("fla", "triton"),

@@ -20,6 +20,8 @@ def points(m: Mechanism, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         common = {"dtype": "fp32", "d_k": 64, "d_v": 64, "context": 1024, "new_tokens": 1}
         fit, held_out = [(1, 2), (1, 4), (4, 4), (16, 4), (64, 4), (256, 4)], [(2, 4), (32, 4), (128, 4)]
         sweep = [(512, 4)]
+        if m.pairs > 1:
+            fit, held_out = [(1, 2), (1, 4), (4, 4), (16, 4), (64, 4)], [(2, 4), (32, 4)]
     else:
         width = 64 if m.name.startswith("rwkv") else 128
         value = 64 if m.name == "mamba2" else width
