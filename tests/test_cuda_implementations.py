@@ -73,7 +73,8 @@ def small_shape(operator: Runner) -> Shape:
             "new_tokens": 39,
         }  # fla takes no fewer heads
     if operator.family == "chunk-scan":
-        shape |= {"context": 67, "new_tokens": 67}  # a whole chunk and a ragged one
+        tokens = 48 if operator.mechanism == "ttt" else 67  # a whole chunk and a ragged one, or three whole ones
+        shape |= {"context": tokens, "new_tokens": tokens}
     if operator.name.startswith(
         ("mla", "sparse", "indexer", "moba", "msa", "nsa", "deltanet-prefill", "gated-delta-product-prefill")
     ):

@@ -35,6 +35,11 @@ def places(n: int) -> torch.Tensor:
 
 def chunked(data: Data, C: int) -> torch.Tensor:
     """The outputs, a mini-batch at a time."""
+    return data[0] + normed(walked(data, C)[0], *data[4:6])
+
+
+def walked(data: Data, C: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the models say of the queries, a mini-batch at a time, and the last W and b."""
     q, k, v, eta, scale, shift, W, b = data
     rows = []
     for first in range(0, len(q), C):
@@ -43,19 +48,26 @@ def chunked(data: Data, C: int) -> torch.Tensor:
         place = places(len(queries))
         g = eta[part] * gradient(keys @ W + b, v[part] - keys, scale, shift)
         moved = queries @ W - place * apply_lower(lower(queries, keys, 1), g, 1)
-        rows.append(queries + normed(moved + b - place * g.cumsum(0), scale, shift))
+        rows.append(moved + b - place * g.cumsum(0))
         W = W - place[-1] * (keys.T @ g)
         b = b - place[-1] * g.sum(0)
-    return torch.cat(rows)
+    return torch.cat(rows), W, b
 
 
 def recurrent(data: Data, C: int) -> torch.Tensor:
-    """The same, token by token, with the gradients summed over the open mini-batch."""
+    """The same, token by token."""
+    sums = torch.zeros_like(data[6]), torch.zeros_like(data[7])
+    return data[0] + normed(stepped(data, *sums, 0, C)[0], *data[4:6])
+
+
+def stepped(
+    data: Data, G: torch.Tensor, h: torch.Tensor, first: int, C: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the models say of the queries from token `first` on, and the gradients G and h summed in the open batch."""
     q, k, v, eta, scale, shift, W, b = data
     rows = []
-    G, h = torch.zeros_like(W), torch.zeros_like(b)
     for t in range(len(q)):
-        place = places(t % C + 1)[-1]
+        place = places((first + t) % C + 1)[-1]
         with vector():
             held = k[t : t + 1] @ W
         g = eta[t] * gradient(held + b, v[t : t + 1] - k[t : t + 1], scale, shift)
@@ -66,11 +78,11 @@ def recurrent(data: Data, C: int) -> torch.Tensor:
             scaled = place * G
             now = W - scaled
             out = q[t : t + 1] @ now
-        rows.append(q[t : t + 1] + normed(out + b - place * h, scale, shift))
-        if (t + 1) % C == 0:
+        rows.append(out + b - place * h)
+        if (first + t + 1) % C == 0:
             W, b = now, b - place * h
             G, h = torch.zeros_like(W), torch.zeros_like(b)
-    return torch.cat(rows)
+    return torch.cat(rows), G, h
 
 
 def trained(data: Data, C: int) -> torch.Tensor:
