@@ -102,15 +102,15 @@ def transition_bytes(d: Dims) -> Quantity:
 
 
 def dynamic_conv(d: Dims, step: Step, precision: Precision) -> Kernel:
-    """The convolution on v, its taps read for every token instead of once."""
+    """The convolution on v, its taps read for every token instead of once; decode has a kernel of its own."""
     c = ShortConv(step.B, step.S, d.H * d.dv, d.conv, precision.hidden_bytes)
-    kernel = short_conv("dynamic conv", c)
+    kernel = short_conv("dynamic conv", c, update=step.decoding)
     taps = step.tokens * c.channels * c.width * c.element
     fixed = kernel.ideal.weights
     return kernel._replace(
         ideal=kernel.ideal._replace(read=kernel.ideal.read - fixed + taps, weights=0),
         executed=kernel.executed._replace(read=kernel.executed.read - fixed + taps, weights=0),
-        instance=f"dynamic-w{d.conv}",
+        instance=f"dynamic-{kernel.instance}",
         implementation="Jet-Nemotron (Triton)",
     )
 
