@@ -72,9 +72,11 @@ def small_shape(operator: Runner) -> Shape:
             "context": 39,
             "new_tokens": 39,
         }  # fla takes no fewer heads
-    if operator.family == "chunk-scan":
-        tokens = 48 if operator.mechanism == "ttt" else 67  # a whole chunk and a ragged one, or three whole ones
+    if operator.family == "chunk-scan":  # a whole chunk and a ragged one, or several, or three whole ones
+        tokens = {"log-linear": 195, "ttt": 48}.get(operator.mechanism, 67)
         shape |= {"context": tokens, "new_tokens": tokens}
+    if operator.mechanism == "log-linear":
+        shape["d_k"] = 64  # fla's slice of the keys
     if operator.name.startswith(
         ("mla", "sparse", "indexer", "moba", "msa", "nsa", "deltanet-prefill", "gated-delta-product-prefill")
     ):

@@ -58,7 +58,7 @@ class Decayed:
         self.a = torch.cat([self.a, a])
         decay = self.a.cumprod(0)
         first = t - len(self.k) + 1
-        pair = torch.stack([weight[level(t, first + j, d)] * decay[-1] / decay[j] for j in range(len(self.k))])
+        pair = weight[[level(t, first + j, d) for j in range(len(self.k))]] * decay[-1] / decay
         out = (scores * pair) @ self.v
         for at, state in self.states.items():
             out = out + weight[d.C.bit_length() + at] * decay[-1] * (q @ state)
