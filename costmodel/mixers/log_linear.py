@@ -199,7 +199,10 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
         recomputed=True,
     )
     added = chunk_kernel("sum over slices", chunks, moved=(partial, values), vector=size("B S H slices dv", s))
-    return [*run, walk, added]
+    if not step.decoding:
+        return [*run, walk, added]
+    # A call that goes on inside a chunk first brings its rows together: the same launches have times of their own.
+    return [kernel._replace(instance=f"{kernel.instance}-open") for kernel in (*run, walk, added)]
 
 
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
