@@ -88,6 +88,25 @@ def mamba_chunk_scan_combined(
     return torch.stack(outs, 1), state
 
 
+def causal_conv1d_fn(
+    x: Any, weight: Any, bias: Any = None, *, initial_states: Any = None, activation: str | None = None
+) -> Any:
+    """x (batch, dim, seqlen), weight (dim, width), initial_states (batch, dim, width - 1): both channels last."""
+    assert bias is None
+    assert x.stride(1) == initial_states.stride(1) == 1
+    assert x.shape[1] % 8 == 0
+    whole = torch.cat([initial_states, x], -1)
+    out = torch.nn.functional.conv1d(whole, weight[:, None], groups=x.shape[1])
+    return out if activation is None else torch.nn.functional.silu(out)
+
+
+def causal_conv1d_update(x: Any, conv_state: Any, weight: Any, bias: Any = None, activation: str | None = None) -> Any:
+    """x (batch, dim, seqlen), conv_state (batch, dim, state_len) in place."""
+    out = causal_conv1d_fn(x, weight, bias, initial_states=conv_state, activation=activation)
+    conv_state.copy_(torch.cat([conv_state, x], -1)[..., -conv_state.shape[-1] :])
+    return out
+
+
 def flash_attn_varlen_func(
     q: Any, k: Any, v: Any, max_q: int, begins_q: Any, max_k: int, begins_k: Any, *, causal: bool = False
 ) -> Any:
@@ -147,6 +166,7 @@ def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: in
 
 
 STAND_INS = {
+    "causal_conv1d": (causal_conv1d_fn, causal_conv1d_update),
     "deep_gemm": (fp8_gemm_nt, fp8_mqa_logits),
     "flash_mla": (get_mla_metadata, flash_mla_with_kvcache, flash_mla_sparse_fwd),
     "vllm": (),

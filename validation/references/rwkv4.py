@@ -11,8 +11,8 @@ Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tenso
 """k, v [S, channels]; decay w and bonus u [channels]; sums a and b [channels]."""
 
 
-def recurrent(data: Data) -> torch.Tensor:
-    """Token by token: the quotient, then both sums."""
+def recurrent(data: Data) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Outputs and both sums at the end, token by token: the quotient, then the sums."""
     k, v, w, u, a, b = data
     ew = w.exp()
     rows = []
@@ -22,7 +22,7 @@ def recurrent(data: Data) -> torch.Tensor:
             rows.append((a + own * v[t]) / (b + own))
             a = ew * a + ek * v[t]
             b = ew * b + ek
-    return torch.stack(rows)
+    return torch.stack(rows), a, b
 
 
 def summed(data: Data) -> torch.Tensor:
@@ -49,10 +49,10 @@ def counted(d: Dims, D: int, step: Step) -> None:
         x = random(step.S, D)
         for _ in range(3):
             linear(x, d.inner)
-        linear(recurrent(inputs(step.S, d.inner)), D)
+        linear(recurrent(inputs(step.S, d.inner))[0], D)
 
 
 def compare(d: Dims) -> float:
     """The recurrence against the sums."""
     data = inputs(19, d.inner)
-    return difference(recurrent(data), summed(data))
+    return difference(recurrent(data)[0], summed(data))

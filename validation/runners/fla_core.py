@@ -151,22 +151,29 @@ def supports(mechanism: str, kind: str, shape: Shape, facts: "DeviceFacts") -> s
     return ""
 
 
-def convolution(shape: Shape, inputs: Inputs) -> Inputs:
+def convolution(activation: str | None, shape: Shape, inputs: Inputs) -> Inputs:
     """Tokens before channels, and a history as long as the taps, whose first place is not read."""
     import torch
 
     module = fla_module("fla.modules.causal_conv1d")
     cache = torch.cat([torch.zeros_like(inputs["history"][..., :1]), inputs["history"]], -1)
-    given = {"x": inputs["x"].mT.contiguous(), "weight": inputs["taps"], "activation": "silu"}
+    rows = {f"{name}_rows": inputs[name].mT.contiguous() for name in ("before", "x", "behind") if name in inputs}
+    given = {"weight": inputs["taps"], "activation": activation}
     if inputs["x"].shape[-1] == 1:
-        return {"function": module.causal_conv1d_update, "arguments": {**given, "cache": cache}}
-    return {"function": module.causal_conv1d, "arguments": {**given, "initial_state": cache}}
+        return {"function": module.causal_conv1d_update, "arguments": {**given, "cache": cache}, **rows}
+    return {"function": module.causal_conv1d, "arguments": {**given, "initial_state": cache}, **rows}
 
 
 def convolve(shape: Shape, inputs: Inputs) -> Outputs:
     """The convolved channels; the updated history stays with fla."""
-    out, _ = inputs["function"](**inputs["arguments"])
+    out, _ = inputs["function"](x=inputs["x_rows"], **inputs["arguments"])
     return (out.mT,)
+
+
+def gate_and_convolve(shape: Shape, inputs: Inputs) -> Outputs:
+    """The same between two gates, as LFM2's layers call such a kernel."""
+    out, _ = inputs["function"](x=inputs["before_rows"] * inputs["x_rows"], **inputs["arguments"])
+    return ((inputs["behind_rows"] * out).mT,)
 
 
 def implementation(mechanism: str, kind: str) -> tuple[Implementation, ...]:
@@ -188,8 +195,15 @@ IMPLEMENTATIONS = {
     for mechanism in OPERATORS
     for phase, kind in (("prefill", "chunk"), ("decode", "fused_recurrent"))
 } | {
-    f"short-conv-{phase}": (
-        Implementation("fla.causal-conv1d", ("cuda",), convolve, requires=("fla", "triton"), prepare=convolution),
+    f"{name}-{phase}": (
+        Implementation(
+            "fla.causal-conv1d",
+            ("cuda",),
+            call,
+            requires=("fla", "triton"),
+            prepare=partial(convolution, activation),
+        ),
     )
+    for name, call, activation in (("short-conv", convolve, "silu"), ("gated-conv", gate_and_convolve, None))
     for phase in ("prefill", "decode")
 }

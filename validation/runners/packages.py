@@ -4,6 +4,7 @@ Only functions whose arguments have been stable over their releases; each takes 
 
 Source: Dao-AILab/flash-attention, flash_attn/flash_attn_interface.py and hopper/flash_attn_interface.py;
 flashinfer-ai/flashinfer, flashinfer/prefill.py and decode.py; state-spaces/mamba, mamba_ssm/ops/triton;
+Dao-AILab/causal-conv1d, causal_conv1d/causal_conv1d_interface.py and csrc/causal_conv1d.cpp;
 deepseek-ai/DeepGEMM, README (fp8_gemm_nt, fp8_mqa_logits); deepseek-ai/FlashMLA, flash_mla/flash_mla_interface.py;
 vllm-project/flash-attention, vllm_flash_attn/flash_attn_interface.py.
 """
@@ -117,6 +118,39 @@ def mamba2_prefill(shape: Shape, inputs: Inputs) -> Outputs:
         return_final_states=True,
     )
     return out, state.mT
+
+
+def channels_last(shape: Shape, inputs: Inputs) -> Inputs:
+    """Tokens before channels in memory, which the package asks for where earlier inputs are given, and a copy of those
+    that its update overwrites."""
+    rows = {f"{name}_rows": inputs[name].mT.contiguous().mT for name in ("before", "x", "behind") if name in inputs}
+    return {**rows, "state": inputs["history"].mT.contiguous().mT}
+
+
+def conv1d(activation: str | None, x: Any, inputs: Inputs) -> Any:
+    """The package's convolution of many tokens or of one."""
+    package = importlib.import_module("causal_conv1d")
+    state, taps = inputs["state"], inputs["taps"]
+    if x.shape[-1] == 1:
+        return package.causal_conv1d_update(x, state, taps, activation=activation)
+    return package.causal_conv1d_fn(x, taps, initial_states=state, activation=activation)
+
+
+def short_conv(shape: Shape, inputs: Inputs) -> Outputs:
+    """The convolution with SiLU."""
+    return (conv1d("silu", inputs["x_rows"], inputs),)
+
+
+def gated_conv(shape: Shape, inputs: Inputs) -> Outputs:
+    """The convolution between two gates, without an activation."""
+    return (inputs["behind_rows"] * conv1d(None, inputs["before_rows"] * inputs["x_rows"], inputs),)
+
+
+def few_taps(shape: Shape, facts: "DeviceFacts") -> str:
+    """causal-conv1d's vectors and unrolled taps."""
+    if number(shape, "channels") % 8:
+        return "takes channels in multiples of 8"
+    return "" if 2 <= number(shape, "width") <= 4 else "takes two to four taps"
 
 
 SCALED = 128
@@ -317,6 +351,11 @@ IMPLEMENTATIONS = {
         of("flash_attn_interface", "flash-attn-3", partial(flash_decode, "flash_attn_interface"), lengths, on_hopper),
         of("flashinfer", "flashinfer.single", flashinfer_decode, rows, one_sequence),
     ),
+    **{
+        f"{name}-{phase}": (of("causal_conv1d", "causal-conv1d", call, channels_last, few_taps),)
+        for name, call in (("short-conv", short_conv), ("gated-conv", gated_conv))
+        for phase in ("prefill", "decode")
+    },
     "mamba1-decode": (of("mamba_ssm", "mamba-ssm.update", mamba1_decode, mamba1_token, anything),),
     "mamba2-decode": (of("mamba_ssm", "mamba-ssm.update", mamba2_decode, mamba2_states, anything),),
     "mamba2-prefill": (of("mamba_ssm", "mamba-ssm.chunk-scan", mamba2_prefill, mamba2_states, anything),),

@@ -5,7 +5,7 @@ Tensors are x [B, channels, S], taps [channels, width] and the history [B, chann
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from costmodel.dtypes import element_bytes
 from costmodel.kernels.base import Kernel
@@ -48,19 +48,25 @@ def inputs(shape: Shape, device: "torch.device", generator: "torch.Generator") -
     return {name: torch.randn(*size, device=device, generator=generator).to(dtype) for name, size in sizes.items()}
 
 
-def reference(shape: Shape, inputs: Inputs) -> Outputs:
+def weighed(x: Any, taps: Any, history: Any) -> Any:
     """Position by position: the product of the taps with what they lie on."""
     import torch
 
     from validation.counting import vector
 
-    x, taps = inputs["x"], inputs["taps"]
     width = taps.shape[1]
-    seen = torch.cat([inputs["history"], x], -1).unfold(-1, width, 1)  # [B, channels, S, width]
+    seen = torch.cat([history, x], -1).unfold(-1, width, 1)  # [B, channels, S, width]
     every = taps[None, :, None].expand_as(seen)
     with vector():
         out = torch.bmm(seen.reshape(-1, 1, width), every.reshape(-1, width, 1))
-    return (torch.nn.functional.silu(out.reshape(x.shape)),)
+    return out.reshape(x.shape)
+
+
+def reference(shape: Shape, inputs: Inputs) -> Outputs:
+    """What the taps give, through SiLU."""
+    import torch
+
+    return (torch.nn.functional.silu(weighed(inputs["x"], inputs["taps"], inputs["history"])),)
 
 
 def convolve(shape: Shape, inputs: Inputs) -> Outputs:
@@ -100,9 +106,9 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
 
 
 def small(shape: Shape) -> Shape:
-    """Few channels and tokens."""
+    """Few tokens, and few channels, in eights as causal-conv1d takes them."""
     tokens = min(number(shape, "new_tokens"), 21)
-    return {**shape, "batch": 2, "channels": 12, "new_tokens": tokens, "context": tokens}
+    return {**shape, "batch": 2, "channels": 16, "new_tokens": tokens, "context": tokens}
 
 
 RUN: tuple[tuple[Phase, str, Callable[[Shape, Inputs], Outputs]], ...] = (
