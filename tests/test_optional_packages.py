@@ -88,6 +88,56 @@ def mamba_chunk_scan_combined(
     return torch.stack(outs, 1), state
 
 
+def mamba3_siso_step(
+    Q: Any,
+    K: Any,
+    V: Any,
+    ADT: Any,
+    DT: Any,
+    Trap: Any,
+    Q_bias: Any,
+    K_bias: Any,
+    Angles: Any,
+    D: Any = None,
+    Z: Any = None,
+    Input_States: Any = None,
+) -> Any:
+    """Q, K (batch, nheads_qk, dqk), V, Z (batch, nheads, dv), ADT, DT, Trap (batch, nheads), Angles (batch, nheads, a).
+
+    Input_States: angles (batch, nheads, a), state (batch, nheads, dv, dqk), K (batch, nheads, dqk), V (…, dv).
+    """
+    turn, state, before_k, before_v = Input_States
+    turn = torch.remainder(turn + torch.tanh(Angles) * torch.pi * DT[..., None], 2 * torch.pi)
+    width = 2 * turn.shape[-1]
+    by = torch.polar(torch.ones_like(turn), turn)
+    turned = []
+    for each in (Q + Q_bias, K + K_bias):
+        pairs = torch.view_as_complex(each[..., :width].unflatten(-1, (-1, 2)).contiguous())
+        turned.append(torch.cat([torch.view_as_real(pairs * by).flatten(-2), each[..., width:]], -1))
+    (q, k), share = turned, torch.sigmoid(Trap)
+    state = state + ((1 - share) * DT)[..., None, None] * before_v[..., None] * before_k[..., None, :]
+    state = ADT.exp()[..., None, None] * state + (share * DT)[..., None, None] * V[..., None] * k[..., None, :]
+    out = (state * q[..., None, :]).sum(-1) + D[:, None] * V
+    return out * torch.nn.functional.silu(Z), [turn, state, k, V]
+
+
+def mamba3_siso_combined(
+    *tokens: Any, Input_States: Any = None, chunk_size: int = 64, return_final_states: bool = False, **named: Any
+) -> Any:
+    """As one token, with an axis for tokens before the heads, behind them in ADT, DT and Trap."""
+    assert not tokens
+    assert return_final_states
+    outs, kept = [], Input_States
+    for t in range(named["Q"].shape[1]):
+        one = {name: named[name][:, t] for name in ("Q", "K", "V", "Angles", "Z")}
+        one |= {name: named[name][..., t] for name in ("ADT", "DT", "Trap")}
+        out, kept = mamba3_siso_step(
+            **one, **{name: named[name] for name in ("Q_bias", "K_bias", "D")}, Input_States=kept
+        )
+        outs.append(out)
+    return torch.stack(outs, 1), *kept
+
+
 def causal_conv1d_fn(
     x: Any, weight: Any, bias: Any = None, *, initial_states: Any = None, activation: str | None = None
 ) -> Any:
@@ -178,6 +228,9 @@ STAND_INS = {
     "mamba_ssm.ops": (),
     "mamba_ssm.ops.triton": (),
     "mamba_ssm.ops.triton.selective_state_update": (selective_state_update,),
+    "mamba_ssm.ops.triton.mamba3": (),
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_combined": (mamba3_siso_combined,),
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_step": (mamba3_siso_step,),
     "mamba_ssm.ops.triton.ssd_combined": (mamba_chunk_scan_combined,),
 }
 

@@ -153,6 +153,38 @@ def few_taps(shape: Shape, facts: "DeviceFacts") -> str:
     return "" if 2 <= number(shape, "width") <= 4 else "takes two to four taps"
 
 
+def mamba3_tokens(shape: Shape, inputs: Inputs) -> Inputs:
+    """What Mamba-3's kernels of one input and output per head take: heads before tokens for what has no width, angles
+    for every head, and states with N contiguous."""
+    H = number(shape, "heads")
+    rows = {"ADT": inputs["delta"] * inputs["rate"], "DT": inputs["delta"], "Trap": inputs["trap"]}
+    last = (inputs[name].to(inputs["M"].dtype) for name in ("last_B", "last_x"))
+    tokens = {
+        **{name: each.mT.contiguous() for name, each in rows.items()},
+        **{name: inputs[other] for name, other in (("Q", "C"), ("K", "B"), ("V", "x"), ("Z", "z"))},
+        "Angles": inputs["angles"][:, :, None].expand(-1, -1, H, -1).contiguous(),
+    }
+    fixed = {"Q_bias": inputs["C_bias"], "K_bias": inputs["B_bias"], "D": inputs["skip"]}
+    states = {"Input_States": (inputs["turn"], inputs["M"].mT.contiguous(), *last)}
+    if number(shape, "new_tokens") == 1:
+        tokens = {name: each[..., 0] if name in rows else each[:, 0] for name, each in tokens.items()}
+    return {"arguments": {**tokens, **fixed, **states}}
+
+
+def mamba3_prefill(shape: Shape, inputs: Inputs) -> Outputs:
+    """The gated scan of many tokens, after the cumulative angles."""
+    function = importlib.import_module("mamba_ssm.ops.triton.mamba3.mamba3_siso_combined").mamba3_siso_combined
+    y, _, M, b, _ = function(**inputs["arguments"], return_final_states=True)
+    return y, M.mT, b
+
+
+def mamba3_decode(shape: Shape, inputs: Inputs) -> Outputs:
+    """One token."""
+    function = importlib.import_module("mamba_ssm.ops.triton.mamba3.mamba3_siso_step").mamba3_siso_step
+    y, (_, M, b, _) = function(**inputs["arguments"])
+    return y[:, None], M.mT, b
+
+
 SCALED = 128
 """Elements of DeepGEMM's operands that share a scale; of weights, as many rows as well."""
 PAGE = 64
@@ -359,4 +391,6 @@ IMPLEMENTATIONS = {
     "mamba1-decode": (of("mamba_ssm", "mamba-ssm.update", mamba1_decode, mamba1_token, anything),),
     "mamba2-decode": (of("mamba_ssm", "mamba-ssm.update", mamba2_decode, mamba2_states, anything),),
     "mamba2-prefill": (of("mamba_ssm", "mamba-ssm.chunk-scan", mamba2_prefill, mamba2_states, anything),),
+    "mamba3-decode": (of("mamba_ssm", "mamba-ssm.siso-step", mamba3_decode, mamba3_tokens, anything),),
+    "mamba3-prefill": (of("mamba_ssm", "mamba-ssm.siso-scan", mamba3_prefill, mamba3_tokens, anything),),
 }
