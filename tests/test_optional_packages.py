@@ -138,6 +138,21 @@ def mamba3_siso_combined(
     return torch.stack(outs, 1), *kept
 
 
+def power_retention(Q: Any, K: Any, V: Any, log_G: Any = None, *, deg: int = 2, chunk_size: int | None = None) -> Any:
+    """Q (batch, seq_len, q_heads, d), K, V (batch, seq_len, kv_heads, d), log_G (batch, seq_len, kv_heads).
+
+    The package keeps the first column of the values for the normaliser, and sets it to one.
+    """
+    assert deg == 2
+    assert chunk_size is not None
+    assert bool((V[..., 0] == 1).all())
+    group = Q.shape[2] // K.shape[2]
+    K, V, logs = (each.repeat_interleave(group, 2) for each in (K, V, log_G.cumsum(1)))
+    between = logs.mT[..., :, None] - logs.mT[..., None, :]
+    weights = torch.einsum("bshd,bthd->bhst", Q, K) ** deg * between.exp().tril()
+    return torch.einsum("bhst,bthv->bshv", weights / weights.sum(-1, keepdim=True), V)
+
+
 def causal_conv1d_fn(
     x: Any, weight: Any, bias: Any = None, *, initial_states: Any = None, activation: str | None = None
 ) -> Any:
@@ -216,6 +231,7 @@ def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: in
 
 
 STAND_INS = {
+    "retention": (power_retention,),
     "causal_conv1d": (causal_conv1d_fn, causal_conv1d_update),
     "deep_gemm": (fp8_gemm_nt, fp8_mqa_logits),
     "flash_mla": (get_mla_metadata, flash_mla_with_kvcache, flash_mla_sparse_fwd),

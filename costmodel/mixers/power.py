@@ -149,7 +149,7 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
     states = minimum(beyond, 1) * widened + (0 if step.decoding else per_chunk)
     slices = step.B * d.Hkv * ceil_div(s["blocks"], ROWS)  # thread blocks take 128 rows of a state, or 128 queries
     heads = chunks._replace(H=d.Hkv)
-    return [
+    launched = [
         chunk_kernel(
             "attention inside chunks",
             chunks,
@@ -189,6 +189,8 @@ def scan(d: Dims, step: Step, precision: Precision) -> list[Kernel]:
             vector=size("B queries blocks", s) + 4 * size("B S H dv", s),
         )._replace(grid=Grid(blocks=slices if step.decoding else step.B * d.H * ceil_div(S, ROWS), occupancy=2)),
     ]
+    # A token's kernels have tiles of their own: their times say nothing of those of a sequence.
+    return [kernel._replace(instance=f"{kernel.instance}-step") for kernel in launched] if step.decoding else launched
 
 
 def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:

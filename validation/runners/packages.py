@@ -5,6 +5,7 @@ Only functions whose arguments have been stable over their releases; each takes 
 Source: Dao-AILab/flash-attention, flash_attn/flash_attn_interface.py and hopper/flash_attn_interface.py;
 flashinfer-ai/flashinfer, flashinfer/prefill.py and decode.py; state-spaces/mamba, mamba_ssm/ops/triton;
 Dao-AILab/causal-conv1d, causal_conv1d/causal_conv1d_interface.py and csrc/causal_conv1d.cpp;
+m-a-n-i-f-e-s-t/retention, retention/power_retention_maker.py;
 deepseek-ai/DeepGEMM, README (fp8_gemm_nt, fp8_mqa_logits); deepseek-ai/FlashMLA, flash_mla/flash_mla_interface.py;
 vllm-project/flash-attention, vllm_flash_attn/flash_attn_interface.py.
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from validation.runners import Implementation, Inputs, Outputs, Shape, number
+from validation.runners import Implementation, Inputs, Outputs, Shape, nothing_to_prepare, number
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -185,6 +186,13 @@ def mamba3_decode(shape: Shape, inputs: Inputs) -> Outputs:
     return y[:, None], M.mT, b
 
 
+def power_prefill(shape: Shape, inputs: Inputs) -> Outputs:
+    """Power attention of a new sequence."""
+    function = importlib.import_module("retention").power_retention
+    q, k, v, g = (inputs[name] for name in "qkvg")
+    return (function(q, k, v, log_G=g, deg=2, chunk_size=number(shape, "chunk")),)
+
+
 SCALED = 128
 """Elements of DeepGEMM's operands that share a scale; of weights, as many rows as well."""
 PAGE = 64
@@ -327,7 +335,7 @@ def whole_sixteen_bits(shape: Shape, facts: "DeviceFacts") -> str:
 
 
 def sixteen_bits(shape: Shape, facts: "DeviceFacts") -> str:
-    """FlashAttention and FlashInfer take bf16 and fp16, heads up to 256."""
+    """FlashAttention, FlashInfer and retention take bf16 and fp16, heads up to 256."""
     if shape["dtype"] not in ("bf16", "fp16"):
         return f"takes bf16 or fp16, not {shape['dtype']}"
     return "" if number(shape, "head_dim") <= 256 else "takes heads up to 256"
@@ -393,4 +401,5 @@ IMPLEMENTATIONS = {
     "mamba2-prefill": (of("mamba_ssm", "mamba-ssm.chunk-scan", mamba2_prefill, mamba2_states, anything),),
     "mamba3-decode": (of("mamba_ssm", "mamba-ssm.siso-step", mamba3_decode, mamba3_tokens, anything),),
     "mamba3-prefill": (of("mamba_ssm", "mamba-ssm.siso-scan", mamba3_prefill, mamba3_tokens, anything),),
+    "power-prefill": (of("retention", "retention.power", power_prefill, nothing_to_prepare, sixteen_bits),),
 }
