@@ -19,6 +19,7 @@ from costmodel.errors import BadInput
 from costmodel.fitting.calibrate import Source, calibrate
 from costmodel.fitting.calibration_file import Header
 from costmodel.hardware import load_hardware
+from costmodel.mixers import names
 from costmodel.timing import expected
 
 torch = pytest.importorskip("torch")
@@ -425,6 +426,11 @@ def test_every_operator_offers_what_a_fit_and_a_judgement_need() -> None:
         for point in one.points(stated, "full"):
             families = {kernel.family for kernel in one.kernels(point.shape)}
             assert one.family in families, name
+
+
+def test_operators_name_mechanisms_as_outputs_do() -> None:
+    """A row of another name would cover none."""
+    assert {one.mechanism for one in runners().values()} <= {"", *names()}
 
 
 def test_latent_attention_runs_torchs_fused_kernel_on_a_cpu() -> None:

@@ -57,16 +57,18 @@ def reference(shape: Shape, inputs: Inputs) -> Outputs:
     return (inputs["behind"] * weighed(inputs["before"] * inputs["x"], inputs["taps"], inputs["history"]),)
 
 
-def shifted(shape: Shape, inputs: Inputs) -> Outputs:
-    """A sum over shifted inputs between two products: torch's grouped convolution takes up to six times as long."""
+def plain(shape: Shape, inputs: Inputs) -> Outputs:
+    """Product, torch's grouped convolution, product, as LFM2's own code without a package; of one token, a sum.
+
+    Source: transformers, models/lfm2/modeling_lfm2.py (Lfm2ShortConv.slow_forward).
+    """
     import torch
 
-    taps, S = inputs["taps"], number(shape, "new_tokens")
+    taps = inputs["taps"]
     seen = torch.cat([inputs["history"], inputs["before"] * inputs["x"]], -1)
-    out = seen[..., :S] * taps[:, :1]
-    for i in range(1, taps.shape[1]):
-        out.addcmul_(seen[..., i : i + S], taps[:, i : i + 1])
-    return (out.mul_(inputs["behind"]),)
+    if number(shape, "new_tokens") == 1:
+        return (inputs["behind"] * (seen * taps).sum(-1, keepdim=True),)
+    return (inputs["behind"] * torch.nn.functional.conv1d(seen, taps[:, None], groups=len(taps)),)
 
 
 def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
@@ -74,8 +76,8 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
     columns = "batch channels context new_tokens"
     if facts.kind == "cpu":
         common: Shape = {"dtype": "fp32", "width": 3}
-        fit = [(1, 128, 256), (1, 128, 1024), (1, 128, 4096), (1, 32, 2048), (4, 128, 256)]
-        held_out, sweep = [(1, 128, 2048), (2, 128, 512)], [(1, 128, 16384)]
+        fit = [(1, 64, 512), (1, 64, 1024), (1, 64, 4096), (1, 128, 1024), (4, 64, 512)]
+        held_out, sweep = [(1, 64, 2048), (2, 64, 1024)], [(1, 64, 16384)]
         steps, held_steps = [(1, 256), (1, 1024), (16, 512), (64, 1024), (256, 1024)], [(4, 1024), (64, 512)]
     else:
         common = {"dtype": "bf16", "width": 3}
@@ -93,12 +95,12 @@ RUNNERS = tuple(
     Runner(
         name=f"gated-conv-{phase}",
         family="short-conv",
-        mechanism="gated_conv",
+        mechanism="gated-conv",
         phase=phase,
         kernels=partial(kernels, phase),
         inputs=inputs,
         reference=reference,
-        implementations=(Implementation("torch-gated-conv", ("cpu", "cuda"), shifted),),
+        implementations=(Implementation("torch-gated-conv", ("cpu", "cuda"), plain),),
         points=partial(points, phase),
         small=small,
     )

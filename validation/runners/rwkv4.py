@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from validation.device import DeviceFacts
 
 CHUNK = 32
-"""Tokens that meet one another in a product."""
+"""Tokens that are walked one after another, those of all chunks at once."""
 SLOWEST, FASTEST = -5.0, 3.0
 """ln(−w) of the first and the last channel, as models are initialised.
 
@@ -98,40 +98,38 @@ def chunked(shape: Shape, inputs: Inputs) -> Outputs:
 
 
 def chunks(k: Any, v: Any, inputs: Inputs, state: Any, C: int) -> tuple[Any, Any]:
-    """Chunks of C tokens: inside all of them a product with weights e^((t−1−j)·w), and one sum carried after another.
+    """Chunks of C tokens: all walk their tokens at once, and then the sums are carried from chunk to chunk.
 
-    Exponentials stay in range over the largest exponent of a chunk. Tensors are [channels, C, B, chunks] inside.
+    Exponentials stay in range over the largest exponent of a chunk. Tensors are [B, chunks, C, channels] inside, the
+    sums with an axis of two in front.
     """
     import torch
 
     B, T, channels = k.shape
-    w, u = inputs["w"].float()[:, None, None], inputs["u"].float()[:, None, None, None]
-    k, v = (x.reshape(B, T // C, C, channels).permute(3, 2, 0, 1).contiguous() for x in (k, v))
-    steps = torch.arange(C + 1, device=k.device)
-    between = (w * (steps[:, None] - 1 - steps[:C]).clamp(min=0)).exp().tril(-1)  # [channels, C + 1, C]
-    top = k.amax(1, keepdim=True)
+    w, u = inputs["w"].float(), inputs["u"].float()
+    k, v = (x.reshape(B, T // C, C, channels) for x in (k, v))
+    top = k.amax(2, keepdim=True)
     written = (k - top).exp()
-    sums = between @ torch.stack([written * v, written], -1).flatten(2)
-    sums = sums.reshape(channels, C + 1, B, -1, 2)
-    largest = (k + w[..., None] * steps[:C].flip(0)[:, None, None]).amax(1)  # of the terms at a chunk's end
-    a, m = state[:, :2].permute(2, 0, 1), state[:, 2].T
-    exponents = [m]
+    both, step = torch.stack([written * v, written]), w.exp()
+    sums = torch.zeros(2, B, T // C, C + 1, channels, device=k.device)
+    for t in range(C):
+        torch.addcmul(both[:, :, :, t], sums[:, :, :, t], step, out=sums[:, :, :, t + 1])
+    after = w * torch.arange(C, device=k.device)[:, None]  # [C, channels]
+    exponents = [state[:, 2]]  # the largest of the terms so far at every chunk's end
+    for each in (k + after.flip(0)).amax(2).unbind(1):
+        exponents.append(torch.maximum(exponents[-1] + C * w, each))
+    began, ended = torch.stack(exponents[:-1], 1), torch.stack(exponents[1:], 1)
+    kept, added = (began + C * w - ended).exp(), (top[:, :, 0] - ended).exp() * sums[:, :, :, C]
+    carried = [state[:, :2].transpose(0, 1)]
     for n in range(T // C):
-        exponents.append(torch.maximum(exponents[-1] + C * w[..., 0], largest[..., n]))
-    before, after = torch.stack(exponents[:-1], -1), torch.stack(exponents[1:], -1)  # [channels, B, chunks]
-    kept = (before + C * w - after).exp()[..., None]
-    added = (top[:, 0] - after).exp()[..., None] * sums[:, -1]
-    carried = [a]
-    for n in range(T // C):
-        carried.append(torch.addcmul(added[:, :, n], kept[:, :, n], carried[-1]))
+        carried.append(torch.addcmul(added[:, :, n], kept[:, n], carried[-1]))
     # What came in decays with every token, and all terms are brought over the larger exponent.
-    both = torch.maximum(before[:, None], top)
-    earlier = (w[..., None] * steps[:C, None, None] + before[:, None] - both).exp()[..., None]
-    found = sums[:, :-1] * (top - both).exp()[..., None] + earlier * torch.stack(carried[:-1], 2)[:, None]
-    own = (u + k - both).exp()
-    out = (found[..., 0] + own * v) / (found[..., 1] + own)
-    last = torch.cat([carried[-1].permute(1, 2, 0), exponents[-1].T[:, None]], 1)
-    return out.permute(2, 3, 1, 0).reshape(B, T, channels), last
+    over = torch.maximum(began[:, :, None], top)
+    came = ((began[:, :, None] - over).exp() * torch.stack(carried[:-1], 2)[:, :, :, None]) * after.exp()
+    upper, lower = torch.addcmul(came, sums[:, :, :, :C], (top - over).exp()).unbind(0)
+    own = (u + k - over).exp()
+    out = torch.addcmul(upper, own, v).div_(own.add_(lower)).reshape(B, T, channels)
+    return out, torch.cat([carried[-1].transpose(0, 1), exponents[-1][:, None]], 1)
 
 
 def update(shape: Shape, inputs: Inputs) -> Outputs:
@@ -171,8 +169,8 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
     common: Shape
     if facts.kind == "cpu":
         common = {"dtype": "fp32"}
-        fit = [(1, 64, 256), (1, 64, 1024), (1, 64, 4096), (1, 128, 512), (4, 64, 256)]
-        held_out, sweep = [(1, 64, 2048), (2, 64, 512)], [(1, 64, 8192)]
+        fit = [(1, 1024, 64), (1, 1024, 256), (1, 1024, 1024), (1, 2048, 128), (4, 512, 128)]
+        held_out, sweep = [(1, 1024, 512), (2, 1024, 128)], [(1, 1024, 2048)]
         steps, held_steps, swept = [(1, 256), (1, 2048), (16, 512), (64, 1024), (128, 2048)], [(8, 1024), (64, 512)], []
     else:
         common = {"dtype": "bf16"}
