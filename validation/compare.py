@@ -163,7 +163,7 @@ def curve(
     line: Line,
     hardware: Hardware,
     price: Callable[[Sequence[Any]], tuple[float, float]],
-    count: int = 40,
+    count: int = 16,
 ) -> list[tuple[float, float, float, float]]:
     """Context, predicted seconds and both ends of the interval, along a line's contexts."""
     runner = runners()[one.runner]

@@ -40,6 +40,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts = Counts()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No program here is compiled: torch would load its compiler, which takes seconds, to leave this class out."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__

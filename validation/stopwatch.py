@@ -43,6 +43,8 @@ FEWEST_OF_LONG, VERY_LONG_S = 3, 0.1
 PRECISION = 0.005
 LEAD_S = 50e-6
 CPU_SAMPLE_S = 1e-3
+LONG_ON_CPU_S = 10e-3
+"""A call that takes longer goes through more memory than a core's caches keep of it, from the first run on."""
 FEWEST_IN_PASS = 2
 """Samples of a pass on a processor: there are two passes or more."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -197,10 +199,15 @@ def _run_all(calls: Sequence[Run]) -> float:
     return time.perf_counter() - start
 
 
-def sampled(take: Callable[[], float], calls: int, budget_s: float, fewest: int = FEWEST) -> list[float]:
-    """Samples until their median is known well enough. take: seconds of one call, the mean over `calls` of them."""
-    samples: list[float] = []
-    spent = 0.0
+def sampled(
+    take: Callable[[], float], calls: int, budget_s: float, fewest: int = FEWEST, known: Sequence[float] = ()
+) -> list[float]:
+    """Samples until their median is known well enough, after those that are known already.
+
+    take: seconds of one call, the mean over `calls` of them.
+    """
+    samples = list(known)
+    spent = sum(samples) * calls
     while not enough(samples, spent, budget_s, fewest):
         samples.append(take())
         spent += samples[-1] * calls
@@ -240,13 +247,14 @@ def _on_cpu(calls: Sequence[Run], mode: str, budget_s: float) -> Timing:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for call in calls:
-            call()
         each = itertools.cycle(calls)
-        estimate = _thread_seconds(each, 1)
-        count = min(max(ceil(CPU_SAMPLE_S / max(estimate, 1e-9)), 1), 1000)
         before = core_pace.product_s()
-        samples = sampled(lambda: _thread_seconds(each, count) / count, count, budget_s, FEWEST_IN_PASS)
+        # Of a long call what the first run finds cold is lost in its length: each run of it is a sample.
+        taken = [_thread_seconds(each, 1) for _ in calls]
+        taken = taken if min(taken) > LONG_ON_CPU_S else [_thread_seconds(each, 1)]
+        count = min(max(ceil(CPU_SAMPLE_S / max(taken[-1], 1e-9)), 1), 1000)
+        known = taken if count == 1 else []
+        samples = sampled(lambda: _thread_seconds(each, count) / count, count, budget_s, FEWEST_IN_PASS, known)
         pace_s = max(before, core_pace.product_s())
     finally:
         torch.set_num_threads(threads)

@@ -27,7 +27,7 @@ FIRST_LIMIT_S = {"cpu": 60.0, "cuda": 480.0}
 are a hundred configurations. A part of ten minutes has room for it."""
 BUDGET_S = {"quick": 0.1, "full": 0.3}
 """Seconds of samples per point."""
-SHARE_OF_PASS = {"cpu": 0.5, "cuda": 1.0}
+SHARE_OF_PASS = {"cpu": 0.2, "cuda": 1.0}
 """Of these seconds in one pass: on a processor there are at least two."""
 LATE_S, LATE_ROUNDS = 25.0, 3
 """Seconds and rounds of further passes after all operators, over points beside which a processor's core was slow."""

@@ -13,6 +13,7 @@ from costmodel.report.plot import COLOURS
 from costmodel.units import format_count
 
 COLUMNS = 4
+PANEL_INCHES = (4.1, 3.1)
 MOST_CURVES = 5
 """Curves of one panel; further ones are left out, those with the fewest points first."""
 
@@ -55,8 +56,12 @@ def draw_measured(place: Path, device: str, panels: Sequence[Panel]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
+    width, height = PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows
+    # All panels have the same labels: margins of a fixed size take no second drawing to be found.
+    margins = {"left": 0.65 / width, "right": 1 - 0.15 / width, "bottom": 0.45 / height, "top": 1 - 0.65 / height}
+    spaces = {"wspace": 0.17, "hspace": 0.36}
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(4.1 * columns, 3.1 * rows), layout="constrained", squeeze=False
+        rows, columns, figsize=(width, height), squeeze=False, gridspec_kw={**margins, **spaces}
     )
     for axis, panel in zip(axes.flat, panels, strict=False):
         _panel(axis, panel)
@@ -64,7 +69,8 @@ def draw_measured(place: Path, device: str, panels: Sequence[Panel]) -> Path:
         axis.set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("seconds of one call")
-    figure.suptitle(f"{device}: measured (filled: fitted, open: never seen) on the predicted curve with its 80 % band")
+    title = f"{device}: measured (filled: fitted, open: never seen) on the predicted curve with its 80 % band"
+    figure.suptitle(title, y=1 - 0.15 / height)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=130)
     pyplot.close(figure)

@@ -15,10 +15,11 @@ def unit_inverse(A: torch.Tensor) -> torch.Tensor:
     """(I + A)⁻¹ for a strictly lower triangular A, one multiply-add per triple i > m > j."""
     n = len(A)
     T = torch.eye(n, dtype=A.dtype)
-    for i in range(n):
-        for j in range(i):
-            between = slice(j + 1, i)
-            T[i, j] = -(A[i, j] + (A[i : i + 1, between] @ T[between, j : j + 1])[0, 0])
+    columns = [T[:, j : j + 1] for j in range(n)]
+    for i in range(1, n):
+        row = A[i : i + 1, :i]
+        sums = [row[:, j + 1 :] @ columns[j][j + 1 : i] for j in range(i)]
+        T[i, :i] = -(row + torch.cat(sums, -1))[0]
     return T
 
 
