@@ -458,6 +458,15 @@ def test_describing_an_operator_needs_no_torch() -> None:
     assert run.stdout.strip() == "False"
 
 
+def test_counting_a_references_work_loads_no_compiler() -> None:
+    code = (
+        "import sys, torch; from validation.counting import count\n"
+        "print(count(lambda: torch.ones(2, 3) @ torch.ones(3, 4)).tensor, 'torch._dynamo' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert told.stdout.split() == ["48", "False"]
+
+
 def test_a_run_that_is_out_of_time_calibrates_and_the_next_goes_on(tmp_path: Path) -> None:
     """With no second left the rows that are there are fitted, and stay to be gone on from."""
     whole = ("calibrate", "--device", "cpu", "--families", "norm", "--out", str(tmp_path))

@@ -144,6 +144,24 @@ def test_cpu_time_is_that_of_the_work_and_not_of_waiting() -> None:
     assert "one thread" in timing.method
 
 
+def test_every_run_of_a_long_call_on_a_cpu_is_a_sample() -> None:
+    def busy(seconds: float) -> Callable[[], None]:
+        def work() -> None:
+            ran.append(seconds)
+            start = time.thread_time()
+            while time.thread_time() - start < seconds:
+                pass
+
+        return work
+
+    ran: list[float] = []
+    timing = measure([busy(0.012)], "cpu", "warm", budget_s=0.02)
+    assert len(ran) == timing.n == 2
+    ran.clear()
+    timing = measure([busy(0.002)], "cpu", "warm", budget_s=0.002)
+    assert len(ran) == timing.n + 1  # the first finds nothing in the caches
+
+
 def test_measuring_restores_the_threads_of_torch_also_after_an_error() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
