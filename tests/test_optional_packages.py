@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from validation.absent_device import described
-from validation.runners import Implementation, Runner, Shape, runner
+from validation.runners import Implementation, Runner, Shape, gathered_rows, runner
 from validation.runners.packages import IMPLEMENTATIONS
 
 CASES = {
     f"{name} {implementation.name}": (name, implementation)
-    for name, implementations in IMPLEMENTATIONS.items()
+    for folder in (IMPLEMENTATIONS, gathered_rows.IMPLEMENTATIONS)
+    for name, implementations in folder.items()
     for implementation in implementations
+    if "triton" not in implementation.requires
 }
 
 
@@ -222,12 +224,20 @@ def flash_mla_with_kvcache(
     return torch.stack(outs), torch.zeros(1)
 
 
-def flash_mla_sparse_fwd(q: Any, kv: Any, indices: Any, sm_scale: float, d_v: int = 512) -> Any:
-    """q [S, H, d], latents [L, 1, d], indices [S, 1, k]."""
+def flash_mla_sparse_fwd(
+    q: Any, kv: Any, indices: Any, sm_scale: float, d_v: int = 512, attn_sink: Any = None, topk_length: Any = None
+) -> Any:
+    """q [S, H, d], latents [L, 1, d], indices [S, 1, k], −1 for none; sinks [H] in fp32 take their share of the sum."""
     assert indices.dtype == torch.int32
-    rows = kv[indices[:, 0].long(), 0]
-    share = torch.softmax(q @ rows.mT * sm_scale, -1)
-    return share @ rows[..., :d_v], torch.zeros(1), torch.zeros(1)
+    rows, absent = kv[indices[:, 0].clamp(min=0).long(), 0], indices < 0
+    scores = (q @ rows.mT * sm_scale).masked_fill(absent, -torch.inf)
+    lse = torch.logsumexp(scores, -1, keepdim=True)
+    if attn_sink is None:
+        return torch.exp(scores - lse) @ rows[..., :d_v], torch.zeros(1), torch.zeros(1)
+    assert attn_sink.dtype == torch.float32
+    assert indices.shape[-1] % 128 == 0
+    share = torch.sigmoid(lse - attn_sink.to(lse.dtype)[:, None])
+    return torch.exp(scores - lse) * share @ rows[..., :d_v], torch.zeros(1), torch.zeros(1)
 
 
 STAND_INS = {

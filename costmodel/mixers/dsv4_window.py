@@ -171,8 +171,8 @@ def out_of_heads(d: Dims, D: Quantity, step: Step, precision: Precision) -> list
     ]
 
 
-def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
-    """One layer: into heads, attention inside the window, out of heads."""
+def core(d: Dims, step: Step, precision: Precision) -> Kernel:
+    """Attention inside the window."""
     a = Attention(
         B=step.B,
         S=step.S,
@@ -189,5 +189,13 @@ def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[
         appends=step.phase != "train",
         row_bytes=row_bytes(d, precision),
     )
-    core = decode_attention("attention", a) if step.decoding else attention("attention", a)
-    return [*into_heads(d, D, step, precision, filled_up=True), core, *out_of_heads(d, D, step, precision)]
+    return decode_attention("attention", a) if step.decoding else attention("attention", a)
+
+
+def kernels(d: Dims, D: Quantity, step: Step, precision: Precision) -> Sequence[Kernel]:
+    """One layer: into heads, attention inside the window, out of heads."""
+    return [
+        *into_heads(d, D, step, precision, filled_up=True),
+        core(d, step, precision),
+        *out_of_heads(d, D, step, precision),
+    ]
