@@ -77,9 +77,18 @@ def small_shape(operator: Runner) -> Shape:
         shape |= {"context": tokens, "new_tokens": tokens}
     if operator.mechanism == "log-linear":
         shape["d_k"] = 64  # fla's slice of the keys
-    with_products = ("mla", "sparse", "indexer", "moba", "msa", "nsa", "deltanet-prefill", "gated-delta-product-prefill")
+    with_products = (
+        "mla",
+        "sparse",
+        "indexer",
+        "moba",
+        "msa",
+        "nsa",
+        "deltanet-prefill",
+        "gated-delta-product-prefill",
+    )
     of_deepseek_v4 = ("csa", "hca", "dsv4-window")
-    if operator.name.startswith((*with_products, *of_deepseek_v4)):
+    if operator.name.startswith((*with_products, *of_deepseek_v4, "infllm2")):
         shape["dtype"] = "fp16"  # the interpreter computes no products of bf16
     return shape
 

@@ -12,27 +12,33 @@ from validation.references.nsa import complete, pooled
 from validation.references.plain import difference, linear, random
 
 
+def rate(q: torch.Tensor, fine: torch.Tensor, coarse: torch.Tensor, d: Dims, g: int, end: int) -> torch.Tensor:
+    """What the heads q [H/Hkv, dk] of key head g give each block of `end` tokens: the largest summed probability of the
+    pooled keys that touch it."""
+    seen, wide = complete(end, d.l, d.r), complete(end, COARSER * d.l, COARSER * d.r)
+    summed = torch.zeros(seen, dtype=q.dtype)
+    for h in range(len(q)):
+        row = q[h : h + 1] / d.dk**0.5
+        total = torch.logsumexp(row @ coarse[g, :wide].T, -1) if wide else torch.zeros(1, dtype=q.dtype)
+        if seen:
+            summed += torch.exp(row @ fine[g, :seen].T - total)[0]
+    rated = torch.zeros((end - 1) // d.b + 1, dtype=q.dtype)
+    for n in range(len(rated)):
+        first = max(0, -(-(n * d.b - d.l + 1) // d.r))  # the first entry that reaches into the block
+        touching = summed[first : ((n + 1) * d.b - 1) // d.r + 1]
+        rated[n] = touching.max() if len(touching) else 0.0
+    return rated
+
+
 def choose(q: torch.Tensor, fine: torch.Tensor, coarse: torch.Tensor, d: Dims, P: int) -> Choice:
-    """The blocks of a key head by the largest summed probability of the pooled keys that touch them."""
+    """The best blocks of a key head, the first ones and those of the window among them."""
     group = d.H // d.Hkv
 
     def choice(g: int, i: int) -> torch.Tensor:
         end = P + i + 1
-        seen, wide = complete(end, d.l, d.r), complete(end, COARSER * d.l, COARSER * d.r)
-        summed = torch.zeros(seen, dtype=q.dtype)
-        for h in range(g * group, (g + 1) * group):
-            row = q[h, i : i + 1] / d.dk**0.5
-            total = torch.logsumexp(row @ coarse[g, :wide].T, -1) if wide else torch.zeros(1, dtype=q.dtype)
-            if seen:
-                summed += torch.exp(row @ fine[g, :seen].T - total)[0]
-        own = (end - 1) // d.b
-        rated = torch.zeros(own + 1, dtype=q.dtype)
-        for n in range(own + 1):
-            first = max(0, -(-(n * d.b - d.l + 1) // d.r))  # the first entry that reaches into the block
-            touching = summed[first : ((n + 1) * d.b - 1) // d.r + 1]
-            rated[n] = touching.max() if len(touching) else 0.0
+        rated = rate(q[g * group : (g + 1) * group, i], fine, coarse, d, g, end)
         rated[: d.init_blocks] = torch.inf
-        rated[max(0, own + 1 - max(1, d.w // d.b)) :] = torch.inf
+        rated[max(0, len(rated) - max(1, d.w // d.b)) :] = torch.inf
         return tokens_of(best(rated, blocks(d)), d.b, end)
 
     return choice

@@ -1,6 +1,6 @@
-"""Attention of every query to a few selected blocks of keys and, causally, to its own: MoBA and MSA.
+"""Attention of every query to a few selected blocks of keys and, causally, to its own: MoBA, MSA and InfLLM-v2.
 
-Each head selects for itself (MoBA), or the heads of a key head together (MSA). Tensors are q [B, H, S, d],
+Each head selects for itself (MoBA), or the heads of a key head together (MSA, InfLLM-v2). Tensors are q [B, H, S, d],
 k and v [B, Hkv, S, d], and for each selecting head and query the numbers of its earlier blocks, [B, selectors, S, n];
 −1 where a query has fewer. The selection is drawn at random: its own cost is that of other operators.
 """
@@ -45,7 +45,7 @@ def kernels(mechanism: str, shape: Shape) -> list[Kernel]:
     )
     dims, step = gqa.Dims(H=H, Hkv=Hkv, dk=d, dv=d), Step(B=B, S=S, P=number(shape, "context") - S)
     x = moba.selected(dims, step, precision(shape), b, k, selectors(mechanism, shape))
-    return [block_sparse("attention", x, form=BLOCK_SPARSE if mechanism == "moba" else MSA_PREFILL)]
+    return [block_sparse("attention", x, form=MSA_PREFILL if mechanism == "msa" else BLOCK_SPARSE)]
 
 
 def inputs(mechanism: str, shape: Shape, device: "torch.device", generator: "torch.Generator") -> Inputs:
@@ -134,13 +134,21 @@ def own_mask(shape: Shape, inputs: Inputs) -> Inputs:
     return {"upper": torch.ones(b, b, dtype=torch.bool, device=inputs["q"].device).triu(1)}
 
 
-def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
+def points(mechanism: str, facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
     """From as many blocks as are selected to many more: time must turn from quadratic to linear."""
     columns = "batch heads kv_heads context new_tokens"
     if facts.kind == "cpu":
         common: Shape = {"dtype": "fp32", "head_dim": 64, "block": 64, "k": 3}
         fit = [(1, 4, 2, 256), (1, 4, 2, 1024), (1, 4, 2, 2048), (1, 2, 2, 512), (2, 4, 2, 512), (1, 2, 1, 1024)]
         held_out, sweep = [(1, 4, 2, 512), (1, 2, 2, 2048), (1, 4, 2, 1536)], [(1, 4, 2, 4096)]
+        if mechanism == "infllm2":
+            common = {**common, "block": 32, "k": 4}
+            fit = [(1, 4, 1, 128), (1, 4, 1, 512), (1, 4, 1, 1024), (1, 4, 2, 256), (2, 4, 1, 256)]
+            held_out = [(1, 4, 1, 256), (1, 4, 1, 768)]
+    elif mechanism == "infllm2":
+        common = {"dtype": "bf16", "head_dim": 128, "block": 64, "k": 96}  # 64, and the 32 of its window
+        fit = [(1, 32, 2, 8192), (1, 32, 2, 16384), (1, 32, 2, 65536), (2, 32, 2, 8192), (1, 64, 4, 16384)]
+        held_out, sweep = [(1, 32, 2, 131072), (1, 16, 1, 2**18)], [(1, 32, 2, 2**15)]
     else:
         common = {"dtype": "bf16", "head_dim": 128, "block": 128, "k": 16}
         fit = [(1, 32, 4, 2048), (1, 32, 4, 8192), (1, 32, 4, 32768), (1, 64, 4, 4096), (4, 32, 4, 4096)]
@@ -157,7 +165,7 @@ def small(shape: Shape) -> Shape:
 RUNNERS = tuple(
     Runner(
         name=f"{mechanism}-prefill",
-        family="block-sparse" if mechanism == "moba" else "msa-prefill",
+        family="msa-prefill" if mechanism == "msa" else "block-sparse",
         mechanism=mechanism,
         phase="prefill",
         kernels=partial(kernels, mechanism),
@@ -166,8 +174,8 @@ RUNNERS = tuple(
         implementations=(
             Implementation("torch-gather", ("cpu", "cuda"), partial(gathered, mechanism), prepare=own_mask),
         ),
-        points=points,
+        points=partial(points, mechanism),
         small=small,
     )
-    for mechanism in ("moba", "msa")
+    for mechanism in ("moba", "msa", "infllm2")
 )

@@ -222,6 +222,7 @@ IMPLEMENTATIONS = {
     "sparse-attention": own("triton-gather", sparse_mla, narrow_indices, powers_of_two),
     "moba-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits, ("block_sparse", "moba")),
     "msa-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits, ("block_sparse", "msa")),
+    "infllm2-prefill": own("triton-block-sparse", block_sparse, tokens_outside, sixteen_bits, ("block_sparse", "msa")),
     "mamba1-prefill": own("triton-scan", selective_scan, tokens_inside, anything, ("selective_scan", "N = 16")),
     "mamba1-decode": own("triton-update", mamba1_update, one_token, anything, ("mamba1_update", "N = 16")),
     "mamba2-decode": own("triton-update", mamba2_update, rows_of_states, anything, ("mamba2_update", "64 x 128")),
