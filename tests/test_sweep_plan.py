@@ -9,7 +9,7 @@ from validation.sweep import installed, jobs
 
 
 def test_the_parts_of_a_plan_are_the_whole_and_each_is_short() -> None:
-    whole, parts = plan.plan("sm_90", "full", 1), plan.plan("sm_90", "full", 6)
+    whole, parts = plan.plan("sm_90", "full", 1), plan.plan("sm_90", "full", 9)
     assert sum(part.points for part in parts) == whole[0].points
     assert max(part.seconds for part in parts) < 600
     assert plan.plan("sm_90", "quick", 1)[0].seconds < 600
@@ -32,3 +32,13 @@ def test_the_command_prints_a_line_per_part_and_refuses_no_parts(capsys: pytest.
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert plan.main(["--parts", "none"]) == 2
     assert "I/N" in capsys.readouterr().err
+
+
+def test_a_quick_run_measures_all_implementations_with_the_first_operator_of_a_family() -> None:
+    wanted = jobs(runners().values(), described("sm_90"), "quick")
+    tried: dict[str, set[str]] = {}
+    for job in wanted:
+        tried.setdefault(job.runner.name, set()).add(job.implementation.name)
+    assert {"torch.sdpa-cudnn", "torch.sdpa-flash"} <= tried["decode-attention"]
+    assert len(tried["shared-kv-decode"]) == 1
+    assert {job.mode for job in wanted if job.runner.name == "shared-kv-decode"} == {"cold"}

@@ -79,16 +79,20 @@ def jobs(
 
     families: names of kernel families, mechanisms or operators; none means all. part: (i, n) takes the i-th of n
     parts, which share no implementation of an operator, so that each compiles its own kernels once. With quick effort a
-    GPU runs no plain form in torch where a kernel made for the operator is installed, and points to judge by cold only.
+    GPU runs no plain form in torch where a kernel made for the operator is installed, and points to judge by cold only;
+    of a family all implementations, and calls from its caches, are measured with one operator, the first.
     """
     chosen = [
         runner for runner in known if not families or {runner.family, runner.mechanism, runner.name} & set(families)
     ]
     thrifty = facts.kind == "cuda" and effort == "quick"
+    leading = {runner.family: runner for runner in reversed(list(known))}.values()
     pairs = [
         (runner, implementation)
         for runner in chosen
-        for implementation in runner.implementations
+        for implementation in (
+            preferred(runner, facts) if thrifty and runner not in leading else runner.implementations
+        )
         if facts.kind in implementation.devices and not (thrifty and outdone(runner, implementation))
     ]
     found = [
@@ -98,13 +102,27 @@ def jobs(
         for mode in runner.modes[facts.kind]
         if mode == "cold"
         or "cold" not in runner.modes[facts.kind]
-        or (replays_from_cache(runner, planned.shape, facts) and not (thrifty and planned.role != "fit"))
+        or (
+            replays_from_cache(runner, planned.shape, facts)
+            and not (thrifty and (planned.role != "fit" or runner not in leading))
+        )
     ]
     if facts.kind == "cpu":
         return sorted(
             found, key=lambda job: ESSENTIAL.index(job.runner.family) if job.runner.family in ESSENTIAL else 9
         )
     return sorted(found, key=lambda job: job.planned.value)
+
+
+def preferred(runner: Runner, facts: DeviceFacts) -> Sequence[Implementation]:
+    """The first installed implementation that takes an operator's shapes on a device; all where none does."""
+    shapes = [planned.shape for planned in runner.points(facts, "quick")]
+    for implementation in runner.implementations:
+        if facts.kind not in implementation.devices or not installed(implementation):
+            continue
+        if not outdone(runner, implementation) and any(not implementation.supports(shape, facts) for shape in shapes):
+            return (implementation,)
+    return runner.implementations
 
 
 def installed(implementation: Implementation) -> bool:

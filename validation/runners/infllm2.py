@@ -134,8 +134,8 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
     columns = "batch heads kv_heads context new_tokens"
     if facts.kind == "cpu":
         common: Shape = {"dtype": "fp32", "head_dim": 64, "block": 32, "stride": 8}
-        fit = [(1, 4, 1, 256), (1, 4, 1, 1024), (1, 4, 1, 2048), (1, 4, 2, 512), (2, 4, 1, 512)]
-        held_out, sweep = [(1, 4, 1, 512), (1, 4, 1, 1536)], [(1, 4, 1, 4096)]
+        fit = [(1, 4, 1, 256), (1, 4, 1, 768), (1, 4, 1, 1536), (1, 4, 2, 512), (2, 4, 1, 512)]
+        held_out, sweep = [(1, 4, 1, 512), (1, 4, 1, 1024)], [(1, 4, 1, 4096)]
     else:
         common = {"dtype": "bf16", "head_dim": 128, "block": 64, "stride": 16}
         fit = [(1, 32, 2, 8192), (1, 32, 2, 16384), (1, 32, 2, 65536), (2, 32, 2, 8192), (1, 64, 4, 16384)]
