@@ -143,8 +143,8 @@ def points(mechanism: str, facts: "DeviceFacts", effort: str) -> Sequence[Planne
         held_out, sweep = [(1, 4, 2, 512), (1, 2, 2, 2048), (1, 4, 2, 1536)], [(1, 4, 2, 4096)]
         if mechanism == "infllm2":
             common = {**common, "block": 32, "k": 4}
-            fit = [(1, 4, 1, 128), (1, 4, 1, 320), (1, 4, 1, 640), (1, 4, 2, 192), (2, 4, 1, 192)]
-            held_out = [(1, 4, 1, 192), (1, 4, 1, 448)]
+            fit = [(1, 4, 1, 128), (1, 4, 1, 512), (1, 4, 1, 1024), (1, 4, 2, 256), (2, 4, 1, 256)]
+            held_out = [(1, 4, 1, 256), (1, 4, 1, 768)]
     elif mechanism == "infllm2":
         common = {"dtype": "bf16", "head_dim": 128, "block": 64, "k": 96}  # 64, and the 32 of its window
         fit = [(1, 32, 2, 8192), (1, 32, 2, 16384), (1, 32, 2, 65536), (2, 32, 2, 8192), (1, 64, 4, 16384)]

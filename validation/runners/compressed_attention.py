@@ -159,7 +159,7 @@ class Layer(NamedTuple):
 
 CSA = Layer("csa", {"ratio": 4, "k": 64}, {"ratio": 4, "k": 512})
 HCA = Layer("hca", {"ratio": 4}, {"ratio": 128})
-WINDOW = Layer("dsv4_window", {}, {})
+WINDOW = Layer("dsv4-window", {}, {})
 COLUMNS = "batch heads context new_tokens"
 
 
