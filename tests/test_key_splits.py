@@ -28,7 +28,15 @@ from costmodel.kernels.key_splits import (
     vllm_mla,
     xqa,
 )
-from costmodel.kernels.mla_decode import FLASH, FLASHINFER_GENERATED, GENERATED, MLA_DECODE, mla_decode, vllm_triton
+from costmodel.kernels.mla_decode import (
+    FLASH,
+    FLASHINFER_GENERATED,
+    GENERATED,
+    MLA_DECODE,
+    ONE_BLOCK,
+    mla_decode,
+    vllm_triton,
+)
 
 H100, L40S, B200 = (load_hardware(name) for name in ("h100-sxm", "l40s", "b200-sxm"))
 ALONE = Attention(B=1, S=1, P=65_535, H=8, Hkv=1, dk=128, dv=128)
@@ -297,6 +305,16 @@ def test_flashmla_splits_a_long_sequence_over_every_unit() -> None:
     long = FEW._replace(B=1, P=131_071)
     most, few = (float(form.terms(mla_decode("a", long), H100, form.priors()).chain) for form in (FLASH, MLA_DECODE))
     assert most < few / 3  # 132 parts instead of 32
+
+
+def test_a_step_of_flashmla_takes_as_long_for_every_number_of_heads_up_to_64_and_twice_for_128() -> None:
+    long = FEW._replace(B=128, P=65_535)
+    one, some, full, two = (
+        float(ONE_BLOCK.terms(mla_decode("a", long._replace(H=H)), H100, ONE_BLOCK.priors()).chain)
+        for H in (1, 32, 64, 128)
+    )
+    assert (one, some) == pytest.approx((full, full), rel=0.01)
+    assert two == pytest.approx(2 * full, rel=0.03)
 
 
 def test_queries_are_narrowed_where_latents_are_multiplied_in_8_bit() -> None:

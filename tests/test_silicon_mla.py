@@ -101,6 +101,13 @@ def test_sources_say_in_how_many_bits_a_prefill_multiplies() -> None:
     assert widening("trtllm", "1.3.0", H100) == (1.0, True)
 
 
+def test_flashmla_of_vllm_has_no_factor_for_a_number_of_heads() -> None:
+    for source in ("FLASHMLA", "FLASH_ATTN_MLA"):
+        (one,) = read("mla_generation_module", [{"kernel_source": source}], "vllm", "0.24.0")
+        spreads = {parameter.name: parameter.spread for parameter in core(one).form.parameters}
+        assert all((spreads[name] == 0.0) == (source == "FLASHMLA") for name in ("wide_columns", "lone_head"))
+
+
 def test_only_vllm_modules_count_the_new_token_in_the_history() -> None:
     row = {"isl": 1, "step": 4096, "gemm_type": "bfloat16"}
     (vllm,) = read("mla_generation_module", [row], "vllm", "0.24.0")

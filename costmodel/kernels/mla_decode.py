@@ -256,6 +256,17 @@ def vllm_triton(by_length: bool) -> Form:
 
 FLASH = MLA_DECODE.adjusted({"most_splits": {"prior": 256.0, "spread": 0.0}})._replace(starts=())
 """For fits of FlashMLA, whose scheduler gives every unit a part of the batch, however many a sequence then has."""
+ONE_BLOCK = FLASH.adjusted(
+    {name: {"prior": 1.0, "spread": 0.0} for name in ("wide_columns", "lone_head", "occupancy", "least_splits")}
+    | {name: {"prior": 0.002, "spread": 0.05} for name in ("small_tiles", "conversion")}
+    | {"tensor_efficiency": {"prior": 0.95, "spread": 0.05}, "overlap": {"prior": 7.9, "spread": 0.05}}
+    | {"step_s": {"spread": 0.05}}
+)
+"""For fits of FlashMLA as vLLM launches it: one block on a unit, of 64 rows however few the heads.
+
+Its steps are the tensor cores' pace as well: 660 TFLOP/s of 16 bits (FlashMLA's README) are 1.8 µs a step on 132 units,
+and 8 bits, not widened, save less than half, since the block transposes values. Short contexts hardly show it.
+"""
 FLASHINFER_GENERATED = MLA_DECODE.adjusted(
     {
         "splits_by": {"prior": float(FLASHINFER_GEN_MLA)},

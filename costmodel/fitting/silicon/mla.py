@@ -15,7 +15,7 @@ from costmodel.fitting.series import Part, Series, arrays, by_columns, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag_outdone, flag_plateau, flag_spikes, require, series
 from costmodel.kernels.base import Form, Kernel, replayed
 from costmodel.kernels.key_splits import WITHOUT_XQA
-from costmodel.kernels.mla_decode import FLASH, FLASHINFER_GENERATED, GENERATED, vllm_triton
+from costmodel.kernels.mla_decode import FLASH, FLASHINFER_GENERATED, GENERATED, ONE_BLOCK, vllm_triton
 from costmodel.kernels.mla_prefill import NARROW, WIDE
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import mla
@@ -191,7 +191,7 @@ def form_of_kernel(table: Table, source: str, phase: Phase) -> Form | None:
     if blackwell and (table.library, source) in GENERATED_BY:
         return GENERATED_BY[table.library, source]
     if table.hardware.generation == "hopper" and (table.library == "trtllm" or "flashmla" in source.lower()):
-        return FLASH
+        return FLASH if table.library == "trtllm" else ONE_BLOCK
     if table.library == "vllm" and "triton" in source.lower():
         return vllm_triton(by_length=table.version not in EAGER)
     return None
