@@ -101,9 +101,9 @@ def test_sources_say_in_how_many_bits_a_prefill_multiplies() -> None:
     assert widening("trtllm", "1.3.0", H100) == (1.0, True)
 
 
-def test_flashmla_of_vllm_has_no_factor_for_a_number_of_heads() -> None:
-    for source in ("FLASHMLA", "FLASH_ATTN_MLA"):
-        (one,) = read("mla_generation_module", [{"kernel_source": source}], "vllm", "0.24.0")
+def test_flashmla_of_vllms_modules_has_no_factor_for_a_number_of_heads() -> None:
+    for source, version in (("FLASHMLA", "0.24.0"), ("FLASH_ATTN_MLA", "0.24.0"), ("vllm_flashmla", "0.14.0")):
+        (one,) = read("mla_generation_module", [{"kernel_source": source}], "vllm", version)
         spreads = {parameter.name: parameter.spread for parameter in core(one).form.parameters}
         assert all((spreads[name] == 0.0) == (source == "FLASHMLA") for name in ("wide_columns", "lone_head"))
 

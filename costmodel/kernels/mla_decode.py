@@ -262,7 +262,7 @@ ONE_BLOCK = FLASH.adjusted(
     | {"tensor_efficiency": {"prior": 0.95, "spread": 0.05}, "overlap": {"prior": 7.9, "spread": 0.05}}
     | {"step_s": {"spread": 0.05}}
 )
-"""For fits of FlashMLA as vLLM launches it: one block on a unit, of 64 rows however few the heads.
+"""For fits of FlashMLA as vLLM launches it since 0.24: one block on a unit, of 64 rows however few the heads.
 
 Its steps are the tensor cores' pace as well: 660 TFLOP/s of 16 bits (FlashMLA's README) are 1.8 µs a step on 132 units,
 and 8 bits, not widened, save less than half, since the block transposes values. Short contexts hardly show it.
