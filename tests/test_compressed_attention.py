@@ -10,8 +10,8 @@ from costmodel import pairs
 from costmodel.ffns import mlp, moe
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel, Work
-from costmodel.kernels.compressed_attention import BY_HEADS, compressed_attention
-from costmodel.kernels.compressed_rows import CompressedAttention, gathered_rows, steps_of_keys
+from costmodel.kernels.compressed_attention import compressed_attention
+from costmodel.kernels.compressed_rows import BY_HEADS, WIDENED, CompressedAttention, gathered_rows, steps_of_keys
 from costmodel.kernels.indexer import COLUMNS, Indexer, executed_pairs
 from costmodel.kernels.sparse_attention import ROWS
 from costmodel.layers.compressor import Compressor, compress
@@ -332,6 +332,26 @@ def test_many_queries_run_another_kernel_over_rows_that_are_widened_once() -> No
     rows = 1_011_674 // 128 + 128 + 11_673
     extra = seconds(11_674, gather=9.0) - seconds(11_674)
     assert extra == pytest.approx(8 * rows * 1608 / hardware.memory.hbm.bandwidth)
+
+
+def test_vllm_widens_rows_before_every_prefill_and_splits_no_query() -> None:
+    hardware = load_hardware("h100-sxm")
+
+    def seconds(S: int, B: int = 1, **theta: float) -> float:
+        x = CompressedAttention(B, S, 4096, 64, 512, w=128, r=4, k=512, row_bytes=584, quantised=True)
+        kernel = compressed_attention("a", x)
+        return float(kernel.form.terms(kernel, hardware, {**kernel.form.priors(), "rows": WIDENED, **theta}).total())
+
+    assert seconds(11_674, many=0.5, splits=1.0) == seconds(11_674)
+    assert seconds(16, splits=1.0) == seconds(16)
+    # 4,112 // 4 entries and a window of 128 + 15 rows: by 128 workers in 9 and 2 steps, of 584 + 1,024 bytes each.
+    assert seconds(16, gather=9.0) - seconds(16) == pytest.approx(
+        8 * (1028 + 143) * 1608 / hardware.memory.hbm.bandwidth
+    )
+    assert seconds(16, row_s=2e-6) - seconds(16, row_s=1e-6) == pytest.approx(11e-6)
+    # Workers of 16 requests take turns on 132 units that hold 8 each.
+    more = seconds(16, 16, row_s=2e-6) - seconds(16, 16, row_s=1e-6)
+    assert more == pytest.approx(11e-6 * 16 * 128 / (8 * 132))
 
 
 def test_indexer_computes_whole_tiles_of_entries() -> None:

@@ -6,7 +6,8 @@ the entries are two lists of rows, each filled up to whole tiles.
 
 Source: DeepSeek-V4 technical report, section 2.3; deepseek-ai/FlashMLA, sparse prefill and decode with a second cache
 (the kernels that engines run for these layers); sgl-project/sglang, deepseek_v4_backend.py (c128_topk_lengths_clamp1:
-one entry at least; few queries of a prefill as those of a decode step).
+one entry at least; few queries of a prefill as those of a decode step); vllm-project/vllm, models/deepseek_v4
+(_forward_prefill, dequantize_and_gather_k_cache, combine_topk_swa_indices: one list of widened rows).
 """
 
 from collections.abc import Mapping
@@ -18,8 +19,15 @@ from costmodel.hardware import Hardware
 from costmodel.kernels import attention
 from costmodel.kernels.base import Form, Grid, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
 from costmodel.kernels.compressed_rows import (
+    BY_HEADS,
+    CLAMPED,
+    DEALT,
     LEAST_HEADS,
+    MANY,
+    PASS,
+    WIDENED,
     CompressedAttention,
+    carried,
     entry_pairs,
     gathered_rows,
     head_tiles,
@@ -77,27 +85,11 @@ LEAST = 5
 PARTIAL = 4
 """Bytes of an element of a partial output, which is written and read again."""
 
-MANY = 11673
-"""Query tokens of a prefill above which SGLang runs another kernel (`_LARGE_INDEXER_QUERY_THRESHOLD`)."""
-
-
 CROWDED = 4.0
 """The exponent of the p-norm of a step alone and of its wait for rows that others read at the same time."""
 
-PASS = {"memory_efficiency": 0.8}
-"""Share of the datasheet HBM bandwidth that a pass over elements reaches: the prior of such kernels."""
-
 WITHOUT_FMA = 0.5
 """Share of the fp32 FLOP/s that other instructions reach."""
-
-DEALT = 2.0
-"""Value of `dealt` where a prefill of few queries runs decode's kernel."""
-
-CLAMPED = 2.0
-"""Value of `entries` where a query has at least one, as SGLang asks for."""
-
-BY_HEADS = 2.0
-"""Value of `tiles` where the heads of a rank decide the tile, as in the kernels that TensorRT-LLM runs on Blackwell."""
 
 
 class Share(NamedTuple):
@@ -119,7 +111,8 @@ def _fullest_block(
     Parts of a query are written as fp32 and read again, and what combines them awaits one after the other.
     """
     x, units = kernel.shape, hardware.compute.units
-    parts = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
+    split = maximum(minimum(minimum(theta["splits"], units / blocks), tiles / LEAST), 1.0)
+    parts = split if x.decoding else where(theta["rows"] >= WIDENED, 1.0, split)
     rounds = waves(blocks * parts, units, theta["wave_weight"])
     waved = Share(rounds * tiles / parts, rounds, rounds, parts, (parts - 1.0) * theta["split_s"])
     by_decode = True if x.decoding else where(theta["dealt"] >= DEALT, x.B * x.S <= MANY, False)
@@ -143,18 +136,19 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     A thread block fills its unit, so loading Q and storing O overlap with nothing, and the first rows of the entries
     are awaited once the window is through: a first entry costs more than one tile. FlashMLA's decode deals tiles
     out to a block for each unit (`schedule`); in other kernels that leave units idle the rows of a query are split
-    over up to `splits` of them. The partial outputs are combined. vLLM gathers the rows of a few requests at a time
-    and launches its prefill kernel for these (PREFILL_CHUNK_SIZE): request_s. SGLang's prefill runs the decode
-    kernel over the cache for few queries (`dealt`); for many it widens all rows that they see to bf16 once
-    (`gather`), and its prefill kernel takes `many` of the time for a tile. Blackwell's kernels of 128 heads are
-    other code, whose units share the rows that they widen (`pair_step`, `pair_block`). SGLang also asks for one
-    entry at least (`entries`): a query before the first finished one then walks a tile of nothing (`empty`), as it
-    does not in vLLM. TensorRT-LLM on Blackwell has tiles for fewer heads, which multiply 8-bit rows as they are
-    (`tiles`) and go through one list of rows in prefill (`steps_of_keys`); where all queries at work see the same
-    window, its rows are waited for (`crowding`). Decode keeps two lists: with one, its measured times were met no
-    better. Before the kernel, queries and lists are prepared (`prepared`), and TensorRT-LLM's compressor walks an
-    entry's tokens one by one (`entry_s`). On Blackwell, where it multiplies the groups of outputs in 8 bits, SGLang
-    copies those of few heads first (`sliced`).
+    over up to `splits` of them. The partial outputs are combined. vLLM widens all rows that the queries of a few
+    requests see to bf16 (`gather`, and `row_s` for each that a worker goes through), joins window and entries to
+    one list, and launches a prefill kernel for these, which splits no query (PREFILL_CHUNK_SIZE: request_s;
+    `rows`). SGLang's prefill runs the decode kernel over the cache for few queries (`dealt`); for many it widens
+    all rows that they see to bf16 once (`gather`), and its prefill kernel takes `many` of the time for a tile.
+    Blackwell's kernels of 128 heads are other code, whose units share the rows that they widen (`pair_step`,
+    `pair_block`). SGLang also asks for one entry at least (`entries`): a query before the first finished one then
+    walks a tile of nothing (`empty`), as it does not in vLLM. TensorRT-LLM on Blackwell has tiles for fewer heads,
+    which multiply 8-bit rows as they are (`tiles`) and go through one list of rows in prefill (`steps_of_keys`);
+    where all queries at work see the same window, its rows are waited for (`crowding`). Decode keeps two lists:
+    with one, its measured times were met no better. Before the kernel, queries and lists are prepared (`prepared`),
+    and TensorRT-LLM's compressor walks an entry's tokens one by one (`entry_s`). On Blackwell, where it multiplies
+    the groups of outputs in 8 bits, SGLang copies those of few heads first (`sliced`).
     """
     x: CompressedAttention = kernel.shape
     assert kernel.grid is not None
@@ -162,6 +156,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     units, blocks, tiles = hardware.compute.units, kernel.grid.blocks, kernel.grid.chain_steps * more
     vector, traffic, computed = kernel.executed.vector, kernel.executed.hbm_bytes, 1.0
     step_s, block_s = theta["step_s"], theta["block_s"]
+    widened = False if x.decoding else theta["rows"] >= WIDENED
+    vector = where(widened, 4 * x.B * padded_heads(x.H) * gathered_rows(x), vector)
     by_heads: Quantity = False
     paired: Quantity = 1.0
     if hardware.generation == "blackwell":
@@ -189,19 +185,20 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     at_work = minimum(x.B * x.S, units * x.B * x.S / blocks)
     crowded = root(1.0 + power(theta["crowding"] * readers(x, at_work), CROWDED), CROWDED)
     waited = where(one_list, (crowded - 1.0) * ceil_div(x.w, ROWS) / share.parts, 0.0)
-    lists = where(one_list, 0.0, 1.0 - (1.0 - theta["empty"]) * without_entries(x) / x.S)
+    lists = where(one_list, 0.0, where(widened, 0.0, 1.0)) * (1.0 - (1.0 - theta["empty"]) * without_entries(x) / x.S)
     launch = theta["launch_s"] * kernel.launches + share.begun * block_s + share.both * lists * theta["list_s"]
-    launch = launch + share.combining
-    launch = launch + memory_seconds(kernel, hardware, PASS, prepared(x, by_heads))
+    launch = launch + share.combining + memory_seconds(kernel, hardware, PASS, prepared(x, by_heads))
     copied = where(theta["dealt"] >= DEALT, sliced(x), 0) if hardware.generation == "blackwell" else 0
     launch = launch + copied * theta["copy"] / (hardware.compute.vector * WITHOUT_FMA)
     slower: Quantity = 1.0
     if not x.decoding:
-        many = where(by_heads, 0, x.B * x.S) > MANY
+        many = where(widened, 0, where(by_heads, 0, x.B * x.S)) > MANY
         slower = where(many, theta["many"], 1.0)
         rows = x.B * (minimum(x.length, x.w + x.S - 1) + floor_div(x.length, x.r)) * (x.row_bytes + 2 * x.d)
         launch = launch + theta["request_s"] * (x.B - 1) + where(by_heads, walked(x), 0) * theta["entry_s"]
-        launch = launch + where(many, theta["gather"], 0.0) * rows / hardware.memory.hbm.bandwidth
+        passes = where(widened, theta["gather"], where(many, theta["gather"], 0.0))
+        launch = launch + passes * rows / hardware.memory.hbm.bandwidth
+        launch = launch + where(widened, carried(x, units), 0) * theta["row_s"]
     return Terms(
         tensor=tensor * computed * idle * slower * more,
         vector=vector / (hardware.compute.vector * theta["vector_efficiency"]) * idle * slower * more,
@@ -217,10 +214,12 @@ PARAMETERS = (
     Parameter("request_s", 0.5e-6, 1.5, 1e-9, 2e-5, "s", "each further request of a prefill, where an engine loops"),
     Parameter("many", 1.0, 0.3, 0.2, 2.0, "1", "time of a tile in a prefill of many queries over that of few"),
     Parameter("gather", 1.0, 1.0, 0.01, 20.0, "1", "traffic of widening the rows of many queries, over one pass"),
+    Parameter("row_s", 1.2e-6, 0.3, 1e-9, 1e-5, "s", "a row that a worker of vLLM's gathering goes through"),
     Parameter("empty", 0.3, 1.0, 0.01, 1.0, "1", "tile that a query walks where no entry is finished: 1 whole, 0 none"),
     Parameter("entries", 1.0, 0.0, 1.0, 2.0, "1", "list before the first entry: 1 empty, 2 of one that is none"),
     Parameter("dealt", 1.0, 0.0, 1.0, 2.0, "1", "kernel of a prefill of few queries: 1 its own, 2 decode's"),
     Parameter("copy", 40.0, 0.5, 4.0, 400.0, "1", "instructions of an element whose place a strided copy computes"),
+    Parameter("rows", 1.0, 0.0, 1.0, 2.0, "1", "rows of a prefill: 1 as they are cached, 2 widened to bf16 before"),
     Parameter("tiles", 1.0, 0.0, 1.0, 2.0, "1", "heads of a tile: 1 whole 64, 2 those that a rank has"),
     Parameter("splits", 8.0, 1.0, 1.0, 200.0, "1", "thread blocks that share a query's rows where units are idle"),
     Parameter("split_s", 0.5e-6, 0.7, 1e-9, 1e-5, "s", "combining one more partial output"),
@@ -251,7 +250,7 @@ CSA_PREFILL = Form(
     # The five products of dense attention, each over the gathered rows.
     backward=attention.backward,
     model_spread=0.3,
-    built={"trtllm": {"tiles": BY_HEADS}, "sglang": {"entries": CLAMPED, "dealt": DEALT}},
+    built={"trtllm": {"tiles": BY_HEADS}, "sglang": {"entries": CLAMPED, "dealt": DEALT}, "vllm": {"rows": WIDENED}},
     sources=("DeepSeek-V4 technical report, section 2.3.1", "deepseek-ai/FlashMLA, README"),
 )
 HCA_PREFILL = CSA_PREFILL._replace(

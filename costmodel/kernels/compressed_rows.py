@@ -10,6 +10,24 @@ from costmodel.algebra import Quantity, ceil, ceil_div, floor_div, log2, maximum
 from costmodel.kernels.sparse_attention import HEADS, ROWS, padded_heads
 from costmodel.pairs import capped_compressed, compressed, window
 
+MANY = 11673
+"""Query tokens of a prefill above which SGLang runs another kernel (`_LARGE_INDEXER_QUERY_THRESHOLD`)."""
+
+PASS = {"memory_efficiency": 0.8}
+"""Share of the datasheet HBM bandwidth that a pass over elements reaches: the prior of such kernels."""
+
+DEALT = 2.0
+"""Value of `dealt` where a prefill of few queries runs decode's kernel."""
+
+CLAMPED = 2.0
+"""Value of `entries` where a query has at least one, as SGLang asks for."""
+
+WIDENED = 2.0
+"""Value of `rows` where every prefill widens its rows to bf16 first, as vLLM does."""
+
+BY_HEADS = 2.0
+"""Value of `tiles` where the heads of a rank decide the tile, as in the kernels that TensorRT-LLM runs on Blackwell."""
+
 
 class CompressedAttention(NamedTuple):
     """B sequences, S queries of H heads after P cached tokens; rows of width d are keys and values.
@@ -194,3 +212,22 @@ def walked(x: CompressedAttention) -> Quantity:
     """
     finished = floor_div(x.length, x.r) - floor_div(x.P, x.r)
     return where(finished > 0, x.r, minimum(x.S, x.r))
+
+
+WORKERS, AT_ONCE = 128, 8
+"""Thread blocks that vLLM gives each request while it widens rows, and those of them that a unit holds."""
+
+
+def carried(x: CompressedAttention, units: int) -> Quantity:
+    """Rows that one worker of vLLM's gathering kernels goes through one by one before a prefill: of the entries, and of
+    the tokens that its queries see; of all requests, where their workers fill the units.
+
+    Source: vllm-project/vllm, models/deepseek_v4/common/ops/cache_utils.py (_dequantize_and_gather_k_kernel).
+
+    >>> x = CompressedAttention(4, 256, 4096, 64, 512, w=128, r=4, k=512, row_bytes=584)
+    >>> carried(x, 128), carried(x._replace(B=16), 128)  # 1088 entries, 383 tokens
+    (12.0, 24.0)
+    """
+    seen = minimum(x.length, x.w + x.S - 1)
+    rounds = maximum(x.B * WORKERS / (AT_ONCE * units), 1.0)
+    return rounds * (ceil_div(floor_div(x.length, x.r), WORKERS) + ceil_div(seen, WORKERS))
