@@ -181,7 +181,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     )
 
 
-NEAR = 1.2
+NEAR = 2.0
 """A tile that takes so many times as long as the fastest is far from being chosen."""
 
 
