@@ -138,6 +138,24 @@ def shapes(common: Shape, names: str, *rows: Sequence[int]) -> list[Shape]:
     return [{**common, **dict(zip(names.split(), row, strict=True))} for row in rows]
 
 
+def new_sequences(*rows: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    """Rows (batch, width, tokens) of sequences that are new as a whole, with their new tokens.
+
+    >>> new_sequences((1, 64, 512))
+    [(1, 64, 512, 512)]
+    """
+    return [(*row, row[2]) for row in rows]
+
+
+def single_tokens(*rows: tuple[int, int]) -> list[tuple[int, ...]]:
+    """Rows (batch, width) of one new token each; what is before it, 1,023 tokens, does not matter to a recurrence.
+
+    >>> single_tokens((8, 64))
+    [(8, 64, 1024, 1)]
+    """
+    return [(*row, 1024, 1) for row in rows]
+
+
 def number(shape: Shape, name: str) -> int:
     """A size of a shape."""
     return int(shape[name])

@@ -4,18 +4,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from validation.runners import Implementation, Planned, Runner, Shape, number, planned, shapes
+from validation.runners import Implementation, Planned, Runner, Shape, new_sequences, number, planned, shapes
 from validation.runners._mechanisms import MECHANISMS, Mechanism, fast, inputs, kernels, reference
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
 
 COLUMNS = "batch heads context new_tokens"
-
-
-def new(*rows: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    """Rows (batch, heads, tokens) of sequences that are new as a whole."""
-    return [(*row, row[2]) for row in rows]
 
 
 def points(m: Mechanism, facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
@@ -37,7 +32,7 @@ def points(m: Mechanism, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         held_out = [(1, 16, 16384), (4, 32, 8192), (1, 8, 2**20)]
         sweep = [(1, 32, 2**n) for n in (8, 10, 13, 17)] + [(1, 8, 2**18), (1, 8, 2**19), (1, 4, 2**21)]
         sweep = sweep if full else []
-    return planned(*(shapes(common, COLUMNS, *new(*rows)) for rows in (fit, held_out, sweep)))
+    return planned(*(shapes(common, COLUMNS, *new_sequences(*rows)) for rows in (fit, held_out, sweep)))
 
 
 def small(m: Mechanism, shape: Shape) -> Shape:

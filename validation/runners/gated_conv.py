@@ -18,10 +18,12 @@ from validation.runners import (
     Planned,
     Runner,
     Shape,
+    new_sequences,
     number,
     planned,
     precision,
     shapes,
+    single_tokens,
     torch_dtype,
 )
 from validation.runners.short_conv import small, weighed
@@ -86,9 +88,9 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         held_out, sweep = [(1, 2048, 2**18), (1, 2048, 8192)], [(1, 2048, 2**20)]
         steps, held_steps = [(1, 2048), (16, 2048), (128, 2048), (512, 2048)], [(64, 2048), (256, 2048)]
     if phase == "decode":
-        return planned(*(shapes(common, columns, *((b, c, 1024, 1) for b, c in rows)) for rows in (steps, held_steps)))
+        return planned(*(shapes(common, columns, *single_tokens(*rows)) for rows in (steps, held_steps)))
     tables = (fit, held_out, sweep if effort == "full" else [])
-    return planned(*(shapes(common, columns, *((*row, row[2]) for row in rows)) for rows in tables))
+    return planned(*(shapes(common, columns, *new_sequences(*rows)) for rows in tables))
 
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")

@@ -18,10 +18,12 @@ from validation.runners import (
     Planned,
     Runner,
     Shape,
+    new_sequences,
     number,
     planned,
     precision,
     shapes,
+    single_tokens,
     torch_dtype,
 )
 
@@ -84,9 +86,9 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         steps, held_steps = [(1, 3072), (16, 3072), (128, 3072), (512, 3072), (1, 1024)], [(64, 3072), (256, 3072)]
     columns = "batch channels context new_tokens"
     if phase == "decode":
-        return planned(*(shapes(common, columns, *((b, c, 1024, 1) for b, c in rows)) for rows in (steps, held_steps)))
+        return planned(*(shapes(common, columns, *single_tokens(*rows)) for rows in (steps, held_steps)))
     tables = (fit, held_out, sweep if effort == "full" else [])
-    return planned(*(shapes(common, columns, *((*row, row[2]) for row in rows)) for rows in tables))
+    return planned(*(shapes(common, columns, *new_sequences(*rows)) for rows in tables))
 
 
 def small(shape: Shape) -> Shape:

@@ -17,6 +17,7 @@ from validation.runners import (
     Planned,
     Runner,
     Shape,
+    new_sequences,
     number,
     planned,
     precision,
@@ -135,7 +136,7 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
         held_out = [(1, 32, 8192), (1, 32, 65536)]
         sweep = [(1, 32, 2**n) for n in (8, 10, 12, 14)] + [(1, 32, 3 * 2**15)]
     tables = (fit, held_out, sweep if effort == "full" else [])
-    return planned(*(shapes(common, columns, *((*row, row[2]) for row in rows)) for rows in tables))
+    return planned(*(shapes(common, columns, *new_sequences(*rows)) for rows in tables))
 
 
 def small(shape: Shape) -> Shape:

@@ -21,10 +21,12 @@ from validation.runners import (
     Planned,
     Runner,
     Shape,
+    new_sequences,
     number,
     planned,
     precision,
     shapes,
+    single_tokens,
     torch_dtype,
 )
 from validation.runners import _linear as linear
@@ -188,9 +190,9 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
     full = effort == "full"
     if phase == "decode":
         rows = (steps, held_steps, swept if full else [])
-        return planned(*(shapes(common, columns, *((b, h, 1024, 1) for b, h in table)) for table in rows))
+        return planned(*(shapes(common, columns, *single_tokens(*table)) for table in rows))
     tables = (fit, held_out, sweep if full else [])
-    return planned(*(shapes(common, columns, *((*row, row[2]) for row in table)) for table in tables))
+    return planned(*(shapes(common, columns, *new_sequences(*table)) for table in tables))
 
 
 def small(shape: Shape) -> Shape:

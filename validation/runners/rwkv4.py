@@ -19,10 +19,12 @@ from validation.runners import (
     Planned,
     Runner,
     Shape,
+    new_sequences,
     number,
     planned,
     precision,
     shapes,
+    single_tokens,
     torch_dtype,
 )
 from validation.runners.fla_core import fla_module
@@ -180,9 +182,9 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         swept = [(16, 4096), (128, 4096), (1024, 4096)]
     if phase == "decode":
         tables = (steps, held_steps, swept if effort == "full" else [])
-        return planned(*(shapes(common, columns, *((b, c, 1024, 1) for b, c in rows)) for rows in tables))
+        return planned(*(shapes(common, columns, *single_tokens(*rows)) for rows in tables))
     sequences = (fit, held_out, sweep if effort == "full" else [])
-    return planned(*(shapes(common, columns, *((*row, row[2]) for row in rows)) for rows in sequences))
+    return planned(*(shapes(common, columns, *new_sequences(*rows)) for rows in sequences))
 
 
 def small(shape: Shape) -> Shape:

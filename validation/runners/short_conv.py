@@ -19,9 +19,11 @@ from validation.runners import (
     Planned,
     Runner,
     Shape,
+    new_sequences,
     number,
     planned,
     shapes,
+    single_tokens,
     torch_dtype,
 )
 
@@ -100,9 +102,9 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         held_out, sweep = [(1, 8192, 2**18), (1, 8192, 8192)], [(1, 8192, 2**20)]
         steps, held_steps = [(1, 8192), (16, 8192), (128, 8192), (512, 8192), (1, 2048)], [(64, 8192), (256, 8192)]
     if phase == "decode":
-        return planned(*(shapes(common, columns, *((b, c, 1024, 1) for b, c in rows)) for rows in (steps, held_steps)))
+        return planned(*(shapes(common, columns, *single_tokens(*rows)) for rows in (steps, held_steps)))
     tables = (fit, held_out, sweep if effort == "full" else [])
-    return planned(*(shapes(common, columns, *((*row, row[2]) for row in rows)) for rows in tables))
+    return planned(*(shapes(common, columns, *new_sequences(*rows)) for rows in tables))
 
 
 def small(shape: Shape) -> Shape:
