@@ -151,7 +151,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     shape: Gemm = kernel.shape
     copied = shape.joined and round(nominal(theta["joining"], IN_PLACE)) == COPIED
     units, pace = hardware.compute.units, _pace(kernel, hardware, theta)
-    dispatch = round(nominal(theta["dispatch"], RANKED))
+    dispatch = _dispatch(theta)
     published = published_tile(shape, hardware.generation, dispatch, units)
     if published is not None:
         busy, computes = _tiles_seconds(shape, units, pace, theta, published, splits=False)
@@ -165,7 +165,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         lone = lone_round_of_widest(shape.m, shape.n, shape.k, units)
         busy = busy * (1.0 + (theta["lone_round"] - 1.0) * lone)
     memory, again = _memory_seconds(kernel, hardware, theta), _reread_seconds(shape, hardware, theta)
-    if waits(shape, hardware.generation, dispatch, units):
+    if waits(published, hardware.generation):
         computes = where(again < busy, computes, 0.0)
         busy = busy + again
     else:
@@ -190,13 +190,18 @@ def choices_near(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float])
     which one runs."""
     shape: Gemm = kernel.shape
     pace, units = _pace(kernel, hardware, theta), hardware.compute.units
-    dispatch = round(nominal(theta["dispatch"], RANKED))
+    dispatch = _dispatch(theta)
     if published_tile(shape, hardware.generation, dispatch, units) is not None:
         return kernel
     busy = [_tiles_seconds(shape, units, pace, theta, tile, splits=True)[0] for tile in shape.tiles]
     least = min(busy)
     near = tuple(tile for tile, seconds in zip(shape.tiles, busy, strict=True) if seconds < NEAR * least)
     return kernel._replace(shape=shape._replace(tiles=near))
+
+
+def _dispatch(theta: Mapping[str, float]) -> int:
+    """By whose table a product's tile is chosen."""
+    return round(nominal(theta["dispatch"], RANKED))
 
 
 def _overlap(shape: Gemm, units: int, theta: Mapping[str, float]) -> Quantity:
@@ -271,7 +276,7 @@ def _reread_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float])
     if capacity is None:
         return 0.0
     m, n, k = shape.m, shape.n, shape.k
-    dispatch = round(nominal(theta["dispatch"], RANKED))
+    dispatch = _dispatch(theta)
     rows, columns = covered_by_a_round(shape, hardware.generation, dispatch, hardware.compute.units)
     kept = theta["l2_share"] * capacity
     again: Quantity = 0.0
@@ -308,18 +313,13 @@ def _quantise_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, fl
         fill = power(at_work / (theta["l2_share"] * l2), 4)
         traffic = traffic + fill / (1.0 + fill) * rows * shape.k * wide
     moving = _quantised_bytes_seconds(kernel, hardware, theta, traffic)
-    dispatch, steps = round(nominal(theta["dispatch"], RANKED)), ceil_div(shape.k, QUANTISED)
-    if shape.activations not in SCALED_BY_GROUPS:
-        chain = together * steps
-        seconds = moving + theta["row_s"] * maximum(rows / (together * units), 1.0)
-    elif dispatch in (VLLM, SGLANG):
-        chain = 1
-        started = theta["row_s"] * maximum(_blocks_of_groups(rows, shape.k) / units, 1.0)
-        seconds = root(power(moving, BLOCK_OVERLAP) + power(started, BLOCK_OVERLAP), BLOCK_OVERLAP)
-    else:
-        chain = 1
-        seconds = moving + theta["row_s"] * maximum(rows * steps / units, 1.0)
-    seconds = seconds + theta["element_s"] * chain * QUANTISED
+    dispatch, steps = _dispatch(theta), ceil_div(shape.k, QUANTISED)
+    in_groups = shape.activations in SCALED_BY_GROUPS
+    by_divisors = in_groups and dispatch in (VLLM, SGLANG)
+    blocks = _blocks_of_groups(rows, shape.k) if by_divisors else rows * steps if in_groups else rows / together
+    started = theta["row_s"] * maximum(blocks / units, 1.0)
+    seconds = _overlapped(moving, started) if by_divisors else moving + started
+    seconds = seconds + theta["element_s"] * (1 if in_groups else together * steps) * QUANTISED
     if (hardware.generation, shape.activations) == FLASHINFER and dispatch == SGLANG:
         copied = _copied_seconds(rows, shape.k, units, moving, theta)
         many = where(rows >= COPIED_FROM, copied, seconds)
@@ -350,7 +350,12 @@ def _copied_seconds(
     Source: flashinfer-ai/flashinfer, csrc/nv_internal/cpp/kernels/quantization.cu (launchFP4QuantizationTma).
     """
     chains = ceil_div(rows, ROWS_COPIED * COPYING_BLOCKS * units) * theta["element_s"] * ROWS_COPIED * k
-    return root(power(moving, BLOCK_OVERLAP) + power(chains, BLOCK_OVERLAP), BLOCK_OVERLAP)
+    return _overlapped(moving, chains)
+
+
+def _overlapped(moving: Quantity, blocks: Quantity) -> Quantity:
+    """Bytes beside the blocks that they wait for."""
+    return root(power(moving, BLOCK_OVERLAP) + power(blocks, BLOCK_OVERLAP), BLOCK_OVERLAP)
 
 
 def _quantised_bytes_seconds(

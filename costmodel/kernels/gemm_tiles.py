@@ -137,13 +137,13 @@ def covered_by_a_round(shape: "Gemm", generation: str, dispatch: int, units: Qua
     return where(n > m, line, lines), where(n > m, lines, line)
 
 
-def waits(shape: "Gemm", generation: str, dispatch: int, units: Quantity) -> bool:
-    """Whether tiles wait for operands that L2 lost.
+def waits(published: Tile | None, generation: str) -> bool:
+    """Whether tiles, those of a library's table where it has one, wait for operands that L2 lost.
 
     CUTLASS' and Triton's kernels for Ada have two to five steps of k under way, enough for the latency of L2, not for
     that of HBM; a warp of Hopper's and Blackwell's does nothing but load, and what cuBLAS ranks is tuned for it.
     """
-    return generation == "ada" and published_tile(shape, generation, dispatch, units) is not None
+    return generation == "ada" and published is not None
 
 
 def _steps(value: Quantity, *steps: tuple[int, Quantity], beyond: Quantity) -> Quantity:
