@@ -86,13 +86,12 @@ def jobs(
         runner for runner in known if not families or {runner.family, runner.mechanism, runner.name} & set(families)
     ]
     thrifty = facts.kind == "cuda" and effort == "quick"
-    leading = {runner.family: runner for runner in reversed(list(known))}.values()
+    first = {runner.family: runner.name for runner in reversed(chosen)}
+    beside = {runner.name for runner in chosen if thrifty and first[runner.family] != runner.name}
     pairs = [
         (runner, implementation)
         for runner in chosen
-        for implementation in (
-            preferred(runner, facts) if thrifty and runner not in leading else runner.implementations
-        )
+        for implementation in (preferred(runner, facts) if runner.name in beside else runner.implementations)
         if facts.kind in implementation.devices and not (thrifty and outdone(runner, implementation))
     ]
     found = [
@@ -103,8 +102,9 @@ def jobs(
         if mode == "cold"
         or "cold" not in runner.modes[facts.kind]
         or (
-            replays_from_cache(runner, planned.shape, facts)
-            and not (thrifty and (planned.role != "fit" or runner not in leading))
+            runner.name not in beside
+            and not (thrifty and planned.role != "fit")
+            and replays_from_cache(runner, planned.shape, facts)
         )
     ]
     if facts.kind == "cpu":
