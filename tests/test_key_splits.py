@@ -23,6 +23,7 @@ from costmodel.kernels.key_splits import (
     VLLM_MLA_FOUR,
     VLLM_TRITON,
     masked_multihead,
+    sglang_mla,
     tensorrt_gen,
     tensorrt_gen_mla,
     vllm_mla,
@@ -34,6 +35,7 @@ from costmodel.kernels.mla_decode import (
     GENERATED,
     MLA_DECODE,
     ONE_BLOCK,
+    SGLANG_TRITON_MLA,
     mla_decode,
     vllm_triton,
 )
@@ -217,6 +219,38 @@ def test_vllms_latent_kernel_splits_by_length_in_newer_versions() -> None:
         for form in (vllm_triton(by_length=True), vllm_triton(by_length=False))
     )
     assert older > 4 * newer
+
+
+def test_sglangs_latent_kernel_is_benchmarked_in_splits_of_whole_models() -> None:
+    latent = Attention(B=16, S=1, P=4095, H=8, Hkv=1, dk=576, dv=512, shared_kv=True)
+    assert sglang_mla(16, 64, 4096, 142)[:2] == (8, 512)
+    assert sglang_mla(128, 64, 4096, 142)[:2] == (2, 2048)  # of 8 heads on the device there would be 7
+    served = mla_decode("a", latent._replace(B=128))
+    known = {**SGLANG_TRITON_MLA.priors(), "split_s": 1e-6, "step_s": 1e-9}
+    benchmarked = SGLANG_TRITON_MLA.terms(served._replace(circulating=1e12), L40S, known)
+    assert benchmarked.launch < SGLANG_TRITON_MLA.terms(served, L40S, known).launch
+
+
+def test_blocks_without_keys_take_time_to_begin() -> None:
+    short = Attention(B=256, S=1, P=1, H=16, Hkv=1, dk=576, dv=512, shared_kv=True)
+    assert sglang_mla(256, 64, 2, 142) == (1, 32, 8)
+    known = SGLANG_TRITON_MLA.priors()
+    kernel = mla_decode("a", short)
+    at_once = SGLANG_TRITON_MLA.terms(kernel, L40S, {**known, "block_s": 0.0}).total()
+    assert float(SGLANG_TRITON_MLA.terms(kernel, L40S, known).total() - at_once) == pytest.approx(
+        256 * 8 / 142 * known["block_s"]
+    )
+
+
+def test_triton_reads_a_latent_cache_again_for_tiles_that_no_wave_holds() -> None:
+    form = vllm_triton(by_length=False)
+
+    def memory(B: int, H: int) -> float:
+        kernel = mla_decode("a", Attention(B=B, S=1, P=32_767, H=H, Hkv=1, dk=576, dv=512, shared_kv=True))
+        return float(form.terms(kernel, L40S, form.priors()).memory)
+
+    assert memory(64, 32) == pytest.approx(memory(64, 16), rel=0.02)  # two tiles of 64 sequences on 142 units
+    assert memory(128, 32) == pytest.approx(2 * memory(128, 16), rel=0.02)
 
 
 def test_generated_latent_kernels_take_heads_as_rows_once_splits_are_long() -> None:

@@ -3,7 +3,8 @@
 A fit sees how often a kernel splits only in the contexts that were measured; a rule that its source states holds beyond
 them. `splits_by` says which rule a kernel follows; 1 fits how far splits fill the device.
 
-Sources: sgl-project/sglang, python/sglang/srt/layers/attention/triton_backend.py (get_num_kv_splits_triton);
+Sources: sgl-project/sglang, python/sglang/srt/layers/attention/triton_backend.py (get_num_kv_splits_triton) and
+triton_ops/decode_attention.py (grid of max_kv_splits);
 vllm-project/vllm, vllm/v1/attention/backends/triton_attn.py and mla/triton_mla.py; NVIDIA/TensorRT-LLM,
 cpp/tensorrt_llm/kernels, decoderXQAImplCommon.h (computeMultiBlockCount), decoderXQARunner.cpp (mayHavePerfGain),
 decoderMaskedMultiheadAttention/decoderMaskedMultiheadAttentionLaunch.h (multi_block_grid_setup, smem_size_in_bytes) and
@@ -21,7 +22,7 @@ from costmodel.kernels.attention import Attention, visible_keys
 FILLING, SGLANG_TRITON, VLLM_TRITON, TENSORRT = 1, 2, 3, 5
 FLASH_TWO, FLASHINFER, TENSORRT_GEN, FLASH_THREE = 6, 7, 8, 9
 """Values of `splits_by` of decode attention."""
-VLLM_MLA, VLLM_MLA_FOUR, TENSORRT_GEN_MLA, FLASHINFER_GEN_MLA = 2, 3, 4, 5
+VLLM_MLA, VLLM_MLA_FOUR, TENSORRT_GEN_MLA, FLASHINFER_GEN_MLA, SGLANG_MLA = 2, 3, 4, 5, 6
 """Values of `splits_by` of latent attention."""
 
 
@@ -240,6 +241,35 @@ def vllm_mla(keys: Quantity, units: int, rule: int) -> Quantity:
         return minimum(4, keys)
     wanted = power(2.0, ceil(log2(maximum(floor_div(keys, VLLM_MLA_KEYS), 1))))
     return minimum(wanted, 2.0 * units)
+
+
+BENCHMARKED_HEADS = 64
+"""Heads of a model by which SGLang's backend counts at least when its kernel for latents is benchmarked, however few
+are left on the device: the collector gives it the heads of the whole model.
+
+Source: ai-dynamo/aiconfigurator, collector/sglang/collect_mla.py (`num_attention_heads`, beside attn_tp_size 1)."""
+
+
+class StartedSplits(NamedTuple):
+    """Splits of each sequence that have keys, keys of the longest, and splits that are launched."""
+
+    busy: Quantity
+    keys: Quantity
+    started: Quantity
+
+
+def sglang_mla(B: Quantity, heads: Quantity, keys: Quantity, units: int) -> StartedSplits:
+    """SGLang's Triton kernel for latents: `sglang_triton`'s count, in a grid of 8 splits whichever it is.
+
+    heads: those that the backend was told.
+
+    >>> sglang_mla(8, 64, 2048, 142)[:2], sglang_mla(64, 64, 2048, 142)[:2], sglang_mla(64, 64, 2, 142)[:2]
+    ((8, 256), (3.0, 704.0), (1, 32))
+    """
+    wanted = floor_div(units * maximum(log2(keys / 64), 1), 1)
+    splits = minimum(ceil_div(wanted, B * ceil_div(heads, GROUPED_ROWS)), SGLANG_SPLITS)
+    streamed = SGLANG_STEP * ceil_div(ceil_div(keys, splits), SGLANG_STEP)
+    return StartedSplits(ceil_div(keys, streamed), streamed, SGLANG_SPLITS)
 
 
 FEW_HEADS, MIDDLE_HEADS, MANY_HEADS, PAIR_HEADS = 16, 32, 64, 128

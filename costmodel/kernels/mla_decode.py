@@ -10,7 +10,7 @@ cpp/tensorrt_llm/kernels/trtllmGenKernels/fmha/fmhaKernels.h (selectMlaGeneratio
 
 from collections.abc import Mapping
 
-from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, power, where
+from costmodel.algebra import Quantity, ceil_div, floor_div, maximum, minimum, nominal, power, where
 from costmodel.hardware import Hardware
 from costmodel.kernels.attention import Attention, visible_keys
 from costmodel.kernels.base import (
@@ -25,14 +25,17 @@ from costmodel.kernels.base import (
 )
 from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.key_splits import (
+    BENCHMARKED_HEADS,
     CLUSTER,
     FILLING,
     FLASHINFER_GEN_MLA,
     GEN_LEAST,
     GEN_STEP,
+    SGLANG_MLA,
     TENSORRT_GEN_MLA,
     VLLM_MLA,
     VLLM_MLA_FOUR,
+    sglang_mla,
     tensorrt_gen_mla,
     vllm_mla,
 )
@@ -57,7 +60,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     A thread block holds 64 heads (128 on Blackwell), or 16 where `small_tiles` is 1. Splits fill the device, at most
     one per two key tiles and `most_splits`; the scheduler balances them, so that their number is no whole one. Where a
     kernel's source states a rule (`key_splits`), they follow it; TensorRT-LLM's generated kernels have
-    `generated_terms`.
+    `generated_terms`, and Triton's `triton_terms`.
     Where the cache is 8 bit, an engine that widens it beforehand pays `conversion` passes, and one that multiplies
     8 bits narrows the queries first.
     """
@@ -65,6 +68,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     rule = round(nominal(theta["splits_by"], FILLING))
     if rule in (TENSORRT_GEN_MLA, FLASHINFER_GEN_MLA):
         return generated_terms(kernel, hardware, theta, clusters=rule == TENSORRT_GEN_MLA)
+    if rule in (SGLANG_MLA, VLLM_MLA, VLLM_MLA_FOUR):
+        return triton_terms(kernel, hardware, theta, rule)
     work = kernel.executed
     slots = hardware.compute.units * theta["occupancy"]
     keys = visible_keys(a)
@@ -76,11 +81,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     if hardware.generation == PROCESSOR:
         rows = a.B * a.H * a.S  # a core has no tile to fill
     blocks = ceil_div(keys, BLOCK)
-    if rule == FILLING:
-        splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
-        splits = maximum(theta["least_splits"], splits)
-    else:
-        splits = vllm_mla(keys, hardware.compute.units, rule)
+    splits = minimum(minimum(slots / tiles, blocks / (2.0 * factor)), theta["most_splits"])
+    splits = maximum(theta["least_splits"], splits)
     rounds = waves(tiles * splits * ONE_ROUND, slots, theta["wave_weight"])
     several = minimum(splits - 1.0, 1.0)
     partials = a.B * a.S * a.H * (a.dv + 1) * 8 * splits * several
@@ -90,10 +92,8 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     rows_bytes = a.B * a.S * a.H * (a.dk + a.dv) * 2
     in_and_out = memory_seconds(kernel, hardware, theta, rows_bytes)
     cache = work.hbm_bytes - rows_bytes
-    # Splits count slowest in the grid: between two tiles of a sequence lies one split of every sequence, where their
-    # number is known.
-    between = cache if rule == FILLING else cache / splits
-    memory = memory_seconds(kernel, hardware, theta, cache * fetches(a, between, tiles, hardware, theta) + partials)
+    apart = minimum(maximum(tiles / hardware.compute.units, 1.0), tiles / a.B)
+    memory = memory_seconds(kernel, hardware, theta, cache * fetches(apart, cache, hardware, theta) + partials)
     # Kernels that put the heads into the columns of an instruction (up to 32 on Blackwell) lose speed when these fill.
     wide = where((a.H > 16) & (a.H <= 32), theta["wide_columns"], 1.0)
     # A single head needs no matrix instruction: Triton runs it on the vector lanes, in a kernel of its own.
@@ -105,6 +105,48 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     launch = launch + narrowed(a, hardware, theta)
     l2 = tiles / a.B * cache / (hardware.memory.hbm.bandwidth * theta["l2_over_hbm"])
     return Terms(tensor=tensor, memory=memory, l2=l2, chain=chain, launch=launch, overlap=theta["overlap"])
+
+
+def triton_terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float], rule: int) -> Terms:
+    """launch + beginning the blocks + pnorm(cache bytes, FLOPs, steps and their reads from L2) + combining the rows.
+
+    SGLang's and vLLM's kernels, of 16 heads a block, in splits by their sources' rules. Every block that is launched
+    takes `block_s` of a unit during which nothing streams, keys or not, and so does the combination of every head,
+    which is a block of its own. Two stages are in flight, so that a step's latency and what L2 takes to answer it
+    pass one after the other; HBM streams beside them.
+    A single head needs no matrix instruction and has a kernel of its own on the vector lanes: others of its blocks
+    begin while one runs (`lone_s`).
+    """
+    a: Attention = kernel.shape
+    units, keys = hardware.compute.units, visible_keys(a)
+    tiles = a.B * ceil_div(a.H * a.S, FEW_ROWS)
+    if rule == SGLANG_MLA:
+        told = a.H if kernel.circulating is None else maximum(a.H, BENCHMARKED_HEADS)
+        splits, longest, started = sglang_mla(a.B * a.S, told, keys, units)
+    else:
+        splits = vllm_mla(keys, units, rule)
+        longest, started = keys / splits, splits
+    lone = a.H * a.S <= 1
+    rounds = waves(tiles * splits * ONE_ROUND, units * theta["occupancy"], theta["wave_weight"])
+    tensor = 2 * FEW_ROWS * tiles * keys * (a.dk + a.dv)
+    tensor = tensor / (hardware.tensor_peak(a.dtype) * theta["tensor_efficiency"])
+    rows_bytes = a.B * a.S * a.H * (a.dk + a.dv) * 2
+    cache = kernel.executed.hbm_bytes - rows_bytes
+    partials = a.B * a.S * a.H * (a.dv + 1) * 8 * splits
+    # The batch counts fastest in the grid: as many tiles of a sequence run at once as units hold whole batches.
+    apart = ceil_div(tiles / a.B, maximum(floor_div(units, a.B), 1))
+    # Splits count slowest: between two tiles of a sequence lies one split of every sequence.
+    again = fetches(apart, cache / splits, hardware, theta)
+    memory = memory_seconds(kernel, hardware, theta, cache * again + partials)
+    read = tiles / a.B * cache / (hardware.memory.hbm.bandwidth * theta["l2_over_hbm"])
+    step = theta["step_s"] * where(lone, theta["lone_head"], 1.0)
+    streamed = read * where(lone, theta["lone_l2"], 1.0) + rounds * longest / BLOCK * step
+    begun = tiles * started / units * theta["block_s"]
+    begun = where(lone, maximum(theta["lone_block"] * begun, theta["lone_s"]), begun)
+    combine = theta["combine_s"] + (splits - 1.0) * theta["split_s"] + a.B * a.S * a.H / units * theta["row_s"]
+    launch = theta["launch_s"] + begun + combine + memory_seconds(kernel, hardware, theta, rows_bytes)
+    launch = launch + narrowed(a, hardware, theta)
+    return Terms(tensor=tensor, memory=memory, l2=streamed, launch=launch, overlap=theta["overlap"])
 
 
 def narrowed(a: Attention, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
@@ -167,16 +209,14 @@ def generated_terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, floa
     return Terms(tensor=tensor, memory=memory, l2=streamed, launch=launch, overlap=theta["overlap"])
 
 
-def fetches(
-    a: Attention, between: Quantity, tiles: Quantity, hardware: Hardware, theta: Mapping[str, float]
-) -> Quantity:
+def fetches(apart: Quantity, between: Quantity, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
     """Times that the cache comes from HBM.
 
     The tiles of heads of a sequence read the same cache. Where the batch counts faster than the tiles in the grid, as
     in Triton's kernel, those of a sequence run in one wave only while all blocks fit in one; in a later wave the cache
     has left L2, unless what is read in between fits there.
+    apart: waves that the tiles of a sequence are in. between: bytes that are read between two of them.
     """
-    apart = minimum(maximum(tiles / hardware.compute.units, 1.0), tiles / a.B)
     capacity = hardware.memory.l2.capacity
     if capacity:
         fill = power(between / (theta["l2_share"] * capacity), L2_SHARPNESS)
@@ -201,6 +241,10 @@ PARAMETERS = (
     Parameter("split_s", 0.04e-6, 0.7, 0.001e-6, 1e-6, "s", "one more split to combine"),
     Parameter("wide_columns", 1.0, 0.2, 0.8, 3.0, "1", "time of a key block for 17 to 32 heads over that for fewer"),
     Parameter("lone_head", 1.0, 0.2, 0.8, 3.0, "1", "time of a key block for a single head over that for more"),
+    Parameter("row_s", 1.5e-6, 0.5, 0.05e-6, 2e-5, "s", "combining the splits of one head, on one of the units"),
+    Parameter("lone_block", 0.5, 0.5, 0.05, 3.0, "1", "block_s of a single head over that of more"),
+    Parameter("lone_l2", 2.0, 0.5, 0.5, 8.0, "1", "time of a single head's reads from L2 over that of more"),
+    Parameter("lone_s", 10e-6, 0.5, 0.3e-6, 1e-4, "s", "latency of a single head's block, while others begin"),
     Parameter("step_s", 1.5e-6, 0.6, 0.05e-6, 2e-5, "s", "64 keys in the chain of one thread block"),
     Parameter("row_step_s", 1.0e-6, 0.5, 0.05e-6, 2e-5, "s", "64 keys more, where heads are rows of an instruction"),
     Parameter("occupancy", 1.1, 0.3, 1.0, 8.0, "1", "thread blocks that share a unit"),
@@ -220,7 +264,7 @@ PARAMETERS = (
         "conversion", 0.03, 1.0, 0.001, 8.0, "1", "traffic of widening an 8-bit cache, over one pass at full bandwidth"
     ),
     Parameter(
-        "splits_by", 1.0, 0.0, 1.0, 5.0, "1", "splits: 1 as fitted, else by the rule of this number in `key_splits`"
+        "splits_by", 1.0, 0.0, 1.0, 6.0, "1", "splits: 1 as fitted, else by the rule of this number in `key_splits`"
     ),
     Parameter("overlap", 4.0, 0.3, 1.5, 8.0, "1", "exponent of the p-norm"),
 )
@@ -239,21 +283,35 @@ MLA_DECODE = Form(
     ),
 )
 FORMS = (MLA_DECODE,)
-TRITON: Mapping[str, float] = {"small_tiles": 1.0, "refetch": 1.0, "step_s": 3e-6}
-"""Where fits of Triton's kernels begin."""
+TRITON: Mapping[str, Mapping[str, float]] = {
+    "small_tiles": {"prior": 1.0},
+    "refetch": {"prior": 1.0},
+    "step_s": {"prior": 2.5e-6},
+    "block_s": {"prior": 9e-6},
+    "exposed": {"prior": 1.0, "spread": 0.0},
+    "overlap": {"prior": 7.0},
+    "l2_sharpness": {"prior": 10.0, "spread": 0.5},
+}
+"""Where fits of Triton's kernels begin. Replayed in turn, keys that L2 cannot hold drop out of it altogether."""
 
 
 def vllm_triton(by_length: bool) -> Form:
     """The form for fits of vLLM's Triton kernel: splits by the length of the context, or four.
 
-    Where they go by length, a fit tries as well to find their number, since a launch may be captured for other lengths
-    than it runs.
+    A single head's steps take longer there, which no prior says by how much.
     """
-    known = {**TRITON, "splits_by": float(VLLM_MLA if by_length else VLLM_MLA_FOUR)}
-    form = MLA_DECODE.adjusted({name: {"prior": value} for name, value in known.items()})
-    return form._replace(starts=({"splits_by": float(FILLING)},) if by_length else ())
+    rule = {"splits_by": {"prior": float(VLLM_MLA if by_length else VLLM_MLA_FOUR)}}
+    lone = {"lone_head": {"spread": 0.7, "high": 8.0}}
+    return MLA_DECODE.adjusted({**TRITON, **rule, **lone})._replace(starts=())
 
 
+SGLANG_TRITON_MLA = MLA_DECODE.adjusted(
+    {**TRITON, "splits_by": {"prior": float(SGLANG_MLA)}, "lone_head": {"spread": 0.0}}
+)._replace(starts=())
+"""For fits of SGLang's Triton kernel, of which 8 splits are launched however many have keys.
+
+A single head reads slower from L2, but a few blocks of it take as long for a step as those of more heads.
+"""
 FLASH = MLA_DECODE.adjusted({"most_splits": {"prior": 256.0, "spread": 0.0}})._replace(starts=())
 """For fits of FlashMLA, whose scheduler gives every unit a part of the batch, however many a sequence then has."""
 ONE_BLOCK = FLASH.adjusted(

@@ -15,7 +15,14 @@ from costmodel.fitting.series import Part, Series, arrays, by_columns, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag_outdone, flag_plateau, flag_spikes, require, series
 from costmodel.kernels.base import Form, Kernel, replayed
 from costmodel.kernels.key_splits import WITHOUT_XQA
-from costmodel.kernels.mla_decode import FLASH, FLASHINFER_GENERATED, GENERATED, ONE_BLOCK, vllm_triton
+from costmodel.kernels.mla_decode import (
+    FLASH,
+    FLASHINFER_GENERATED,
+    GENERATED,
+    ONE_BLOCK,
+    SGLANG_TRITON_MLA,
+    vllm_triton,
+)
 from costmodel.kernels.mla_prefill import NARROW, WIDE
 from costmodel.layers.projection import Projection, projection
 from costmodel.mixers import mla
@@ -195,6 +202,8 @@ def form_of_kernel(table: Table, source: str, phase: Phase) -> Form | None:
         return ONE_BLOCK if table.library == "vllm" and table.version not in EAGER else FLASH
     if table.library == "vllm" and "triton" in source.lower():
         return vllm_triton(by_length=table.version not in EAGER)
+    if table.library == "sglang" and source == "triton":
+        return SGLANG_TRITON_MLA
     return None
 
 
