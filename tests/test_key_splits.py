@@ -223,7 +223,7 @@ def test_vllms_latent_kernel_splits_by_length_in_newer_versions() -> None:
 
 def test_sglangs_latent_kernel_is_benchmarked_in_splits_of_whole_models() -> None:
     latent = Attention(B=16, S=1, P=4095, H=8, Hkv=1, dk=576, dv=512, shared_kv=True)
-    assert sglang_mla(16, 64, 4096, 142)[:2] == (8, 512)
+    assert sglang_mla(16, 64, 4096, 142)[:2] == (13, 320)
     assert sglang_mla(128, 64, 4096, 142)[:2] == (2, 2048)  # of 8 heads on the device there would be 7
     served = mla_decode("a", latent._replace(B=128))
     known = {**SGLANG_TRITON_MLA.priors(), "split_s": 1e-6, "step_s": 1e-9}
@@ -233,12 +233,12 @@ def test_sglangs_latent_kernel_is_benchmarked_in_splits_of_whole_models() -> Non
 
 def test_blocks_without_keys_take_time_to_begin() -> None:
     short = Attention(B=256, S=1, P=1, H=16, Hkv=1, dk=576, dv=512, shared_kv=True)
-    assert sglang_mla(256, 64, 2, 142) == (1, 32, 8)
+    assert sglang_mla(256, 64, 2, 142) == (1, 32, 256)
     known = SGLANG_TRITON_MLA.priors()
     kernel = mla_decode("a", short)
     at_once = SGLANG_TRITON_MLA.terms(kernel, L40S, {**known, "block_s": 0.0}).total()
     assert float(SGLANG_TRITON_MLA.terms(kernel, L40S, known).total() - at_once) == pytest.approx(
-        256 * 8 / 142 * known["block_s"]
+        256 * 256 / 142 * known["block_s"]
     )
 
 

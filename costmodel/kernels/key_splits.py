@@ -3,8 +3,8 @@
 A fit sees how often a kernel splits only in the contexts that were measured; a rule that its source states holds beyond
 them. `splits_by` says which rule a kernel follows; 1 fits how far splits fill the device.
 
-Sources: sgl-project/sglang, python/sglang/srt/layers/attention/triton_backend.py (get_num_kv_splits_triton) and
-triton_ops/decode_attention.py (grid of max_kv_splits);
+Sources: sgl-project/sglang, python/sglang/srt/layers/attention/triton_backend.py (get_num_kv_splits_triton,
+_mla_decode_kv_splits_cap) and triton_ops/decode_attention.py (grid of max_kv_splits);
 vllm-project/vllm, vllm/v1/attention/backends/triton_attn.py and mla/triton_mla.py; NVIDIA/TensorRT-LLM,
 cpp/tensorrt_llm/kernels, decoderXQAImplCommon.h (computeMultiBlockCount), decoderXQARunner.cpp (mayHavePerfGain),
 decoderMaskedMultiheadAttention/decoderMaskedMultiheadAttentionLaunch.h (multi_block_grid_setup, smem_size_in_bytes) and
@@ -259,17 +259,19 @@ class StartedSplits(NamedTuple):
 
 
 def sglang_mla(B: Quantity, heads: Quantity, keys: Quantity, units: int) -> StartedSplits:
-    """SGLang's Triton kernel for latents: `sglang_triton`'s count, in a grid of 8 splits whichever it is.
+    """SGLang's Triton kernel for latents: `sglang_triton`'s count, up to as many as the device has units.
 
-    heads: those that the backend was told.
+    That limit, rounded up to a power of two, is launched whichever splits have keys (contexts that the server allows
+    of fewer than 32 keys a unit lower it). heads: those that the backend was told.
 
-    >>> sglang_mla(8, 64, 2048, 142)[:2], sglang_mla(64, 64, 2048, 142)[:2], sglang_mla(64, 64, 2, 142)[:2]
-    ((8, 256), (3.0, 704.0), (1, 32))
+    >>> sglang_mla(1, 64, 2048, 142), sglang_mla(64, 64, 2048, 142)
+    (StartedSplits(busy=64.0, keys=32.0, started=256.0), StartedSplits(busy=3.0, keys=704.0, started=256.0))
     """
+    started = power(2.0, ceil(log2(float(units))))
     wanted = floor_div(units * maximum(log2(keys / 64), 1), 1)
-    splits = minimum(ceil_div(wanted, B * ceil_div(heads, GROUPED_ROWS)), SGLANG_SPLITS)
+    splits = minimum(ceil_div(wanted, B * ceil_div(heads, GROUPED_ROWS)), started)
     streamed = SGLANG_STEP * ceil_div(ceil_div(keys, splits), SGLANG_STEP)
-    return StartedSplits(ceil_div(keys, streamed), streamed, SGLANG_SPLITS)
+    return StartedSplits(ceil_div(keys, streamed), streamed, started)
 
 
 FEW_HEADS, MIDDLE_HEADS, MANY_HEADS, PAIR_HEADS = 16, 32, 64, 128
