@@ -15,7 +15,7 @@ from costmodel.errors import BadInput
 from costmodel.fit import prior_fit
 from costmodel.fitting.calibrate import Source, _read_back, calibrate, save
 from costmodel.fitting.calibration_file import Header, entry_mapping
-from costmodel.fitting.entries import columns_of
+from costmodel.fitting.entries import Residuals, columns_of
 from costmodel.fitting.fit_order import fit_order, in_order
 from costmodel.fitting.inside_modules import same_code, within
 from costmodel.fitting.least_squares import Points, block, fit
@@ -125,6 +125,19 @@ def test_intervals_are_honest_with_ten_points() -> None:
         said = priced(Points(series, unseen), HARDWARE, calibration_of(entries))
         inside.append(numpy.abs(numpy.log(said.seconds / series.seconds[unseen])) <= Z80 * said.spread)
     assert 74 < 100 * numpy.mean(inside) < 88
+
+
+def test_a_covariance_wider_than_what_points_miss_is_narrowed_until_the_interval_holds_four_fifths() -> None:
+    missed = numpy.abs(0.02 * numpy.random.default_rng(0).standard_normal(4000))
+    nothing, alike = numpy.zeros(4000), numpy.ones(4000)
+    wide = Residuals(missed, 0.05 * alike, nothing, alike, alike, wanted=0.8)
+    assert wide.model_error() == 0.0
+    assert wide.firmness() == pytest.approx(0.02 / 0.05, rel=0.05)
+    narrow = wide._replace(parameters=0.01 * alike)
+    assert narrow.firmness() == 1.0
+    assert numpy.hypot(0.01, narrow.model_error()) == pytest.approx(0.02, rel=0.05)
+    # What other kernels of a module leave open is none of these parameters' doing.
+    assert wide._replace(others=0.05 * alike).firmness() == 1.0
 
 
 def test_a_few_wild_points_do_not_move_the_fit() -> None:

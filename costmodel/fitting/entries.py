@@ -1,7 +1,7 @@
 """Fitted parameters as entries of a calibration file: with their uncertainty and the range that they were fitted in."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy
@@ -56,7 +56,7 @@ def described(
     weights: LengthWeights = ALIKE,
 ) -> list[Entry]:
     """The fitted blocks as entries, with a model error that makes the 80 % interval hold 80 % of the points, which
-    count as they did in the fit."""
+    count as they did in the fit, or where it is nothing, with a covariance that does."""
     count = sum(len(points.rows) for points in pools)
     flagged = sum((points.series.left_out for points in pools), Counter[str]())
     host_s = next((fitted.values[key]["host_s"] for key in fitted.values if key[0] == "host"), 0.0)
@@ -87,19 +87,70 @@ def described(
     alone = numpy.maximum(optimism, 1.0 / (1.0 - numpy.minimum(fitted.leverage, MOST_LEVERAGE)))
     # Beyond the lengths seen, points near them are not taken for more regular than all others.
     ways = {weights, ALIKE} if weights.lean else {weights}
-    error = max(model_error(pools, hardware, entries, known, alone, way) for way in ways)
-    return [entry._replace(fit=entry.fit._replace(model_spread=error)) for entry in entries]
+    judged = [residuals(pools, hardware, entries, known, alone, way) for way in ways]
+    error = max(one.model_error() for one in judged)
+    narrower = max(one.firmness() for one in judged)
+    entries = [entry._replace(covariance=entry.covariance * narrower**2) for entry in entries]
+    return [
+        entry._replace(fit=entry.fit._replace(model_spread=error, columns=columns_of(entry.covariance, entry.names)))
+        for entry in entries
+    ]
 
 
-def model_error(
+class Residuals(NamedTuple):
+    """What points miss, and what their intervals are made of: standard deviations of ln(time), one for each point.
+
+    missed: |ln(measured/predicted)|, as large as had the point not been fitted. parameters: by what the covariance of
+    the entries leaves open. others: by other kernels of a module, with their model error. share: by a model error of
+    1 of the entries. counts: what a point counts. wanted: the share of the points that an interval has to hold.
+    """
+
+    missed: Floats
+    parameters: Floats
+    others: Floats
+    share: Floats
+    counts: Floats
+    wanted: float
+
+    def model_error(self) -> float:
+        """The common model error with which the interval holds as many points as wanted; 0 where it always does."""
+        return self._least(LARGEST_SPREAD, lambda error: numpy.hypot(self.parameters, self.share * error))
+
+    def firmness(self) -> float:
+        """By how much narrower than their covariance says the parameters are known: 1, but where the interval holds
+        more points than wanted without any model error.
+
+        A covariance of least squares takes every residual for an independent one. Of many parameters that few regimes
+        show apart it leaves more open than new points miss; how many an interval holds is seen. Where other kernels'
+        spread alone holds as many, nothing is seen of these parameters.
+        """
+        return self._least(1.0, lambda factor: factor * self.parameters) or 1.0
+
+    def _least(self, most: float, spread: Callable[[float], Floats]) -> float:
+        """The least number up to `most` with whose spread the interval holds as many points as wanted."""
+
+        def holds(value: float) -> bool:
+            inside = self.missed <= Z80 * numpy.hypot(self.others, spread(value))
+            return bool(numpy.average(inside, weights=self.counts) >= self.wanted - 1e-9)
+
+        if holds(0.0):
+            return 0.0
+        low, high = 0.0, most
+        for _ in range(40):
+            middle = 0.5 * (low + high)
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high
+
+
+def residuals(
     pools: Sequence[Points],
     hardware: Hardware,
     entries: Sequence[Entry],
     known: Calibration,
     optimism: Floats,
     weights: LengthWeights = ALIKE,
-) -> float:
-    """The common model error of some entries with which the interval holds 80 % of the residuals.
+) -> Residuals:
+    """What the points of some entries miss, and what their intervals are made of.
 
     optimism: by how much larger the residual of each point would be had it not been fitted. weights: what points of
     different lengths count.
@@ -108,33 +159,35 @@ def model_error(
     # What a model error adds to the spread does not depend on how well the parameters are known.
     firm = [fit._replace(columns=()) for fit in fits]
     around = from_fits((fit._replace(columns=()) for fit in known.read_.values()), library=known.library)
-    gaps, without, shares = [], [], []
+    missed, parameters, others, shares = [], [], [], []
     seen = [few(points, MOST_FITTED // 4, weights) for points in pools]
     ends = numpy.cumsum([len(points.rows) for points in pools])[:-1]
     for whole, points, factors in zip(pools, seen, numpy.split(optimism, ends), strict=True):
         base = predicted(points, hardware, fits, known)
+        other = predicted(points, hardware, firm, known).spread
         none, unit = (
             predicted(points, hardware, [fit._replace(model_spread=error) for fit in firm], around).spread
             for error in (0.0, 1.0)
         )
-        gaps.append(numpy.abs(numpy.log(points.seconds / base.seconds)) * factors[numpy.isin(whole.rows, points.rows)])
-        without.append(base.spread)
+        missed.append(
+            numpy.abs(numpy.log(points.seconds / base.seconds)) * factors[numpy.isin(whole.rows, points.rows)]
+        )
+        parameters.append(numpy.sqrt(numpy.maximum(base.spread**2 - other**2, 0.0)))
+        others.append(other)
         shares.append(numpy.sqrt(numpy.maximum(unit**2 - none**2, 1e-12)))
-    gap, rest, share = numpy.concatenate(gaps), numpy.concatenate(without), numpy.concatenate(shares)
     # Of n residuals, the interval that holds the next point in 4 of 5 cases holds ⌈0.8·(n + 1)⌉; where they count
     # differently, 0.8 of what they and the next one count together, which is one of the longest where those are asked:
     # weighted conformal prediction, Tibshirani et al., NeurIPS 2019, lemma 3 (arXiv:1904.06019).
     counts = counted(numpy.concatenate([points.tokens for points in seen]), weights)
     coming = float(counts.max()) if weights.lean else 1.0
-    wanted = min(1.0, 0.8 * (1.0 + coming / len(gap)))
-    low, high = 0.0, LARGEST_SPREAD
-    for _ in range(40):
-        middle = 0.5 * (low + high)
-        if numpy.average(gap <= Z80 * numpy.hypot(rest, share * middle), weights=counts) < wanted - 1e-9:
-            low = middle
-        else:
-            high = middle
-    return high
+    return Residuals(
+        missed=numpy.concatenate(missed),
+        parameters=numpy.concatenate(parameters),
+        others=numpy.concatenate(others),
+        share=numpy.concatenate(shares),
+        counts=counts,
+        wanted=min(1.0, 0.8 * (1.0 + coming / len(counts))),
+    )
 
 
 def columns_of(covariance: Floats, names: Sequence[str]) -> tuple[dict[str, float], ...]:
