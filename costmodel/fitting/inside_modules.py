@@ -7,6 +7,7 @@ decide of them is what depends on where they run.
 from collections.abc import Iterable, Mapping
 
 from costmodel.fitting.least_squares import Block
+from costmodel.kernels.base import Form
 
 HELD, LOOSE = 0.5, 2.0
 """Shares of a prior spread: where a kernel is nearly what was found of it elsewhere, and where that says little."""
@@ -53,6 +54,19 @@ STREAMING = (
 """How fast a compiled decode kernel streams its cache and multiplies, and how these overlap: in a module it does as it
 did when it was measured alone, so that `FIRM` is left. A module's short contexts show the rest of it better: launches,
 ends and what L2 holds. Prefill is bound by products, which the power limit slows by what runs beside them."""
+
+
+def measured_elsewhere(form: Form) -> Form:
+    """The form for a module's decode kernel that no table of this library holds alone, but those of others do, which
+    its priors come from: it streams as they say there (`STREAMING`).
+
+    >>> from costmodel.kernels.mla_decode import FLASHINFER_GENERATED
+    >>> spreads = [{one.name: one.spread for one in form.parameters}
+    ...     for form in (FLASHINFER_GENERATED, measured_elsewhere(FLASHINFER_GENERATED))]
+    >>> [round(spread["overlap"], 3) for spread in spreads], spreads[0]["launch_s"] == spreads[1]["launch_s"]
+    ([0.3, 0.03], True)
+    """
+    return form.adjusted({one.name: {"spread": FIRM * one.spread} for one in form.parameters if one.name in STREAMING})
 
 
 BESIDE_ATTENTION = ("gemm", "elementwise")

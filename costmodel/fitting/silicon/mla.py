@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas
 
+from costmodel.fitting.inside_modules import measured_elsewhere
 from costmodel.fitting.series import Part, Series, arrays, by_columns, whole
 from costmodel.fitting.silicon import Table, dtype_names, flag_outdone, flag_plateau, flag_spikes, require, series
 from costmodel.kernels.base import Form, Kernel, replayed
@@ -48,9 +49,10 @@ UNORDERED = 1.3
 GENERATED_BY = {
     ("trtllm", "default"): GENERATED,
     ("sglang", "trtllm_mla"): FLASHINFER_GENERATED,
-    ("vllm", "FLASHINFER_MLA"): FLASHINFER_GENERATED,
+    ("vllm", "FLASHINFER_MLA"): measured_elsewhere(FLASHINFER_GENERATED),
 }
-"""Libraries' names of TensorRT-LLM's generated kernels for Blackwell, and their form by what launches them."""
+"""Libraries' names of TensorRT-LLM's generated kernels for Blackwell, and their form by what launches them. vLLM's was
+measured inside its module only."""
 ABSORBED = ("flash_attention", "triton")
 """SGLang's names of prefill kernels that attend to the latents themselves."""
 SHORT = ("FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA", "FLASHINFER_MLA")
