@@ -24,10 +24,13 @@ AT_ONCE = 2000
 """Queries whose neighbourhoods are solved together; more would only fill the memory."""
 TRIED = 80
 """Points on which they are tried."""
-UPPER_END = 1.0
-"""Octaves below a coordinate's largest value that are predicted from the rest to learn what carries over its end."""
+UPPER_END = 2.0
+"""Octaves below a coordinate's largest value that are predicted from the rest to learn what carries over its end: as
+many as at least lie between the contexts that a table holds and those that are asked."""
 CARRIED = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Shares of a boundary's residual that are tried beyond it."""
+"""Shares of a boundary's residual that are tried beyond it, none of it last."""
+SMALLEST_MISSED = 1e-9
+"""Of ln(time), what counts as nothing missed."""
 
 
 class Field(NamedTuple):
@@ -128,7 +131,11 @@ def _tried(count: int) -> NDArray[numpy.intp]:
 
 
 def _carried(field: Field) -> Floats:
-    """What is left of the values an octave beyond each coordinate's end, by the points of its last octave."""
+    """What is left of the values an octave beyond each coordinate's end, by the points of its last octaves.
+
+    Of the shares with which neither the median nor the 90th percentile of what is missed there gets larger, the one
+    with which both together get least: a share that helps most points and makes some much worse is none.
+    """
     shares = numpy.ones(field.places.shape[1])
     for column, end in enumerate(field.places.max(axis=0)):
         upper = field.places[:, column] > end - UPPER_END
@@ -136,6 +143,8 @@ def _carried(field: Field) -> Floats:
             below = field._replace(places=field.places[~upper], values=field.values[~upper])
             tried = numpy.flatnonzero(upper)[_tried(int(upper.sum()))]
             found, _ = below.at(field.places[tried])
-            gaps = [float(numpy.mean(numpy.abs(share * found - field.values[tried]))) for share in CARRIED]
-            shares[column] = CARRIED[int(numpy.argmin(gaps))]
+            missed = [numpy.percentile(numpy.abs(share * found - field.values[tried]), (50, 90)) for share in CARRIED]
+            over_none = numpy.array(missed) / numpy.maximum(missed[-1], SMALLEST_MISSED)
+            harmless = numpy.all(over_none <= 1.0, axis=1)
+            shares[column] = CARRIED[int(numpy.argmin(numpy.where(harmless, over_none.sum(axis=1), numpy.inf)))]
     return shares
