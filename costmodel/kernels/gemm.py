@@ -12,6 +12,7 @@ devices found.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 from costmodel.algebra import Quantity, ceil_div, maximum, minimum, nominal, power, root, where
@@ -141,31 +142,103 @@ def _pace(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Pac
     )
 
 
+class Laid(NamedTuple):
+    """A tile over a product: how many there are (whole clusters of them), rows that they ask for beyond the matrix over
+    all columns, blocks that share a unit, FLOPs of a block, and elements that it reads of either operand.
+    """
+
+    tile: Tile
+    tiles: Quantity
+    beyond: Quantity
+    resident: Quantity
+    flops: Quantity
+    row_elements: Quantity
+    column_elements: Quantity
+
+
+def laid(shape: Gemm, tile: Tile) -> Laid:
+    """A tile over a product. Small tiles share an SM; every one asks for its rows beyond the matrix too.
+
+    >>> laid(Gemm(m=100, n=4096, k=512), Tile(64, 128)).tiles, laid(Gemm(m=100, n=4096, k=512), Tile(64, 128)).beyond
+    (64, 896)
+    """
+    m, n, k = shape.m, shape.n, shape.k
+    rows, columns = tile.rows, tile.columns
+    area = rows * columns
+    down, across = ceil_div(m, rows), ceil_div(n, columns)
+    beyond = across * (down * rows - m) * shape.batch
+    if not (type(tile.cluster_rows) is int and tile.cluster_rows == 1):
+        down = ceil_div(down, tile.cluster_rows) * tile.cluster_rows
+    if not (type(tile.cluster_columns) is int and tile.cluster_columns == 1):
+        across = ceil_div(across, tile.cluster_columns) * tile.cluster_columns
+    return Laid(
+        tile,
+        tiles=down * across * shape.batch,
+        beyond=beyond,
+        resident=maximum(1.0 + SHARED * (2 * FULL / (rows + columns) - 1.0), 1.0),
+        flops=k * 2 * area * (1.0 + RAMP / root(area, 2)),
+        row_elements=k * minimum(m, rows),
+        column_elements=k * minimum(n, columns),
+    )
+
+
+class Launch(NamedTuple):
+    """What of a product's launch no parameter moves: the tiles that may run, whether k may be cut, whether tiles wait
+    for operands that L2 lost, the share of a lone round of DeepGEMM's widest tiles, and of either operand the bytes and
+    how often rounds of tiles pass through them."""
+
+    choices: tuple[Laid, ...]
+    splits: bool
+    waits: bool
+    lone: Quantity
+    passes: tuple[tuple[Quantity, Quantity], ...]
+
+
+def _launch(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Launch:
+    """A published table fixes the tile and never cuts k."""
+    shape: Gemm = kernel.shape
+    units, generation, dispatch = hardware.compute.units, hardware.generation, _dispatch(theta)
+    published = published_tile(shape, generation, dispatch, units)
+    lone: Quantity = 0.0
+    if (generation, dispatch) == ("hopper", SGLANG) and shape.activations in SCALED_BY_GROUPS:
+        lone = lone_round_of_widest(shape.m, shape.n, shape.k, units)
+    rows, columns = covered_by_a_round(shape, generation, dispatch, units)
+    return Launch(
+        choices=tuple(laid(shape, tile) for tile in (shape.tiles if published is None else (published,))),
+        splits=published is None,
+        waits=waits(published, generation),
+        lone=lone,
+        passes=(
+            (shape.m * shape.k * element_bytes(shape.activations), shape.n / columns),
+            (shape.n * shape.k * element_bytes(shape.weights), shape.m / rows),
+        ),
+    )
+
+
 def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
     """launch + quantisation + pnorm(rounds of tiles, HBM bytes).
 
-    Of the tiles that a library ranks, and of cutting k or not, the fastest is taken; a published table fixes the tile
-    and never cuts k. Operands that L2 lost are read beside the products, or waited for. A lone round of DeepGEMM's
-    widest tiles on Hopper, in no cluster then, takes longer in SGLang.
+    Of the tiles that a library ranks, and of cutting k or not, the fastest is taken. Operands that L2 lost are read
+    beside the products, or waited for. A lone round of DeepGEMM's widest tiles on Hopper, in no cluster then, takes
+    longer in SGLang.
     """
+    return _launched(_launch(kernel, hardware, theta), kernel, hardware, theta)
+
+
+def _launched(launch: Launch, kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """The terms of a product whose launch is known."""
     shape: Gemm = kernel.shape
     copied = shape.joined and round(nominal(theta["joining"], IN_PLACE)) == COPIED
     units, pace = hardware.compute.units, _pace(kernel, hardware, theta)
-    dispatch = _dispatch(theta)
-    published = published_tile(shape, hardware.generation, dispatch, units)
-    if published is not None:
-        busy, computes = _tiles_seconds(shape, units, pace, theta, published, splits=False)
-    else:
-        first, *others = (_tiles_seconds(shape, units, pace, theta, tile, splits=True) for tile in shape.tiles)
-        busy, computes = first
-        for other, other_computes in others:
-            computes = where(other < busy, other_computes, computes)
-            busy = minimum(busy, other)
-    if (hardware.generation, dispatch) == ("hopper", SGLANG) and shape.activations in SCALED_BY_GROUPS:
-        lone = lone_round_of_widest(shape.m, shape.n, shape.k, units)
-        busy = busy * (1.0 + (theta["lone_round"] - 1.0) * lone)
-    memory, again = _memory_seconds(kernel, hardware, theta), _reread_seconds(shape, hardware, theta)
-    if waits(published, hardware.generation):
+    first, *others = (_tiles_seconds(shape, units, pace, theta, each, launch.splits) for each in launch.choices)
+    busy, computes = first
+    for other, other_computes in others:
+        computes = where(other < busy, other_computes, computes)
+        busy = minimum(busy, other)
+    if not (type(launch.lone) is float and launch.lone == 0.0):
+        busy = busy * (1.0 + (theta["lone_round"] - 1.0) * launch.lone)
+    memory, again = _memory_seconds(kernel, hardware, theta), _reread_seconds(shape, hardware, theta, launch)
+    if launch.waits:
         computes = where(again < busy, computes, 0.0)
         busy = busy + again
     else:
@@ -186,17 +259,16 @@ NEAR = 2.0
 
 
 def choices_near(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Kernel:
-    """The product with those of its tiles that take less than `NEAR` times as long as the fastest, where no table says
-    which one runs."""
-    shape: Gemm = kernel.shape
-    pace, units = _pace(kernel, hardware, theta), hardware.compute.units
-    dispatch = _dispatch(theta)
-    if published_tile(shape, hardware.generation, dispatch, units) is not None:
-        return kernel
-    busy = [_tiles_seconds(shape, units, pace, theta, tile, splits=True)[0] for tile in shape.tiles]
-    least = min(busy)
-    near = tuple(tile for tile, seconds in zip(shape.tiles, busy, strict=True) if seconds < NEAR * least)
-    return kernel._replace(shape=shape._replace(tiles=near))
+    """The product with its launch laid out once and, where no table says which tile runs, with those that take less
+    than `NEAR` times as long as the fastest."""
+    launch = _launch(kernel, hardware, theta)
+    if len(launch.choices) > 1:
+        pace, units = _pace(kernel, hardware, theta), hardware.compute.units
+        busy = [_tiles_seconds(kernel.shape, units, pace, theta, each, launch.splits)[0] for each in launch.choices]
+        limit = NEAR * min(busy)
+        near = (each for each, seconds in zip(launch.choices, busy, strict=True) if seconds < limit)
+        launch = launch._replace(choices=tuple(near))
+    return kernel._replace(form=kernel.form._replace(terms=partial(_launched, launch)))
 
 
 def _dispatch(theta: Mapping[str, float]) -> int:
@@ -211,43 +283,35 @@ def _overlap(shape: Gemm, units: int, theta: Mapping[str, float]) -> Quantity:
 
 
 def _tiles_seconds(
-    shape: Gemm, units: int, pace: Pace, theta: Mapping[str, float], tile: Tile, splits: bool
+    shape: Gemm, units: int, pace: Pace, theta: Mapping[str, float], laid: Laid, splits: bool
 ) -> tuple[Quantity, Quantity]:
     """Of all tiles, with the better of one part and several along k; and 1 where FLOPs take longer than bytes, else 0.
 
     Small tiles share an SM, which hides the latency of their bytes but not their FLOPs. What of a prologue and epilogue
     does not hide behind another tile adds to the FLOPs. The fuller the device, the longer a block's steps and its ends
-    take: its clock falls, and L2 serves more of them. Every tile asks for its rows beyond the matrix too. The sums of
-    the parts of k, whole tiles of them, pass through memory.
+    take: its clock falls, and L2 serves more of them. The sums of the parts of k, whole tiles of them, pass through
+    memory.
     """
-    m, n, k = shape.m, shape.n, shape.k
-    rows, columns = tile.rows, tile.columns
-    area = rows * columns
-    down, across = ceil_div(m, rows), ceil_div(n, columns)
-    beyond = across * (down * rows - m) * shape.batch
-    if not (type(tile.cluster_rows) is int and tile.cluster_rows == 1):
-        down = ceil_div(down, tile.cluster_rows) * tile.cluster_rows
-    if not (type(tile.cluster_columns) is int and tile.cluster_columns == 1):
-        across = ceil_div(across, tile.cluster_columns) * tile.cluster_columns
-    tiles = down * across * shape.batch
-    resident = maximum(1.0 + SHARED * (2 * FULL / (rows + columns) - 1.0), 1.0)
+    tile, tiles = laid.tile, laid.tiles
+    slots = units * laid.resident
     weight = 1.0 if shape.block_per_tile else theta["wave_weight"]
     alone = waves(tiles, units, weight)
-    shared = waves(tiles, units * resident, weight)
+    shared = waves(tiles, slots, weight)
     crowded = 1.0 + theta["crowding"] * minimum(tiles / units, 1.0)
     step = sized(tile, theta, "step") * crowded
-    flops = k * 2 * area * (1.0 + RAMP / root(area, 2)) * pace.flop_s * step
-    feed = k * (pace.row_bytes * minimum(m, rows) + pace.column_bytes * minimum(n, columns)) * pace.byte_s * step
+    flops = laid.flops * pace.flop_s * step
+    feed = (pace.row_bytes * laid.row_elements + pace.column_bytes * laid.column_elements) * pace.byte_s * step
     fixed = theta["block_s"] * sized(tile, theta, "block") * crowded
     apart = theta["apart"] * fixed * alone
-    padding = theta["padding"] * beyond * k * pace.row_bytes * pace.hbm_byte_s
+    padding = theta["padding"] * laid.beyond * shape.k * pace.row_bytes * pace.hbm_byte_s
     whole = maximum(shared * (fixed + feed), apart + alone * flops) + padding
     computes = where(flops * alone >= feed * shared, 1.0, 0.0)
     if not splits:
         return whole, computes
-    parts = maximum(minimum(minimum(units * resident / tiles, MOST_SPLITS), k / theta["split_k"]), 1.0)
+    parts = maximum(minimum(minimum(slots / tiles, MOST_SPLITS), shape.k / theta["split_k"]), 1.0)
     even = maximum(tiles / units, 1.0 / parts)
-    cut = maximum(shared * fixed + maximum(tiles / (units * resident), 1.0 / parts) * feed, apart + even * flops)
+    cut = maximum(shared * fixed + maximum(tiles / slots, 1.0 / parts) * feed, apart + even * flops)
+    area = tile.rows * tile.columns
     sums = theta["split_bytes"] * PARTIAL * parts * tiles * area * pace.hbm_byte_s / theta["memory_efficiency"]
     return minimum(whole, cut + padding + sums + theta["split_s"]), computes
 
@@ -268,22 +332,16 @@ def _memory_seconds(kernel: Kernel, hardware: Hardware, theta: Mapping[str, floa
     return memory_seconds(kernel, hardware, theta, matrix) + others
 
 
-def _reread_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float]) -> Quantity:
+def _reread_seconds(shape: Gemm, hardware: Hardware, theta: Mapping[str, float], launch: Launch) -> Quantity:
     """Operands that L2 does not hold, read again by later rounds of tiles: activations for further columns, the matrix
     for further rows.
     """
     capacity = hardware.memory.l2.capacity
     if capacity is None:
         return 0.0
-    m, n, k = shape.m, shape.n, shape.k
-    dispatch = _dispatch(theta)
-    rows, columns = covered_by_a_round(shape, hardware.generation, dispatch, hardware.compute.units)
     kept = theta["l2_share"] * capacity
     again: Quantity = 0.0
-    for held, passes in (
-        (m * k * element_bytes(shape.activations), n / columns),
-        (n * k * element_bytes(shape.weights), m / rows),
-    ):
+    for held, passes in launch.passes:
         fill = power(held / kept, 4)
         again = again + fill / (1.0 + fill) * held * maximum(passes - 1.0, 0.0)
     return theta["l2_misses"] * again * shape.batch / hardware.memory.hbm.bandwidth
