@@ -136,6 +136,14 @@ def test_the_largest_context_is_served() -> None:
     assert math.isfinite(row["time_s"])
 
 
+@pytest.mark.parametrize(
+    "option", [("--full",), ("--part", "1/2"), ("--within", "0"), ("--no-input",), ("--families", "gemm")]
+)
+def test_what_only_a_measurement_can_mean_is_refused_beside_tables(option: tuple[str, ...]) -> None:
+    message = refused("calibrate", "--from-silicon", "x", "--hw", "h100-sxm", *option)
+    assert f"{option[0]}: only with --device" in message
+
+
 def test_a_dtype_without_an_engine_is_impossible() -> None:
     message = refused("predict", "--arch", "llama-3.1-8b", "--hw", "a100-sxm", "--weights", "nvfp4", code=1)
     assert "no engine with fp4" in message

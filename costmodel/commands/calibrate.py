@@ -5,7 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from costmodel.commands.options import Format, Libraries, on_this_machine, one_thread_a_process, without, words
+from costmodel.commands.options import (
+    Format,
+    Libraries,
+    on_this_machine,
+    one_thread_a_process,
+    only_with,
+    without,
+    words,
+)
+
+WHOLE = "1/1"
+"""The one part of a sweep that is not divided."""
 
 
 def run(
@@ -22,7 +33,7 @@ def run(
     ] = None,
     part: Annotated[
         str, typer.Option("--part", metavar="I/N", help="With --device: the I-th of N parts of the operators.")
-    ] = "1/1",
+    ] = WHOLE,
     within: Annotated[
         int | None,
         typer.Option(
@@ -76,11 +87,13 @@ def run(
     one_thread_a_process()
     if device is not None:
         others = {"--from-silicon": from_silicon, "--from-csv": from_csv, "--from-serving": from_serving}
-        without("--device", {"--hw": hw, **others})
+        without("--device", {"--hw": hw, **others, "--library": library, "--points": points, "--source": source})
         asked: dict[str, Any] = {"device": device, "full": full, "part": part, "out": out, "within": within}
         asked |= {"families": words(families or (), "--families"), "no_input": no_input}
         on_this_machine("calibrate_device_and_print")(form, asked)
         return
+    measuring = {"--full": full, "--families": families, "--part": part != WHOLE, "--within": within is not None}
+    only_with("--device", {**measuring, "--no-input": no_input})
     if from_serving is not None:
         without("--from-serving", {"--from-silicon": from_silicon, "--from-csv": from_csv, "--points": points})
         from costmodel.report.serving import calibrate_serving_and_print

@@ -319,6 +319,15 @@ def without(option: str, others: dict[str, Any]) -> None:
         raise BadInput(f"{option} and {', '.join(given)} exclude each other")
 
 
+def only_with(option: str, others: dict[str, Any]) -> None:
+    """Refuse options that mean nothing without another one and that were given all the same."""
+    given = [name for name, value in others.items() if value]
+    if given:
+        from costmodel.errors import BadInput
+
+        raise BadInput(f"{', '.join(given)}: only with {option}")
+
+
 def on_this_machine(name: str) -> Callable[[str, dict[str, Any]], None]:
     """A function of the room that runs kernels, which needs torch and scipy."""
     missing = [module for module in ("torch", "scipy") if importlib.util.find_spec(module) is None]
