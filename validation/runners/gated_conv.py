@@ -4,7 +4,7 @@ Tensors are before, behind and x [B, channels, S], taps [channels, width] and th
 what was convolved: inputs that have passed the first gate. There is no activation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -59,18 +59,23 @@ def reference(shape: Shape, inputs: Inputs) -> Outputs:
     return (inputs["behind"] * weighed(inputs["before"] * inputs["x"], inputs["taps"], inputs["history"]),)
 
 
-def plain(shape: Shape, inputs: Inputs) -> Outputs:
-    """Product, torch's grouped convolution, product, as LFM2's own code without a package; of one token, a sum.
+def convolve(shape: Shape, inputs: Inputs) -> Outputs:
+    """Product, torch's grouped convolution, product, as LFM2's own code without a package.
 
     Source: transformers, models/lfm2/modeling_lfm2.py (Lfm2ShortConv.slow_forward).
     """
     import torch
 
-    taps = inputs["taps"]
     seen = torch.cat([inputs["history"], inputs["before"] * inputs["x"]], -1)
-    if number(shape, "new_tokens") == 1:
-        return (inputs["behind"] * (seen * taps).sum(-1, keepdim=True),)
-    return (inputs["behind"] * torch.nn.functional.conv1d(seen, taps[:, None], groups=len(taps)),)
+    return (inputs["behind"] * torch.nn.functional.conv1d(seen, inputs["taps"][:, None], groups=seen.shape[1]),)
+
+
+def update(shape: Shape, inputs: Inputs) -> Outputs:
+    """The same of one token: what is kept and the new one, times the taps."""
+    import torch
+
+    seen = torch.cat([inputs["history"], inputs["before"] * inputs["x"]], -1)
+    return (inputs["behind"] * (seen * inputs["taps"]).sum(-1, keepdim=True),)
 
 
 def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
@@ -93,7 +98,10 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
     return planned(*(shapes(common, columns, *new_sequences(*rows)) for rows in tables))
 
 
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
+RUN: tuple[tuple[Phase, str, Callable[[Shape, Inputs], Outputs]], ...] = (
+    ("prefill", "torch-gated-conv", convolve),
+    ("decode", "torch-gated-update", update),
+)
 RUNNERS = tuple(
     Runner(
         name=f"gated-conv-{phase}",
@@ -103,9 +111,9 @@ RUNNERS = tuple(
         kernels=partial(kernels, phase),
         inputs=inputs,
         reference=reference,
-        implementations=(Implementation("torch-gated-conv", ("cpu", "cuda"), plain),),
+        implementations=(Implementation(name, ("cpu", "cuda"), run),),
         points=partial(points, phase),
         small=small,
     )
-    for phase in PHASES
+    for phase, name, run in RUN
 )
