@@ -12,7 +12,8 @@ from costmodel import pairs
 from costmodel.hardware import load_hardware
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.block_scores import tiled_pairs
-from costmodel.kernels.block_sparse import MSA_DECODE
+from costmodel.kernels.block_sparse import MSA_DECODE, BlockSparse, block_sparse, unpadded
+from costmodel.kernels.processor import PROCESSOR
 from costmodel.loading import Problems
 from costmodel.mixers import ann, chunked, gqa, infllm2, moba, msa, nsa
 from costmodel.model_file import read_dims
@@ -458,3 +459,14 @@ def test_inconsistent_dimensions_are_named() -> None:
     assert "kernel_size 8 is less than kernel_stride 16" in infllm2.check(replace(CPM4, l=8))
     assert "probes 2048 exceed lists 1024" in ann.check(replace(SEARCH, probes=2048))
     assert "lists 1024 is not a multiple of norm_bands 3" in ann.check(replace(SEARCH, bands=3))
+
+
+def test_a_core_computes_the_scores_of_its_heads_alone_and_a_matrix_engine_fills_rows() -> None:
+    heads = {"H": 4, "Hkv": 4, "selectors": 4}
+    shape = BlockSparse(
+        B=1, S=8, dk=64, dv=64, pairs=768, walked=1024, visits=16, b=64, entries=999, row_bytes=512, **heads
+    )
+    few = block_sparse("a", shape)
+    core, gpu = (load_hardware("h100-sxm")._replace(generation=generation) for generation in (PROCESSOR, "hopper"))
+    assert unpadded(few, gpu) == few
+    assert unpadded(few, core).executed.tensor["bf16"] == few.executed.tensor["bf16"] / 16

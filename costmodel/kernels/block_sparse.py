@@ -17,6 +17,7 @@ from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import attention
 from costmodel.kernels.base import OVERLAPPING, Form, Grid, Kernel, Parameter, Terms, Work, unit_terms
+from costmodel.kernels.processor import PROCESSOR
 
 ROWS = 16
 """Rows of one matrix instruction; the heads of one query are padded to a multiple."""
@@ -145,15 +146,39 @@ PARAMETERS = (
     Parameter("overlap", 4.0, 0.15, 1.5, 8.0, "1", "exponent of the p-norm"),
 )
 
+
+def unpadded(kernel: Kernel, hardware: Hardware) -> Kernel:
+    """On a processor, the kernel with the scores of its heads alone: a core has no tile of rows to fill."""
+    x: BlockSparse = kernel.shape
+    if hardware.generation != PROCESSOR or x.blocks_outside:
+        return kernel
+    share = x.H / (x.selectors * ROWS * ceil_div(x.H, ROWS * x.selectors))
+    executed = kernel.executed
+    return kernel._replace(
+        executed=executed._replace(
+            tensor={dtype: flops * share for dtype, flops in executed.tensor.items()},
+            vector=executed.vector * share,
+            special=executed.special * share,
+        )
+    )
+
+
+def by_query(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Terms:
+    """The common form of a program per query and selecting head."""
+    return unit_terms(unpadded(kernel, hardware), hardware, theta)
+
+
 BLOCK_SPARSE = Form(
     family="block-sparse",
     summary="attention to blocks of keys selected by query",
     parameters=PARAMETERS,
-    terms=unit_terms,
+    terms=by_query,
     # The five products of dense attention, each over the selected blocks.
     backward=attention.backward,
     sources=("arXiv:2502.11089, section 3.4", "arXiv:2508.18224"),
     model_spread=0.35,
+    # Frameworks copy a block of keys for every query that selected it, which takes longer than its products.
+    starts=({"step_s": 4e-6},),
 )
 
 
@@ -175,7 +200,7 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
         return unit_terms(
             kernel._replace(grid=kernel.grid._replace(blocks=blocks, chain_steps=chain_steps)), hardware, theta
         )
-    common = unit_terms(kernel, hardware, theta)
+    common = by_query(kernel, hardware, theta)
     if hardware.generation == "blackwell":
         outside = x._replace(blocks_outside=True)
         # Partial outputs, and what of them leaves the chip, are counted below.
@@ -224,6 +249,7 @@ MSA_PREFILL = BLOCK_SPARSE._replace(
     parameters=(*(BY_PAGE.get(parameter.name, parameter) for parameter in PARAMETERS), SHARE, WALK, GATHERS),
     terms=terms,
     built=BY_BLOCK,
+    starts=(),
     summary="block-sparse attention of MSA, a program per query",
     sources=("arXiv:2606.13392", "vllm-project/vllm, models/minimax_m3/common/ops/sparse_attn.py"),
 )
@@ -232,6 +258,7 @@ MSA_DECODE = BLOCK_SPARSE._replace(
     parameters=(*PARAMETERS, WALKS),
     terms=terms,
     built=UNSPLIT,
+    starts=(),
     summary="block-sparse attention of MSA over few queries, blocks split",
     sources=("arXiv:2606.13392", "MiniMax-AI/MSA, inference/msa_v1/attention/decode"),
 )
