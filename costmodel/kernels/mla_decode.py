@@ -284,10 +284,8 @@ MLA_DECODE = Form(
 )
 FORMS = (MLA_DECODE,)
 TRITON: Mapping[str, Mapping[str, float]] = {
-    "small_tiles": {"prior": 1.0},
     "refetch": {"prior": 1.0},
     "step_s": {"prior": 4.4e-6},
-    "exposed": {"prior": 1.0, "spread": 0.0},
     "overlap": {"prior": 7.0},
     "wave_weight": {"prior": 0.9, "spread": 0.2},
     "l2_sharpness": {"prior": 10.0, "spread": 0.5},
