@@ -49,10 +49,11 @@ UNORDERED = 1.3
 GENERATED_BY = {
     ("trtllm", "default"): GENERATED,
     ("sglang", "trtllm_mla"): FLASHINFER_GENERATED,
-    ("vllm", "FLASHINFER_MLA"): measured_elsewhere(FLASHINFER_GENERATED),
+    ("vllm", "FLASHINFER_MLA"): FLASHINFER_GENERATED,
 }
-"""Libraries' names of TensorRT-LLM's generated kernels for Blackwell, and their form by what launches them. vLLM's was
-measured inside its module only."""
+"""Libraries' names of TensorRT-LLM's generated kernels for Blackwell, and their form by what launches them."""
+INSIDE_ONLY = (("vllm", "FLASHINFER_MLA"),)
+"""Those that a library has no table of but inside its module."""
 ABSORBED = ("flash_attention", "triton")
 """SGLang's names of prefill kernels that attend to the latents themselves."""
 SHORT = ("FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA", "FLASHINFER_MLA")
@@ -159,7 +160,7 @@ def read(table: Table, phase: Phase, module: bool) -> Iterator[Series]:
                 table,
                 some,
                 SHAPE,
-                builder(form_of_rows, ruled(run, form_of_kernel(table, str(source), phase)), phase, precision),
+                builder(form_of_rows, ruled(run, form_of_kernel(table, str(source), phase, module)), phase, precision),
                 family=f"mla-{phase}",
                 kernel=EXPANDED
                 if phase == "prefill" and str(source) in NAMED_AFTER and form_of_rows == form
@@ -186,7 +187,7 @@ def chosen(table: Table, source: str, phase: Phase, module: bool) -> tuple[str, 
     return "auto", core_with_rotation if table.library == "trtllm" else core
 
 
-def form_of_kernel(table: Table, source: str, phase: Phase) -> Form | None:
+def form_of_kernel(table: Table, source: str, phase: Phase, module: bool) -> Form | None:
     """The form with the rules of a kernel's source; None where fits choose.
 
     They are in how many bits a prefill multiplies, and how FlashMLA, vLLM's Triton kernel or TensorRT-LLM's generated
@@ -198,7 +199,8 @@ def form_of_kernel(table: Table, source: str, phase: Phase) -> Form | None:
             return NARROW
         return WIDE if table.library == "vllm" and (source in ("FLASH_ATTN", *NAMED_AFTER)) else None
     if blackwell and (table.library, source) in GENERATED_BY:
-        return GENERATED_BY[table.library, source]
+        form = GENERATED_BY[table.library, source]
+        return measured_elsewhere(form) if module and (table.library, source) in INSIDE_ONLY else form
     if table.hardware.generation == "hopper" and (table.library == "trtllm" or "flashmla" in source.lower()):
         # vLLM 0.14's times hold about twice the bytes of its 8-bit cache, as if it were widened beforehand.
         return ONE_BLOCK if table.library == "vllm" and table.version not in EAGER else FLASH
