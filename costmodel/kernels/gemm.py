@@ -156,10 +156,11 @@ class Laid(NamedTuple):
     column_elements: Quantity
 
 
-def laid(shape: Gemm, tile: Tile) -> Laid:
+def lay(shape: Gemm, tile: Tile) -> Laid:
     """A tile over a product. Small tiles share an SM; every one asks for its rows beyond the matrix too.
 
-    >>> laid(Gemm(m=100, n=4096, k=512), Tile(64, 128)).tiles, laid(Gemm(m=100, n=4096, k=512), Tile(64, 128)).beyond
+    >>> over = lay(Gemm(m=100, n=4096, k=512), Tile(64, 128))
+    >>> over.tiles, over.beyond
     (64, 896)
     """
     m, n, k = shape.m, shape.n, shape.k
@@ -184,13 +185,13 @@ def laid(shape: Gemm, tile: Tile) -> Laid:
 
 class Launch(NamedTuple):
     """What of a product's launch no parameter moves: the tiles that may run, whether k may be cut, whether tiles wait
-    for operands that L2 lost, the share of a lone round of DeepGEMM's widest tiles, and of either operand the bytes and
-    how often rounds of tiles pass through them."""
+    for operands that L2 lost, where they may be a lone round of DeepGEMM's widest (None: never), and of either operand
+    the bytes and how often rounds of tiles pass through them."""
 
     choices: tuple[Laid, ...]
     splits: bool
     waits: bool
-    lone: Quantity
+    lone: Quantity | None
     passes: tuple[tuple[Quantity, Quantity], ...]
 
 
@@ -199,12 +200,12 @@ def _launch(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> L
     shape: Gemm = kernel.shape
     units, generation, dispatch = hardware.compute.units, hardware.generation, _dispatch(theta)
     published = published_tile(shape, generation, dispatch, units)
-    lone: Quantity = 0.0
+    lone: Quantity | None = None
     if (generation, dispatch) == ("hopper", SGLANG) and shape.activations in SCALED_BY_GROUPS:
         lone = lone_round_of_widest(shape.m, shape.n, shape.k, units)
     rows, columns = covered_by_a_round(shape, generation, dispatch, units)
     return Launch(
-        choices=tuple(laid(shape, tile) for tile in (shape.tiles if published is None else (published,))),
+        choices=tuple(lay(shape, tile) for tile in (shape.tiles if published is None else (published,))),
         splits=published is None,
         waits=waits(published, generation),
         lone=lone,
@@ -235,7 +236,7 @@ def _launched(launch: Launch, kernel: Kernel, hardware: Hardware, theta: Mapping
     for other, other_computes in others:
         computes = where(other < busy, other_computes, computes)
         busy = minimum(busy, other)
-    if not (type(launch.lone) is float and launch.lone == 0.0):
+    if launch.lone is not None:
         busy = busy * (1.0 + (theta["lone_round"] - 1.0) * launch.lone)
     memory, again = _memory_seconds(kernel, hardware, theta), _reread_seconds(shape, hardware, theta, launch)
     if launch.waits:
