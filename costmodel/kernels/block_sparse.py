@@ -89,6 +89,11 @@ def ragged_rows(x: BlockSparse) -> Quantity:
     return GATHERED_ROWS // 2 * ceil_div(x.entries, x.b) * x.selectors
 
 
+def padded_heads(x: BlockSparse) -> Quantity:
+    """Rows of a selecting head's products: its query heads, padded to whole matrix instructions."""
+    return ROWS * ceil_div(x.H, ROWS * x.selectors)
+
+
 def work(x: BlockSparse) -> tuple[Work, Work]:
     """Ideal and executed work.
 
@@ -107,7 +112,7 @@ def work(x: BlockSparse) -> tuple[Work, Work]:
         streamed = size("B computed", s) / GATHERED_ROWS
         partial = PARTIAL_BYTES * (x.dv + 2) * size("B H visits", s)
     else:
-        s["computed"] = ROWS * ceil_div(x.H, ROWS * x.selectors) * size("selectors walked", s)
+        s["computed"] = padded_heads(x) * size("selectors walked", s)
         streamed, partial = size("B selectors walked", s) / (1 if x.indexed else RESIDENT), 0
     scores = size("B computed", s)
     executed = Work(
@@ -152,7 +157,7 @@ def unpadded(kernel: Kernel, hardware: Hardware) -> Kernel:
     x: BlockSparse = kernel.shape
     if hardware.generation != PROCESSOR or x.blocks_outside:
         return kernel
-    share = x.H / (x.selectors * ROWS * ceil_div(x.H, ROWS * x.selectors))
+    share = x.H / (x.selectors * padded_heads(x))
     executed = kernel.executed
     return kernel._replace(
         executed=executed._replace(
