@@ -558,12 +558,15 @@ def test_an_interrupted_search_writes_nothing(tmp_path: Path) -> None:
     out, figure = tmp_path / "plan.json", tmp_path / "plan.png"
     command = [
         sys.executable, "cli.py", "plan", "--arch", "deepseek-v3", "--hw", "h100-sxm,b200-sxm", "--gpus", "1..512",
-        "--input", "8k", "--output", "1k", "--rate", "10/s", "--out", str(out), "--plot", str(figure),
+        "--input", "8k", "--output", "1k", "--rate", "10/s", "--requests", "1000000", "--out", str(out),
+        "--plot", str(figure),
     ]  # fmt: skip
+    # A million requests are replayed for minutes: the interrupt meets a plan at work on a machine of any speed.
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts
     )
     time.sleep(2.5)
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
