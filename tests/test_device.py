@@ -215,7 +215,7 @@ def test_long_inputs_are_drawn_in_pieces_of_full_precision(monkeypatch: pytest.M
 
 def test_packages_for_data_centre_parts_are_not_tried_on_others() -> None:
     from validation.absent_device import described
-    from validation.runners.packages import from_hopper
+    from validation.runners._package import from_hopper
 
     part = described("sm_90")
     assert from_hopper(part) == from_hopper(part._replace(capability=(10, 0))) == ""

@@ -9,13 +9,26 @@ import pytest
 import torch
 
 from validation.absent_device import described
-from validation.runners import Implementation, Runner, Shape, gathered_rows, runner
-from validation.runners.packages import IMPLEMENTATIONS
+from validation.runners import (
+    Implementation,
+    Runner,
+    Shape,
+    causal_conv1d,
+    deep_gemm,
+    flash_attention,
+    flash_mla,
+    flashinfer,
+    gathered_rows,
+    mamba_ssm,
+    retention,
+    runner,
+)
 
+FILES = (causal_conv1d, deep_gemm, flash_attention, flash_mla, flashinfer, gathered_rows, mamba_ssm, retention)
 CASES = {
     f"{name} {implementation.name}": (name, implementation)
-    for folder in (IMPLEMENTATIONS, gathered_rows.IMPLEMENTATIONS)
-    for name, implementations in folder.items()
+    for file in FILES
+    for name, implementations in file.IMPLEMENTATIONS.items()
     for implementation in implementations
     if "triton" not in implementation.requires
 }
@@ -298,10 +311,10 @@ def test_a_package_supports_points_of_its_operator_on_hopper(name: str) -> None:
 
 
 def test_what_a_package_does_not_run_is_said() -> None:
-    flash2, flash3, flashinfer, _ = IMPLEMENTATIONS["prefill-attention"]
+    flash2, flash3, one_sequence = flash_attention.FLASH2, flash_attention.FLASH3, flashinfer.PREFILL
     shape: Shape = {"dtype": "bf16", "head_dim": 128, "batch": 2}
     assert flash2.supports(shape, described("sm_80")) == ""
     assert "compute capability 9" in flash3.supports(shape, described("sm_100"))
-    assert flashinfer.supports(shape, described("sm_90")) == "takes one sequence"
+    assert one_sequence.supports(shape, described("sm_90")) == "takes one sequence"
     assert "256" in flash2.supports({**shape, "head_dim": 512}, described("sm_80"))
     assert "not fp32" in flash2.supports({**shape, "dtype": "fp32"}, described("sm_80"))

@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 from validation.runners import Implementation, Inputs, Outputs, Shape, number
+from validation.runners._package import from_hopper
 from validation.runners.compressed_attention import OPERATORS, finished
 from validation.runners.own_triton import sixteen_bits, slots
-from validation.runners.packages import from_hopper
 
 if TYPE_CHECKING:
     import torch
