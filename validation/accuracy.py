@@ -51,7 +51,7 @@ def measured(directory: Path, run: Run, processes: int) -> Measured:
     """What a run says: one row for each family, one for each kernel, and one over all points together."""
     split = parse_split(run.split)
     wanted = scoring.jobs(directory, run.systems, run.libraries, run.families, split, run.methods)
-    outcomes = scoring.run(
+    outcomes, _ = scoring.run(
         wanted, processes, lambda name, left: print(f"{run.name}: {name} done, {left} left", file=sys.stderr)
     )
     own = [outcome for outcome in outcomes if outcome.method == scoring.MODEL and len(outcome.rows)]

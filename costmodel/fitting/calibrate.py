@@ -31,9 +31,10 @@ from costmodel.fitting.least_squares import Points
 from costmodel.fitting.library import fit_kernel
 from costmodel.fitting.planner import Planned, plan_library, planned_choice
 from costmodel.fitting.pricing import priced
+from costmodel.fitting.reading import read_tables
 from costmodel.fitting.scoring import statistics
 from costmodel.fitting.series import Indices, Series
-from costmodel.fitting.silicon import NCCL, TableFile, hardware_of, read_table, readers, tables_of
+from costmodel.fitting.silicon import NCCL, TableFile, hardware_of, tables_of
 from costmodel.fitting.splits import shapes_split
 from costmodel.hardware import Hardware
 from costmodel.kernels import forms
@@ -44,7 +45,7 @@ from costmodel.timing import Z80
 
 
 class Source(NamedTuple):
-    """What is to be calibrated: a device and library, its series, and the tables that nothing reads."""
+    """What is to be calibrated: a device and library, its series, and what of the tables is not read."""
 
     hardware: Hardware
     library: str
@@ -70,10 +71,8 @@ def silicon_sources(directory: Path, system: str, libraries: Sequence[str]) -> l
 def _source(files: Sequence[TableFile], library: str) -> Source:
     chosen = [file for file in files if file.library in (library, NCCL)]
     hardware = hardware_of(chosen[0])
-    known = readers()
-    series = [one for file in chosen if file.name in known for one in read_table(file, hardware)]
-    unread = tuple(f"{file.name} ({file.library} {file.version})" for file in chosen if file.name not in known)
-    return Source(hardware, library, tuple(series), unread)
+    reading = read_tables(chosen, hardware)
+    return Source(hardware, library, tuple(reading.series), tuple(reading.unread))
 
 
 def calibrate(

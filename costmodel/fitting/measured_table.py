@@ -18,8 +18,9 @@ from costmodel.fitting.interpolation import Field, interpolated
 from costmodel.fitting.least_squares import Points
 from costmodel.fitting.planner import octave, octaves
 from costmodel.fitting.pricing import priced
+from costmodel.fitting.reading import read_tables
 from costmodel.fitting.series import Floats, Series, spread_out
-from costmodel.fitting.silicon import hardware_of, read_table, readers, tables
+from costmodel.fitting.silicon import hardware_of, tables
 from costmodel.hardware import Hardware
 from costmodel.kernels.base import Kernel
 from costmodel.timing import Correction
@@ -104,14 +105,13 @@ class MeasuredTable:
         library = calibration.library if calibration.id else None
         self.hardware, self.calibration = hardware, calibration
         self.series: dict[tuple[str, str, str], list[Series]] = {}
-        known = readers()
         files = [
             file
             for file in tables(directory)
             if file.device == hardware.name and file.library == (library or file.library)
         ]
-        found = [one for file in files if file.name in known for one in read_table(file, hardware_of(file))]
-        for same in in_order(found):
+        found = [read_tables([file], hardware_of(file)).series for file in files]
+        for same in in_order([one for series in found for one in series]):
             for one in same:
                 # The library's default kernel comes first; a table of another one does not speak of it.
                 key = (one.module, "", "") if one.module else (one.family, one.instance, "")

@@ -22,8 +22,9 @@ from costmodel.fitting.length_weights import thinned
 from costmodel.fitting.library import fit_library
 from costmodel.fitting.measured_table import places
 from costmodel.fitting.pricing import priced
+from costmodel.fitting.reading import read_tables
 from costmodel.fitting.series import Floats, Part, Series
-from costmodel.fitting.silicon import TableFile, hardware_of, read_table, tables_of
+from costmodel.fitting.silicon import TableFile, hardware_of, tables_of
 from costmodel.fitting.splits import LEFT_OUT, Fold, Split, folds
 from costmodel.hardware import Hardware
 from costmodel.timing import Z80
@@ -231,6 +232,13 @@ def _together(same: Sequence[Outcome]) -> NDArray[numpy.bool_] | None:
     return numpy.concatenate(parts) if len(parts) == len(same) else None
 
 
+class Scored(NamedTuple):
+    """What every method said of some tables, and what of the tables is not read."""
+
+    outcomes: list[Outcome]
+    unread: list[str]
+
+
 class Job(NamedTuple):
     """The tables of one library on one system, to be fitted and scored in a process of its own."""
 
@@ -266,28 +274,32 @@ def jobs(
     return found
 
 
-def run(wanted: Sequence[Job], processes: int, progress: Callable[[str, int], None]) -> list[Outcome]:
+def run(wanted: Sequence[Job], processes: int, progress: Callable[[str, int], None]) -> Scored:
     """The outcomes of all jobs; progress is told the name of each that is done and how many are left."""
-    outcomes: list[Outcome] = []
+    scored = Scored([], [])
+
+    def done(file: TableFile, left: int, found: Scored) -> None:
+        scored.outcomes.extend(found.outcomes)
+        scored.unread.extend(words for words in found.unread if words not in scored.unread)
+        progress(f"{file.system} {file.library}", left)
+
     if processes <= 1 or len(wanted) <= 1:
         for index, job in enumerate(wanted):
-            outcomes += run_job(job)
-            progress(f"{job.files[0].system} {job.files[0].library}", len(wanted) - index - 1)
-        return outcomes
+            done(job.files[0], len(wanted) - index - 1, run_job(job))
+        return scored
     with ProcessPoolExecutor(processes) as pool:
         # The largest first, so that no process is left alone with a long one at the end.
         order = sorted(wanted, key=lambda job: -sum(file.path.stat().st_size for file in job.files))
         pending = {job.files[0]: pool.submit(run_job, job) for job in order}
         for index, (file, future) in enumerate(pending.items()):
-            outcomes += future.result()
-            progress(f"{file.system} {file.library}", len(wanted) - index - 1)
-    return outcomes
+            done(file, len(wanted) - index - 1, future.result())
+    return scored
 
 
-def run_job(job: Job) -> list[Outcome]:
+def run_job(job: Job) -> Scored:
     """Fit and score one library on one system."""
     hardware = hardware_of(job.files[0])
-    series = [one for file in job.files for one in read_table(file, hardware)]
+    series, unread = read_tables(job.files, hardware)
     series = needed(series, job.families, LEFT_OUT.get(job.split.kind))
     library = job.files[0].library
     shipped = None if job.refit or job.split.kind == "unseen-gpu" else own_calibration(hardware, library)
@@ -309,7 +321,7 @@ def run_job(job: Job) -> list[Outcome]:
             if not job.families or one.family in job.families:
                 outcomes += outcomes_of(one, fold, hardware, calibration, job)
     light = {id(outcome.series): outcome.series._replace(build=no_parts) for outcome in outcomes}
-    return [outcome._replace(series=light[id(outcome.series)]) for outcome in outcomes]
+    return Scored([outcome._replace(series=light[id(outcome.series)]) for outcome in outcomes], unread)
 
 
 def no_parts(shapes: pandas.DataFrame) -> list[Part]:

@@ -66,6 +66,8 @@ def calibrate_and_print(form: str, inputs: Inputs) -> None:
     place = f"--out {inputs['out']}" if inputs["out"] else "the user's calibrations"
     rows: list[dict[str, Any]] = []
     for source in sources:
+        for words in source.unread:
+            note(f"note: {words}")
         path = _output(inputs["out"], source.hardware.name, source.library, len(sources), user_folder("calibrations"))
         versions = Counter(one.version for one in source.series if one.library == source.library and one.version)
         version = versions.most_common(1)[0][0] if versions else ""
@@ -92,8 +94,6 @@ def calibrate_and_print(form: str, inputs: Inputs) -> None:
             _print_fitted(source, calibrated, inputs["points"])
         resumed = f"; {calibrated.resumed} kernels taken from the interrupted run" if calibrated.resumed else ""
         note(f"note: wrote {path} in {time.monotonic() - begun:.0f} s ({place}){resumed}")
-        for name in source.unread:
-            note(f"note: no reader for table {name}")
     if form == "json":
         print_json("calibrate", inputs, rows)
     elif form == "csv":
@@ -189,10 +189,12 @@ def validate_and_print(form: str, inputs: Inputs) -> None:
     wanted = scoring.jobs(directory, systems, inputs["library"], inputs["family"], split, methods, inputs["refit"])
     progress = Progress()
     progress.at("reading", 0, len(wanted))
-    outcomes = scoring.run(
+    outcomes, unread = scoring.run(
         wanted, inputs["jobs"], lambda name, left: progress.at(name, len(wanted) - left, len(wanted))
     )
     progress.close()
+    for words in unread:
+        note(f"note: {words}")
     if not any(len(outcome.rows) for outcome in outcomes):
         raise BadInput(f"{directory}: no point to score for split {split.text}")
     rows = [score._asdict() for score in scoring.scores(outcomes, split.text)]

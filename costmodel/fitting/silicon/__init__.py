@@ -46,6 +46,14 @@ class Table(NamedTuple):
 Read = Callable[[Table], Iterable[Series]]
 
 
+class UnknownFormat(BadInput):
+    """Rows of a number format that no reader knows; `label` is the table's word for it."""
+
+    def __init__(self, label: str, known: Iterable[str]) -> None:
+        super().__init__(str(unknown("dtype in the table", label, known)))
+        self.label = label
+
+
 @functools.cache
 def readers() -> dict[str, Read]:
     """Every reader of this folder by the name of its table."""
@@ -115,17 +123,26 @@ def hardware_of(file: TableFile) -> Hardware:
 
 def read_table(file: TableFile, hardware: Hardware) -> list[Series]:
     """The series of one table; none where no reader knows it. Raises BadInput for a table that cannot be read."""
-    read = readers().get(file.name)
-    if read is None:
-        return []
+    return series_of(file, frame_of(file), hardware) if file.name in readers() else []
+
+
+def frame_of(file: TableFile) -> pandas.DataFrame:
+    """The rows of a table as they lie there. Raises BadInput for a file that is no table."""
     try:
-        frame = pandas.read_parquet(file.path)
+        return pandas.read_parquet(file.path)
     except (OSError, ValueError) as error:
         raise BadInput(f"{file.path}: not a readable parquet file ({str(error)[:120]})") from None
-    frame[FLAG] = ""
+
+
+def series_of(file: TableFile, rows: pandas.DataFrame, hardware: Hardware) -> list[Series]:
+    """The series of rows of a table that a reader knows. Raises BadInput for a column that is missing, and
+    UnknownFormat."""
+    if rows.empty:
+        return []
+    frame = rows.assign(**{FLAG: ""})
     table = Table(file.system, file.op, file.library, file.version, file.name, frame, hardware)
     try:
-        return list(read(table))
+        return list(readers()[file.name](table))
     except KeyError as error:
         raise BadInput(f"{file.path}: column {error} is missing") from None
 
@@ -241,7 +258,7 @@ def by_phase(table: Table, rows: pandas.DataFrame, phase: Phase) -> Iterator[tup
 
 
 def dtype_names(kind: Mapping[str, str], text: str) -> str:
-    """This project's name of a dtype. Raises BadInput for one that is not known."""
+    """This project's name of a dtype. Raises UnknownFormat for one that is not known."""
     if text not in kind:
-        raise unknown("dtype in the table", text, kind)
+        raise UnknownFormat(text, kind)
     return kind[text]
