@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pandas
@@ -25,7 +27,9 @@ from costmodel.kernels import forms
 from costmodel.kernels.base import replayed
 from costmodel.kernels.gemm import FORM, Gemm, gemm
 from costmodel.prediction import predict
+from costmodel.report.calibrations import calibrate_and_print
 from costmodel.report.progress import Progress
+from costmodel.report.validation_plot import draw_validation
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRUTH = {**FORM.priors(), "tensor_efficiency": 0.7, "memory_efficiency": 0.6}
@@ -157,6 +161,15 @@ def test_every_split_says_its_name(checkout: Path, tmp_path: Path, split: str) -
         (("validate", "--silicon", "{checkout}", "--methods", "rofline"), "did you mean 'roofline'"),
         (("validate", "--silicon", "{checkout}", "--family", "gem"), "did you mean 'gemm'"),
         (("validate", "--silicon", "{checkout}", "--hw", "h200-sxm"), "unknown system"),
+        (("validate", "--silicon", "{checkout}", "--context", "4k"), "--context: only with --device or --measurements"),
+        (("validate", "--silicon", "{checkout}", "--split", "all", "--refit"), "split all fits nothing"),
+        (
+            ("validate", "--silicon", "{checkout}", "--split", "unseen-gpu=h100-sxm", "--hw", "l40s"),
+            "split unseen-gpu=h100-sxm is about h100-sxm",
+        ),
+        (("validate", "--device", "cpu", "--methods", "roofline", "--jobs", "1"), "--methods, --jobs: only with"),
+        (("validate", "--serving", "runs.csv", "--split", "all", "--refit"), "--refit, --split: only with --silicon"),
+        (("calibrate", "--device", "cpu", "--seed", "1"), "--device and --seed exclude each other"),
         (("predict", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--caches", "warm"), "served"),
         (("predict", "--arch", "llama-3.1-8b", "--hw", "h100-sxm", "--table", "nowhere"), "no tables found"),
     ],
@@ -272,6 +285,99 @@ def test_several_libraries_are_judged_in_processes_of_their_own(tmp_path: Path) 
     (other / "gemm_perf.parquet").write_bytes(first.read_bytes())
     told = run("validate", "--silicon", str(root), "--refit", "--jobs", "2", "-f", "json", home=tmp_path / "home")
     assert {row["library"] for row in json.loads(told.stdout)["rows"]} == {"vllm", "sglang"}
+
+
+def test_a_device_without_a_calibration_is_judged_by_its_relatives(tmp_path: Path) -> None:
+    """Its own tables do not fit what they judge; only with --refit are they fitted, and the run says so."""
+    root = write_tables(tmp_path / "checkout", "h200_sxm", slower=3.0)
+    question = ("validate", "--silicon", str(root), "--methods", "costmodel", "--jobs", "1")
+    transferred = run(*question, home=tmp_path / "home")
+    assert "note: h200-sxm vllm: transferred from h100-sxm/vllm" in transferred.stderr
+    answers = [
+        json.loads(run(*question, *more, "-f", "json", home=tmp_path / "home").stdout) for more in ((), ("--refit",))
+    ]
+    by_relative, by_itself = (answer["rows"][0]["median_ape"] for answer in answers)
+    assert by_relative > 30 > 10 > by_itself
+    assert {"remark": "h200-sxm vllm: transferred from h100-sxm/vllm-0.24.0"} in answers[0]["remarks"]
+    assert any("fitted in this run" in each["remark"] for each in answers[1]["remarks"])
+
+
+def test_planned_points_are_told_in_every_format_that_can(checkout: Path, tmp_path: Path) -> None:
+    question = ("calibrate", "--from-silicon", str(checkout), "--hw", "h100-sxm", "--points", "12")
+    question = (*question, "--out", str(tmp_path / "out"))
+    planned = json.loads(run(*question, "-f", "json", home=tmp_path).stdout)["planned"]
+    assert len(planned) == 12
+    assert planned[0].keys() == {"hw", "library", "family", "kernel", "instance", "shape", "bound"}
+    markdown = run(*question, "-f", "markdown", home=tmp_path).stdout
+    assert all(row["shape"] in markdown for row in planned)
+
+
+def test_a_run_interrupted_in_a_later_library_keeps_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_tables(tmp_path / "checkout")
+    first = root / "systems" / "data" / "h100_sxm" / "gemm" / "vllm"
+    shutil.copytree(first, first.parent / "sglang")
+    monkeypatch.setenv("COSTMODEL_DATA", str(tmp_path / "home"))
+    asked = {"from_silicon": str(root), "from_csv": None, "hw": "h100-sxm", "library": [], "points": 12, "seed": 0}
+    asked |= {"out": str(tmp_path / "out"), "source": None}
+    saved: list[Path] = []
+
+    def interrupted(calibrated: Any, path: Path) -> None:
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("costmodel.fitting.calibrate.save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_and_print("csv", asked)
+    notes = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", notes)
+    calibrate_and_print("csv", asked)
+    assert notes.getvalue().count("1 kernels taken from the interrupted run") == 2
+    assert list((tmp_path / "out").rglob("*.partial")) == []
+
+
+def test_plots_show_every_system_and_count_errors_beyond_their_edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    from costmodel.fitting.scoring import MODEL, Outcome
+
+    labels: list[str] = []
+    titles: list[str] = []
+    scatter, dress = Axes.scatter, Axes.set
+
+    def scattered(self: Any, *places: Any, **style: Any) -> Any:
+        labels.extend([style["label"]] if "label" in style else [])
+        return scatter(self, *places, **style)
+
+    def dressed(self: Any, **settings: Any) -> Any:
+        titles.append(settings["title"])
+        return dress(self, **settings)
+
+    monkeypatch.setattr(Axes, "scatter", scattered)
+    monkeypatch.setattr(Axes, "set", dressed)
+    shapes = pandas.DataFrame({"m": [1.0, 2.0]})
+    seconds = numpy.array([1e-5, 2e-5])
+    flags, rows = numpy.array(["", ""]), numpy.array([0, 1])
+    outcomes = [
+        Outcome(
+            Series(
+                f"gpu-{index}", "vllm", "1", "gemm", "k", "", "", shapes, seconds, flags, shapes["m"].to_numpy(), list
+            ),
+            MODEL,
+            rows,
+            seconds * numpy.array([1.0, 9.0]),
+            None,
+        )
+        for index in range(9)
+    ]
+    assert [path.name for path in draw_validation(tmp_path, outcomes, "shapes")] == ["gemm.png"]
+    assert labels == [f"gpu-{index} (2)" for index in range(9)]
+    assert titles[-1] == "split shapes, 9 points above 150 %"
 
 
 def test_a_kernel_that_is_flagged_whole_is_told_without_errors(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_a_calibration_is_the_same_file_twice_and_reads_back(tmp_path: Path) -> 
     first, second = calibrate(source, header), calibrate(source, header)
     assert first.text == second.text
     path = tmp_path / "own.yaml"
-    save(first, path, None)
+    save(first, path)
     calibration = read_calibration(path)
     check_calibration(calibration, {**forms(), "gemm": FORM})
     (part,) = build(source.series[0].shapes.iloc[:1])

@@ -86,8 +86,10 @@ def run(
     checked_format(form)
     one_thread_a_process()
     if device is not None:
-        others = {"--from-silicon": from_silicon, "--from-csv": from_csv, "--from-serving": from_serving}
-        without("--device", {"--hw": hw, **others, "--library": library, "--points": points, "--source": source})
+        others: dict[str, Any] = {"--from-silicon": from_silicon, "--from-csv": from_csv}
+        others |= {"--from-serving": from_serving}
+        others |= {"--library": library, "--points": points, "--source": source, "--seed": seed or None}
+        without("--device", {"--hw": hw, **others})
         asked: dict[str, Any] = {"device": device, "full": full, "part": part, "out": out, "within": within}
         asked |= {"families": words(families or (), "--families"), "no_input": no_input}
         on_this_machine("calibrate_device_and_print")(form, asked)
@@ -95,7 +97,8 @@ def run(
     measuring = {"--full": full, "--families": families, "--part": part != WHOLE, "--within": within is not None}
     only_with("--device", {**measuring, "--no-input": no_input})
     if from_serving is not None:
-        without("--from-serving", {"--from-silicon": from_silicon, "--from-csv": from_csv, "--points": points})
+        others = {"--from-silicon": from_silicon, "--from-csv": from_csv, "--points": points, "--seed": seed or None}
+        without("--from-serving", others)
         from costmodel.report.serving import calibrate_serving_and_print
 
         asked = {"from_serving": from_serving, "hw": words([hw] if hw else (), "--hw")}

@@ -5,7 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from costmodel.commands.options import Format, Libraries, on_this_machine, one_thread_a_process, without, words
+from costmodel.commands.options import (
+    Format,
+    Libraries,
+    on_this_machine,
+    one_thread_a_process,
+    only_with,
+    without,
+    words,
+)
+
+SHAPES = "shapes"
+"""The split where none is named."""
 
 
 def run(
@@ -39,7 +50,7 @@ def run(
             metavar="SPLIT",
             help="shapes, extrapolate, all; of tables also points=N, unseen-head-dim, unseen-group, unseen-gpu=NAME.",
         ),
-    ] = "shapes",
+    ] = SHAPES,
     methods: Annotated[
         list[str] | None,
         typer.Option("--methods", metavar="NAME,…", help="Only these: costmodel, costmodel+table, roofline, …"),
@@ -66,6 +77,8 @@ def run(
     one_thread_a_process()
     if serving is not None:
         without("--serving", {"--silicon": silicon, "--device": device, "--measurements": measurements})
+        of_kernels = {"--family": family, "--refit": refit, "--plot": plot, "--split": split != SHAPES}
+        only_with("--silicon, --device or --measurements", {**of_kernels, "--context": context})
         from costmodel.report.serving import validate_serving_and_print
 
         only = {"hw": words(hw or (), "--hw"), "library": words(library or (), "--library")}
@@ -79,6 +92,7 @@ def run(
         without("--device" if device is not None else "--measurements", {"--silicon": silicon})
         if device is not None:
             without("--device", {"--measurements": measurements})
+        only_with("--silicon", {"--library": library, "--methods": methods, "--refit": refit, "--jobs": jobs})
         asked: dict[str, Any] = {"device": device, "measurements": measurements, "split": split, "plot": plot}
         asked |= {"worst": worst, "hw": words(hw or (), "--hw"), "family": words(family or (), "--family")}
         asked["context"] = [count for text in context or () for count in parse_counts(text)]
@@ -88,6 +102,7 @@ def run(
         from costmodel.errors import BadInput
 
         raise BadInput("give --silicon DIR, --serving FILE, --measurements DIR, or --device DEVICE")
+    only_with("--device or --measurements", {"--context": context})
     from costmodel.report.calibrations import validate_and_print
 
     inputs = {

@@ -247,11 +247,9 @@ def _read_back(documents: Iterable[Mapping[str, Any]], device: str) -> list[Fit]
     ]
 
 
-def save(calibrated: Calibrated, path: Path, partial: Path | None) -> None:
-    """Write the calibration, whole or not at all, and forget the partial results."""
+def save(calibrated: Calibrated, path: Path) -> None:
+    """Write the calibration, whole or not at all."""
     if not calibrated.rows:
         raise BadInput(f"{path}: nothing to calibrate: no table was read")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, calibrated.text.encode())
-    if partial is not None:
-        partial.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from costmodel.calibration import PRIOR, Calibration, from_fits
 from costmodel.calibration_files import own_calibration, relatives_calibration
-from costmodel.errors import unknown
+from costmodel.errors import BadInput, unknown
 from costmodel.fitting.baselines import BASELINES
 from costmodel.fitting.fitted_points import LONG
 from costmodel.fitting.goals import GOALS, Pair, aim
@@ -24,7 +24,7 @@ from costmodel.fitting.measured_table import places
 from costmodel.fitting.pricing import priced
 from costmodel.fitting.reading import read_tables
 from costmodel.fitting.series import Floats, Part, Series
-from costmodel.fitting.silicon import TableFile, hardware_of, tables_of
+from costmodel.fitting.silicon import NCCL, TableFile, hardware_of, tables_of
 from costmodel.fitting.splits import LEFT_OUT, Fold, Split, folds
 from costmodel.hardware import Hardware
 from costmodel.timing import Z80
@@ -233,10 +233,10 @@ def _together(same: Sequence[Outcome]) -> NDArray[numpy.bool_] | None:
 
 
 class Scored(NamedTuple):
-    """What every method said of some tables, and what of the tables is not read."""
+    """What every method said of some tables; in words, what of the tables is not read, and whose parameters priced."""
 
     outcomes: list[Outcome]
-    unread: list[str]
+    remarks: list[str]
 
 
 class Job(NamedTuple):
@@ -264,6 +264,10 @@ def jobs(
     for name in families:
         if name not in FAMILIES:
             raise unknown("family", name, FAMILIES)
+    if split.system and systems and split.system not in systems:
+        raise BadInput(f"--hw {', '.join(systems)}: split {split.text} is about {split.system}")
+    if refit and split.kind in ("all", "unseen-gpu") and not split.points:
+        raise BadInput(f"--refit: split {split.text} fits nothing")
     found = []
     for system in wanted or sorted({file.device for file in files}):
         own = [file for file in files if file.device == system]
@@ -280,7 +284,7 @@ def run(wanted: Sequence[Job], processes: int, progress: Callable[[str, int], No
 
     def done(file: TableFile, left: int, found: Scored) -> None:
         scored.outcomes.extend(found.outcomes)
-        scored.unread.extend(words for words in found.unread if words not in scored.unread)
+        scored.remarks.extend(words for words in found.remarks if words not in scored.remarks)
         progress(f"{file.system} {file.library}", left)
 
     if processes <= 1 or len(wanted) <= 1:
@@ -302,17 +306,12 @@ def run_job(job: Job) -> Scored:
     series, unread = read_tables(job.files, hardware)
     series = needed(series, job.families, LEFT_OUT.get(job.split.kind))
     library = job.files[0].library
-    shipped = None if job.refit or job.split.kind == "unseen-gpu" else own_calibration(hardware, library)
-    # Collectives of NCCL stand in the calibrations of all libraries.
-    found = relatives_calibration(hardware, library)
-    relative = found if found.id else relatives_calibration(hardware, None)
-    start = relative if job.split.kind in ("unseen-gpu", "all") else PRIOR
+    known = known_before(job, hardware)
+    start = nearest(hardware, library) if job.split.kind in ("unseen-gpu", "all") else PRIOR
     outcomes: list[Outcome] = []
     for fold in folds(job.split, series, hardware, start):
-        if job.split.kind in ("shapes", "all") and shipped is not None:
-            calibration = shipped
-        elif job.split.kind == "all" or (job.split.kind == "unseen-gpu" and not job.split.points):
-            calibration = relative
+        if known is not None:
+            calibration = known
         else:
             asked = [one for one in series if len(fold.scored(one))] if job.split.kind in LEFT_OUT else series
             entries = fit_library(series, hardware, fold.fitted, start, asked=asked, weights=fold.weights)
@@ -321,7 +320,41 @@ def run_job(job: Job) -> Scored:
             if not job.families or one.family in job.families:
                 outcomes += outcomes_of(one, fold, hardware, calibration, job)
     light = {id(outcome.series): outcome.series._replace(build=no_parts) for outcome in outcomes}
-    return Scored([outcome._replace(series=light[id(outcome.series)]) for outcome in outcomes], unread)
+    return Scored(
+        [outcome._replace(series=light[id(outcome.series)]) for outcome in outcomes], [*unread, priced_by(job, known)]
+    )
+
+
+def known_before(job: Job, hardware: Hardware) -> Calibration | None:
+    """The calibration that a split judges: the device's own, or its relative's where it has none or shall not use it.
+
+    None where the split fits: with --refit, and where it says itself which points a fit sees.
+    """
+    kind, library = job.split.kind, job.files[0].library
+    if kind not in ("shapes", "all", "unseen-gpu") or job.split.points or job.refit:
+        return None
+    # Collectives of NCCL stand in the calibrations of all libraries.
+    own = own_calibration(hardware, None if library == NCCL else library) if kind != "unseen-gpu" else None
+    if own is not None:
+        return own
+    return nearest(hardware, library)
+
+
+def nearest(hardware: Hardware, library: str) -> Calibration:
+    """A relative's calibration of this library, else of any, in which NCCL's collectives stand as well."""
+    found = relatives_calibration(hardware, library)
+    return found if found.id else relatives_calibration(hardware, None)
+
+
+def priced_by(job: Job, known: Calibration | None) -> str:
+    """Whose parameters a job's predictions have, in words."""
+    where = f"{job.files[0].device} {job.files[0].library}"
+    if known is None:
+        return f"{where}: fitted in this run, to the points that the split lets a fit see"
+    if not known.id:
+        return f"{where}: priors, for no relative is calibrated"
+    own = known.hardware == job.files[0].device
+    return f"{where}: calibration {known.id}" if own else f"{where}: transferred from {known.id}"
 
 
 def no_parts(shapes: pandas.DataFrame) -> list[Part]:

@@ -65,6 +65,8 @@ def calibrate_and_print(form: str, inputs: Inputs) -> None:
         sources = silicon_sources(Path(inputs["from_silicon"]), _system(inputs["hw"]), inputs["library"])
     place = f"--out {inputs['out']}" if inputs["out"] else "the user's calibrations"
     rows: list[dict[str, Any]] = []
+    planned: list[dict[str, Any]] = []
+    partials: list[Path] = []
     for source in sources:
         for words in source.unread:
             note(f"note: {words}")
@@ -88,18 +90,27 @@ def calibrate_and_print(form: str, inputs: Inputs) -> None:
             source, header, points=inputs["points"], seed=inputs["seed"], partial=partial, progress=progress.at
         )
         progress.close()
-        save(calibrated, path, partial)
-        rows += [{"hw": source.hardware.name, "library": source.library, **row} for row in calibrated.rows]
+        save(calibrated, path)
+        partials.append(partial)
+        which = {"hw": source.hardware.name, "library": source.library}
+        planned += [{**which, **row} for row in planned_rows(calibrated)]
+        rows += [{**which, **row} for row in calibrated.rows]
         if form == "table":
             _print_fitted(source, calibrated, inputs["points"])
         resumed = f"; {calibrated.resumed} kernels taken from the interrupted run" if calibrated.resumed else ""
         note(f"note: wrote {path} in {time.monotonic() - begun:.0f} s ({place}){resumed}")
+    # Only now, so that a run that is interrupted in a later library does not fit the earlier ones again.
+    for partial in partials:
+        partial.unlink(missing_ok=True)
     if form == "json":
-        print_json("calibrate", inputs, rows)
+        print_json("calibrate", inputs, rows, planned=planned)
     elif form == "csv":
         print_csv(rows)
     elif form == "markdown":
         print_table(form, "", rows, (shows("library", right=False), *FITTED))
+        if planned:
+            emit("")
+            print_table(form, _worth(planned), planned, (shows("library", right=False), *PLANNED))
 
 
 def _system(hw: str) -> str:
@@ -147,6 +158,27 @@ def _command(inputs: Inputs, library: str) -> str:
     return f"costmodel calibrate {given} --hw {inputs['hw']} --library {library}{points} --seed {inputs['seed']}"
 
 
+PLANNED = tuple(shows(key, right=False) for key in ("family", "kernel", "instance", "shape", "bound"))
+
+
+def planned_rows(calibrated: Any) -> list[dict[str, Any]]:
+    """The points that a planner chose, in the order of their worth, and what bounds each; none without a planner."""
+    return [
+        {
+            "family": one.series.family,
+            "kernel": one.series.kernel,
+            "instance": one.series.instance,
+            "shape": ", ".join(f"{name}={value:g}" for name, value in one.series.shapes.iloc[one.row].items()),
+            "bound": one.bound,
+        }
+        for one in calibrated.planned
+    ]
+
+
+def _worth(planned: Sequence[Any]) -> str:
+    return f"{len(planned)} points, in the order of their worth"
+
+
 def _print_fitted(source: Any, calibrated: Any, points: int | None) -> None:
     fitted = [row for row in calibrated.rows if row["refused"] is None]
     refused = [row for row in calibrated.rows if row["refused"] is not None]
@@ -157,19 +189,9 @@ def _print_fitted(source: Any, calibrated: Any, points: int | None) -> None:
         emit("")
         print_table("table", f"{len(refused)} refused", refused, columns, keys=3)
     if points is not None:
-        planned = [
-            {
-                "family": one.series.family,
-                "kernel": one.series.kernel,
-                "instance": one.series.instance,
-                "shape": ", ".join(f"{name}={value:g}" for name, value in one.series.shapes.iloc[one.row].items()),
-                "bound": one.bound,
-            }
-            for one in calibrated.planned
-        ]
+        planned = planned_rows(calibrated)
         emit("")
-        columns = tuple(shows(key, right=False) for key in ("family", "kernel", "instance", "shape", "bound"))
-        print_table("table", f"{len(planned)} points, in the order of their worth", planned, columns, keys=3)
+        print_table("table", _worth(planned), planned, PLANNED, keys=3)
     emit("")
 
 
@@ -189,11 +211,11 @@ def validate_and_print(form: str, inputs: Inputs) -> None:
     wanted = scoring.jobs(directory, systems, inputs["library"], inputs["family"], split, methods, inputs["refit"])
     progress = Progress()
     progress.at("reading", 0, len(wanted))
-    outcomes, unread = scoring.run(
+    outcomes, remarks = scoring.run(
         wanted, inputs["jobs"], lambda name, left: progress.at(name, len(wanted) - left, len(wanted))
     )
     progress.close()
-    for words in unread:
+    for words in remarks:
         note(f"note: {words}")
     if not any(len(outcome.rows) for outcome in outcomes):
         raise BadInput(f"{directory}: no point to score for split {split.text}")
@@ -206,7 +228,8 @@ def validate_and_print(form: str, inputs: Inputs) -> None:
         for path in draw_validation(Path(inputs["plot"]), outcomes, split.text):
             note(f"note: wrote {path}")
     if form == "json":
-        print_json("validate", inputs, rows, families=summary, worst=worst)
+        told = [{"remark": words} for words in remarks]
+        print_json("validate", inputs, rows, families=summary, worst=worst, remarks=told)
         return
     if form == "csv":
         print_csv(rows)
