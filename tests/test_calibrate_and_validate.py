@@ -18,7 +18,7 @@ from costmodel.calibration import SEPARATOR, check_calibration, read_calibration
 from costmodel.errors import BadInput
 from costmodel.fitting.device_sheet import hardware_of_sheet
 from costmodel.fitting.measured_table import MeasuredTable
-from costmodel.fitting.scoring import METHODS, summaries, unscored
+from costmodel.fitting.scoring import METHODS, MODEL, Outcome, summaries, unscored
 from costmodel.fitting.series import Series
 from costmodel.fitting.silicon import FLAG, data_root, flag_spikes, read_table, readers, tables
 from costmodel.fitting.splits import parse_split
@@ -344,8 +344,6 @@ def test_plots_show_every_system_and_count_errors_beyond_their_edge(
 ) -> None:
     from matplotlib.axes import Axes
 
-    from costmodel.fitting.scoring import MODEL, Outcome
-
     labels: list[str] = []
     titles: list[str] = []
     scatter, dress = Axes.scatter, Axes.set
@@ -417,6 +415,19 @@ def test_a_family_without_a_scored_point_meets_no_aim() -> None:
     )
     (row,) = summaries(unscored(series, METHODS), parse_split("shapes"))
     assert (row["n"], row["flagged"], row["reached"], row["met"], row["others"]) == (0, 2, None, "–", {})
+
+
+def test_prefill_attention_has_a_goal_of_its_own_from_a_thousand_tokens_on() -> None:
+    tokens = numpy.array([512.0, 1024.0, 4096.0])
+    shapes = pandas.DataFrame({"isl": tokens})
+    flags = numpy.array(["", "", ""])
+    series = Series("a", "b", "1", "prefill-attention", "c", "bf16", "prefill", shapes, tokens, flags, tokens, list)
+    outcome = Outcome(series, MODEL, numpy.arange(3), tokens * numpy.array([1.5, 1.02, 1.04]), None)
+    whole, longer = summaries([outcome], parse_split("shapes"))
+    assert (whole["family"], whole["n"], whole["stretch"]) == ("prefill-attention", 3, (4, 10))
+    assert (longer["family"], longer["n"], longer["floor"]) == ("prefill-attention, ≥ 1k tokens", 2, None)
+    assert (longer["stretch"], longer["met"], longer["reached"][0]) == ((3, 8), "stretch", pytest.approx(3.0))
+    assert len(summaries([outcome], parse_split("extrapolate"))) == 1
 
 
 def test_a_kernel_without_a_shape_is_placed_by_its_columns(tmp_path: Path) -> None:

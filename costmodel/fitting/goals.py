@@ -39,6 +39,8 @@ GOALS = (
     Goal(("moe",), (11, 36), (7, 20), None, (14, 40)),
     Goal(("collective",), (6, 20), (4, 12), None, (7, 24)),
 )
+LONGER: dict[str, tuple[int, Pair]] = {"prefill-attention": (1024, (3, 8))}
+"""Tokens from which on a family's stretch goal is another, and that goal: launches are little of such a time."""
 UNSEEN_SHAPE: Pair = (10, 25)
 """Head widths and group sizes that no fit has seen."""
 UNSEEN_GPU: Pair = (9, 24)

@@ -14,7 +14,7 @@ from costmodel.calibration_files import own_calibration, relatives_calibration
 from costmodel.errors import BadInput, unknown
 from costmodel.fitting.baselines import BASELINES
 from costmodel.fitting.fitted_points import LONG
-from costmodel.fitting.goals import GOALS, Pair, aim
+from costmodel.fitting.goals import GOALS, LONGER, Pair, aim
 from costmodel.fitting.inside_modules import BEGUN_FROM
 from costmodel.fitting.interpolation import interpolated
 from costmodel.fitting.least_squares import Points
@@ -28,6 +28,7 @@ from costmodel.fitting.silicon import NCCL, TableFile, hardware_of, tables_of
 from costmodel.fitting.splits import LEFT_OUT, Fold, Split, folds
 from costmodel.hardware import Hardware
 from costmodel.timing import Z80
+from costmodel.units import format_count
 
 MODEL, WITH_TABLE = "costmodel", "costmodel+table"
 FAMILIES = (*(family for goal in GOALS for family in goal.families), "elementwise")
@@ -135,19 +136,29 @@ def scores(outcomes: Iterable[Outcome], split: str) -> list[Score]:
 def summaries(outcomes: Sequence[Outcome], split: Split) -> list[dict[str, Any]]:
     """One row for each family: what was reached over all its kernels, what was aimed at, and the other methods.
 
-    Families with long contexts have a second row, for the points of 128k tokens and more.
+    Families with long contexts have a second row, for the points of 128k tokens and more, and so has one whose stretch
+    goal is another from some length on.
     """
     families = sorted({outcome.series.family for outcome in outcomes})
-    rows = [_summary(family, family, outcomes, split, 0.0) for family in families]
-    rows += [_summary(f"{family}, ≥ 128k tokens", family, outcomes, split, VERY_LONG) for family in families]
+    rows = [_summary(family, family, outcomes, split, 0) for family in families]
+    for family in families:
+        least, stretch = LONGER.get(family, (0, None))
+        if least and split.kind == "shapes":
+            rows.append(_summary(f"{family}, ≥ {format_count(least)} tokens", family, outcomes, split, least, stretch))
+    rows += [
+        _summary(f"{family}, ≥ 128k tokens", family, outcomes, split, VERY_LONG)
+        for family in families
+        if family.startswith(LONG)
+    ]
     return [row for row in rows if row is not None]
 
 
-def _summary(title: str, family: str, outcomes: Sequence[Outcome], split: Split, least: float) -> dict[str, Any] | None:
+def _summary(
+    title: str, family: str, outcomes: Sequence[Outcome], split: Split, least: int, longer: Pair | None = None
+) -> dict[str, Any] | None:
+    """One row, of the points of at least so many tokens. longer: the stretch goal of these points."""
     errors: dict[str, tuple[Floats, NDArray[numpy.bool_] | None]] = {}
     mine = [outcome for outcome in outcomes if outcome.series.family == family]
-    if least and not family.startswith(LONG):
-        return None
     for method in dict.fromkeys(outcome.method for outcome in mine):
         same = [outcome for outcome in mine if outcome.method == method]
         long = [outcome.series.tokens[outcome.rows] >= least for outcome in same]
@@ -163,7 +174,7 @@ def _summary(title: str, family: str, outcomes: Sequence[Outcome], split: Split,
     pairs = {method: _pair(row) for method, row in told.items()}
     reached = pairs[main]
     # A floor speaks of a family's kernels as a whole, not of its longest contexts alone.
-    floor, stretch = (None, None) if least else (floor, stretch)
+    floor, stretch = (None, longer) if least else (floor, stretch)
     return {
         "family": title,
         "split": split.text,
