@@ -203,6 +203,13 @@ def test_a_measured_table_corrects_inside_its_hull_and_leaves_the_trunk_outside(
     assert {entry.basis for entry in row.breakdown if entry.family == "gemm"} == {"table"}
 
 
+def test_a_table_that_corrects_nothing_is_told(checkout: Path, tmp_path: Path) -> None:
+    question = ("predict", "--arch", "llama-3.1-8b", "--table", str(checkout), "--phase", "prefill", "--context", "2k")
+    told = "no kernel of these steps lies inside a table of this device"
+    assert f"h200-sxm: {told}" in run(*question, "--hw", "h200-sxm", home=tmp_path).stderr
+    assert told not in run(*question, "--hw", "h100-sxm", home=tmp_path).stderr
+
+
 def test_replayed_caches_are_never_slower_than_cold_ones() -> None:
     cold, hot = (predict("qwen3-0.6b", "h100-sxm", 4096, caches=caches).row for caches in ("served", "benchmarked"))
     assert hot.time_s < cold.time_s

@@ -36,6 +36,7 @@ def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | No
     rows: list[dict[str, Any]] = []
     formats = {}
     progress = Progress(len(models) * len(devices))
+    corrected: set[str] = set()
     for device in devices:
         for model in models:
             formats[model.name, device.name] = formats_text(model, device, inputs)
@@ -50,12 +51,19 @@ def predict_and_print(form: str, inputs: Inputs, breakdown: bool, plot: str | No
                 **_options(inputs),
             )
             rows += [row.to_dict(breakdown) for row in found.rows]
+            if any(entry.basis == "table" for row in found.rows for entry in row.breakdown):
+                corrected.add(device.name)
             progress.step()
     progress.close()
     if plot is not None:
         _draw(plot, rows)
     print_predictions("predict", form, inputs, rows, breakdown, formats)
     notes_on(models, devices, rows)
+    for device in devices:
+        if inputs["table"] is not None and device.name not in corrected:
+            note(
+                f"note: --table: {device.name}: no kernel of these steps lies inside a table of this device and library"
+            )
     if "layout" in inputs or not all(row["fits"] for row in rows):
         from costmodel.report.layouts import layout_notes
 
