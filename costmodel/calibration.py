@@ -19,6 +19,7 @@ measured, each of the others holds the fit of one kernel:
     covariance: |               # lower triangle, of the natural logarithms, in the order of `parameters`
       0.0004
       0.0001 0.0009
+    bounds: 1e-07..0.0001, 0.02..1, …  # what the fit was held to, in the same order
     model_spread: 0.05          # standard deviation of ln(measured/predicted) that remains
     points: 412
     flops: [1.0e+06, 4.0e+13]   # range of the measured points, where the fit interpolates

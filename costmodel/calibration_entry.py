@@ -17,6 +17,7 @@ ENTRY = (
     "kernel",
     "parameters",
     "covariance",
+    "bounds",
     "model_spread",
     "points",
     "flops",
@@ -38,7 +39,10 @@ LEAST_MOVED = 1e-3
 def read_entry(
     place: str, text: str, form: Form, slower: float | None = None, missed: float | None = None, busier: float = 1.0
 ) -> Fit:
-    """One document of a calibration (slower, missed, busier: see `Calibration`). Raises BadInput with every problem."""
+    """One document of a calibration (slower, missed, busier: see `Calibration`). Raises BadInput with every problem.
+
+    The bounds that it names are what the fit was held to; a prediction keeps to the form's.
+    """
     entry = parse_mapping(text, Path(place))
     problems = Problems(place)
     where = "/".join([form.family, *(str(entry[key]) for key in ("instance", "module") if entry.get(key))])

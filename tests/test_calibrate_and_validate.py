@@ -105,6 +105,9 @@ def test_a_calibration_says_where_it_comes_from(calibrated: tuple[Path, str, str
     for word in ("aiconfigurator", "Apache-2.0", "seed: 0", "version: 1.0.0", "date:"):
         assert word in header
     assert "held_out" in text
+    entry = yaml.safe_load(text.split(SEPARATOR)[1])
+    bounds = {parameter.name: f"{parameter.low:g}..{parameter.high:g}" for parameter in FORM.parameters}
+    assert entry["bounds"].split(", ") == [bounds[name] for name in entry["parameters"]]
 
 
 def test_few_points_are_chosen_printed_and_enough(checkout: Path, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def entry_mapping(entry: Entry, held_out: Mapping[str, Any] | None = None) -> di
         "kernel": fit.kernel,
         "parameters": {name: rounded(fit.values[name]) for name in entry.names},
         "covariance": triangle(entry.covariance),
+        "bounds": ", ".join(f"{low:g}..{high:g}" for low, high in (fit.bounds[name] for name in entry.names)),
         "model_spread": rounded(fit.model_spread),
         "points": fit.points,
         "flops": [rounded(value) for value in fit.flops],
