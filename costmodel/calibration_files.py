@@ -1,4 +1,4 @@
-"""Which calibration a device and library take: one by its path, the user's own, a shipped one, a relative's, the priors."""
+"""Which calibration a device and library take: one by its path, the user's own, a shipped one, a relative's, priors."""
 
 import math
 import os
