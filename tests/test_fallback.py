@@ -1,15 +1,23 @@
 """Where the parameters of a kernel come from that a calibration does not hold, and how much wider that makes it."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy
 import pytest
 
-from costmodel import fallback, transfers
-from costmodel.calibration import Calibration, from_fits
+from costmodel import transfers
+from costmodel.calibration import SEPARATOR, Calibration, from_fits
 from costmodel.calibration_entry import share_of_peak
-from costmodel.calibration_files import find_calibration, per_clock, transferred_from
+from costmodel.calibration_files import (
+    calibration_files,
+    find_calibration,
+    library_name,
+    per_clock,
+    shipped_files,
+    transferred_from,
+)
 from costmodel.errors import BadInput
 from costmodel.fit import Fit, prior_fit
 from costmodel.hardware import load_hardware
@@ -17,6 +25,7 @@ from costmodel.kernels.attention import Attention, attention
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.block_scores import Scores, block_scores
 from costmodel.kernels.chunk_scan import FORM as SCAN
+from costmodel.kernels.decode_attention import decode_attention
 from costmodel.kernels.elementwise import elementwise
 from costmodel.kernels.gemm import Gemm, gemm
 from costmodel.kernels.indexer import FORM as INDEXER
@@ -26,7 +35,7 @@ from costmodel.prediction import predict
 from costmodel.siblings import measured_kernels, pooled
 from costmodel.step import Precision, Step
 from costmodel.timing import expected
-from costmodel.transfers import LIBRARIES, SIBLINGS, between_siblings, worse_than_prior
+from costmodel.transfers import LIBRARIES, SIBLINGS, between_libraries, between_siblings, worse_than_prior
 from validation.siblings import PRIOR, Judged, spreads_of, worse_families
 from validation.transfers import Gaps
 
@@ -158,7 +167,7 @@ def test_the_clocks_between_products_carry_over_where_a_compiler_schedules_them(
     assert share_of_peak(0.2, 0.5) == pytest.approx(1 / 3)
     assert share_of_peak(0.2, 1.0) == pytest.approx(0.2)
     b200 = load_hardware("b200-sxm")
-    path = fallback.calibration_files("h100-sxm")["sglang"]
+    path = calibration_files("h100-sxm")["sglang"]
     moved, at_home = transferred_from(path, H100, b200), transferred_from(path, H100, H100)
     kernel = scan(gdn, gdn.Dims(Hk=16, Hv=32, dk=128, dv=128), "gdn")
     ratio = per_clock(b200) / per_clock(H100)
@@ -191,3 +200,67 @@ def test_a_family_is_left_to_the_prior_where_that_was_nearer() -> None:
 
 def test_a_calibration_without_others_beyond_it_leaves_the_prior() -> None:
     assert Calibration().fit(scan(rwkv7, RWKV7, "rwkv7")) == prior_fit(SCAN)
+
+
+def own_products(folder: Path, library: str) -> Path:
+    """A user's own calibration of H100 that holds products alone."""
+    header, *entries = shipped_files("h100-sxm")["vllm"].read_text().split(SEPARATOR)
+    products = [each for each in entries if each.startswith("family: gemm\n")]
+    header = header.replace("id: h100-sxm/vllm-0.24.0", f"id: h100-sxm/{library}-own")
+    header = header.replace("library: vllm", f"library: {library}")
+    path = folder / f"{library}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(SEPARATOR.join([header, *products]))
+    return path
+
+
+PRODUCT = gemm("g", Gemm(m=512, n=512, k=512))
+DECODED = decode_attention("d", Attention(B=1, S=1, P=4095, H=32, Hkv=8, dk=128, dv=128))
+NORM = elementwise("norm", read=1e6, written=1e6)
+
+
+@pytest.mark.parametrize("library,asked", [("mine", None), ("mine", "mine"), ("vllm", None), ("vllm", "vllm")])
+def test_the_shipped_calibration_stands_in_for_what_a_users_own_lacks(
+    tmp_path: Path, library: str, asked: str | None
+) -> None:
+    shipped = find_calibration(H100, "vllm")
+    own_products(tmp_path / "user" / "calibrations" / "h100-sxm", library)
+    own = find_calibration(H100, asked)
+    assert own.id == f"h100-sxm/{library}-own"
+    assert own.fit(PRODUCT).origin == ""
+    fit, whole = own.fit(DECODED), shipped.fit(DECODED)
+    assert (fit.origin, fit.transferred, fit.values) == ("h100-sxm/vllm-0.24.0", True, whole.values)
+    # Another library's kernel may be another one; the same library's is not.
+    assert fit.missed == (whole.missed if library == "vllm" else pytest.approx(between_libraries()["decode-attention"]))
+    assert own.fit(NORM).values == shipped.fit(NORM).values
+
+
+def test_a_shipped_calibration_asks_the_same_places_beside_a_users_own(tmp_path: Path) -> None:
+    before = find_calibration(H100, "sglang").fit(DECODED)
+    own_products(tmp_path / "user" / "calibrations" / "h100-sxm", "mine")
+    assert find_calibration(H100, "sglang").fit(DECODED) == before
+
+
+def test_the_file_of_a_calibration_is_as_good_as_its_name(tmp_path: Path) -> None:
+    path = own_products(tmp_path / "elsewhere", "mine")
+    found = find_calibration(H100, str(path))
+    assert (found.id, found.library) == ("h100-sxm/mine-own", "mine")
+    assert found.fit(PRODUCT).origin == ""
+    assert found.fit(DECODED).origin == "h100-sxm/vllm-0.24.0"
+    shipped = str(shipped_files("h100-sxm")["vllm"])
+    assert find_calibration(H100, shipped).fit(DECODED) == find_calibration(H100, "vllm").fit(DECODED)
+    assert library_name(H100, shipped) == "vllm"
+    assert library_name(H100, "unheard-of") == "unheard-of"
+
+
+def test_the_file_of_another_devices_calibration_is_refused(tmp_path: Path) -> None:
+    path = own_products(tmp_path / "elsewhere", "mine")
+    message = "holds a calibration of 'h100-sxm', not of 'b200-sxm'; did you mean --hw h100-sxm?"
+    with pytest.raises(BadInput, match=re.escape(message)):
+        find_calibration(load_hardware("b200-sxm"), str(path))
+    with pytest.raises(
+        BadInput, match=r"absent\.yaml: no such file; a library is .*known: sglang, trtllm, vllm, prior"
+    ):
+        find_calibration(H100, str(tmp_path / "absent.yaml"))
+    with pytest.raises(BadInput, match="not a regular file"):
+        find_calibration(H100, str(tmp_path))

@@ -419,6 +419,25 @@ def test_own_measurements_become_series_of_their_instances(write: Callable[[str]
         ("family,seconds,m,n,k\ngemm,1e-5,1,1,\n", "line 2: k is empty; gemm needs it"),
         ("family,seconds,m,n,k\ngemm,1e-5,1,x,1\n", "line 2: n 'x' is not a number"),
         ("family,seconds,m,n,k\ngemm,0,1,1,1\n", "seconds 0 is outside"),
+        ("family,seconds,m,n,k\ngemm,-1,1,1,1\n", "line 2: seconds -1 is outside 0 to 100000, without 0"),
+        ("family,seconds,m,n,k\ngemm,1e-5,2.5,1,1\n", "line 2: m 2.5 is not a whole number from 1 to"),
+        ("family,seconds,m,n,k\ngemm,1e-5,0,1,1\n", "line 2: m 0 is not a whole number from 1 to"),
+        ("family,seconds,m,n,k\n# warm\n\ngemm,1e-5,x,1,1\n", "line 4: m 'x' is not a number"),
+        ("family,seconds,m,n,k\ngemm,1e-5,1,1,1,7\n", "line 2: 6 cells under 5 columns"),
+        ("family,seconds,m,n,k\n,1e-5,1,1,1\n", "line 2: family is empty"),
+        (
+            "family,seconds,m,n,k,activations\ngemm,1e-5,1,1,1,bf17\n",
+            "line 2: activations: unknown dtype 'bf17'; did you mean 'bf16'",
+        ),
+        ("family,seconds,op,devices,bytes\ncollective,1e-5,all_reduc,8,64\n", "line 2: op: unknown operation"),
+        (
+            "family,seconds,B,S,P,H,d,w,r,row_bytes\ncsa-decode,1e-5,1,1,64,8,64,64,4,128\n",
+            "line 2: its cells describe a kernel of hca-prefill, not of csa-decode",
+        ),
+        ("family,seconds\nchunk-scan,1e-5\n", "line 2: family 'chunk-scan' cannot be imported by CSV"),
+        ("family,seconds\nrecurrent-step,1e-5\n", "line 2: family 'recurrent-step' cannot be imported by CSV"),
+        ("family,seconds,m,n,k,tiles\ngemm,1,1,1,1,1\n", "unknown column 'tiles'"),
+        ("family,seconds,m,m,n,k\ngemm,1,1,1,1,1\n", "column 'm' is there 2 times"),
         ("family,seconds,m,n,k,kk\ngemm,1,1,1,1,1\n", "unknown column"),
         ("family,seconds\n", "holds no measurements"),
     ],
@@ -428,6 +447,54 @@ def test_a_wrong_table_of_measurements_is_refused(write: Callable[[str], Path], 
 
     with pytest.raises(BadInput, match=message):
         csv_source(write(text), HARDWARE, "own")
+
+
+def test_all_mistakes_of_a_table_are_told_at_once(write: Callable[[str], Path]) -> None:
+    from costmodel.fitting.own_measurements import csv_source
+
+    text = "family,seconds,m,n,k,weights\ngemm,-1,2.5,1,1,bf16\ngemm,1e-5,1,1,1,bf16\ngemm,1e-5,1,1,,fp9\n"
+    with pytest.raises(BadInput) as caught:
+        csv_source(write(text), HARDWARE, "own")
+    told = [line.split(": ", 1)[1].partition(" ")[2] for line in str(caught.value).splitlines()]
+    assert [" ".join(each.split()[:2]) for each in told] == ["2: seconds", "2: m", "4: k", "4: weights:"]
+
+
+def test_a_count_may_be_none_or_a_mean_only_where_that_means_something(write: Callable[[str], Path]) -> None:
+    from costmodel.fitting.own_measurements import csv_source
+
+    experts = "family,seconds,tokens,E,k,d_in,d_out\nmoe,1e-5,16,8,0.5,64,64\n"
+    no_cache = "family,seconds,B,S,P,H,Hkv,dk,dv\nprefill-attention,1e-5,1,64,0,8,8,64,64\n"
+    for text in (experts, no_cache):
+        (series,) = csv_source(write(text), HARDWARE, "own").series
+        assert len(series.parts(series.used)) == 1
+
+
+def test_a_table_as_a_spreadsheet_saves_it_is_read(write: Callable[[str], Path]) -> None:
+    from costmodel.fitting.own_measurements import csv_source
+
+    text = "\ufefffamily,seconds,m,n,k,\r\ngemm,2e-5,1024,4096,4096,\r\n,,,,,\r\n"
+    (series,) = csv_source(write(text), HARDWARE, "own").series
+    assert series.seconds.tolist() == [2e-5]
+
+
+def test_the_families_that_a_table_takes_are_documented_and_their_rows_are_read(write: Callable[[str], Path]) -> None:
+    from costmodel.fitting.csv_columns import makers
+    from costmodel.fitting.own_measurements import csv_source
+
+    words = {"op": "all_reduce"}
+    for family, maker in makers().items():
+        needed = [field for field in maker.fields if field not in maker.defaults]
+        if family.startswith("csa"):
+            needed.append("k")
+        if family in ("csa-decode", "hca-decode"):
+            needed.append("decoding")
+        cells = [words.get(field, "64") for field in needed]
+        text = ",".join(["family", "seconds", *needed]) + "\n" + ",".join([family, "1e-5", *cells]) + "\n"
+        (series,) = csv_source(write(text), HARDWARE, "own").series
+        assert series.parts(series.used)[0].kernels[0].family == family
+    document = (Path(__file__).parents[1] / "docs" / "calibration.md").read_text()
+    listed = document.partition("A CSV takes the families ")[2].partition(". ")[0]
+    assert sorted(listed.split("`")[1::2]) == sorted(makers())
 
 
 def test_a_prior_is_what_an_empty_calibration_says() -> None:

@@ -55,7 +55,12 @@ Activations = Annotated[
     str | None, typer.Option("--activations", metavar="DTYPE", help="What the matrix engines multiply.")
 ]
 Library = Annotated[
-    str | None, typer.Option("--library", metavar="NAME", help="Calibration to use, such as vllm; prior for none.")
+    str | None,
+    typer.Option(
+        "--library",
+        metavar="NAME|FILE.yaml",
+        help="Calibration to use, such as vllm, or the path of its file; prior for none.",
+    ),
 ]
 Libraries = Annotated[
     list[str] | None, typer.Option("--library", metavar="NAME,…", help="Only these serving libraries.")

@@ -9,87 +9,65 @@ buffers were used again and again and 0 when caches were cold. All other columns
 with its names and units; a cell may stay empty where the field has a default, or where the row's family lacks it.
 """
 
-import importlib
-import inspect
-import pkgutil
-import typing
+import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 import pandas
 
-import costmodel.kernels
 from costmodel.errors import BadInput, suggestion, unknown
 from costmodel.fitting.calibrate import Source
+from costmodel.fitting.csv_columns import COMMON, Maker, maker_of, makers, number
 from costmodel.fitting.series import Part, Series, arrays, whole
 from costmodel.hardware import Hardware
-from costmodel.kernels.base import Form, Kernel, replayed
+from costmodel.kernels.base import replayed
+from costmodel.loading import Problems
 
-COMMON = ("family", "kernel", "seconds", "hot")
 LONGEST_S = 1e5
 
 
-class Maker(NamedTuple):
-    """How a family's kernel is made from its shape: the class of the shape, and the function."""
-
-    shape: Any
-    make: Callable[[Any], Kernel]
-
-    @property
-    def defaults(self) -> Mapping[str, Any]:
-        """The defaults of those fields that have one."""
-        return self.shape._field_defaults
-
-    def is_text(self, field: str) -> bool:
-        """Whether a field holds a name, not a number."""
-        return typing.get_type_hints(self.shape)[field] is str
-
-
-@cache
-def makers() -> dict[str, Maker]:
-    """Every family whose kernel is a function of a name and one shape, which bears the name of its file."""
-    found = {}
-    for module_info in pkgutil.iter_modules(costmodel.kernels.__path__):
-        module = importlib.import_module(f"costmodel.kernels.{module_info.name}")
-        function = getattr(module, module_info.name, None)
-        if function is None:
-            continue
-        shape = list(typing.get_type_hints(function).values())[1]
-        if not hasattr(shape, "_fields"):
-            continue
-        forms: Sequence[Form] = getattr(module, "FORMS", (module.FORM,) if hasattr(module, "FORM") else ())
-        takes_form = "form" in inspect.signature(function).parameters
-        for form in forms:
-            make = partial(_make, function, form if takes_form else None)
-            found[form.family] = Maker(shape, make)
-    return found
-
-
-def _make(function: Callable[..., Kernel], form: Form | None, shape: Any) -> Kernel:
-    return function("measured", shape) if form is None else function("measured", shape, form=form)
-
-
 def csv_source(path: Path, hardware: Hardware, library: str) -> Source:
-    """The measurements of a file. Raises BadInput with the line and column of the first cell that is wrong."""
-    try:
-        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, comment="#", skipinitialspace=True)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: not a readable CSV file ({str(error).splitlines()[0][:120]})") from None
+    """The measurements of a file. Raises BadInput with the line and column of every cell that is wrong."""
+    columns, lines = _table(path)
+    problems = Problems(str(path)[:200])
+    known = [*COMMON, *dict.fromkeys(field for maker in makers().values() for field in maker.fields)]
     for name in ("family", "seconds"):
-        if name not in frame:
-            raise BadInput(f"{path}: no column {name!r}{suggestion(name, frame.columns)}")
-    if frame.empty:
+        if name not in columns:
+            problems.add(f"no column {name!r}{suggestion(name, columns)}")
+    for name in dict.fromkeys(columns):
+        if name not in known:
+            problems.add(str(unknown("column", name, known)))
+        elif columns.count(name) > 1:
+            problems.add(f"column {name!r} is there {columns.count(name)} times")
+    problems.raise_if_any()
+    if not lines:
         raise BadInput(f"{path}: holds no measurements")
-    known = makers()
-    fields = {field for maker in known.values() for field in maker.shape._fields}
-    for name in frame.columns:
-        if name not in COMMON and name not in fields:
-            raise unknown(f"column in {path}", str(name), [*COMMON, *fields])
-    rows = [_row(path, line + 2, cells) for line, cells in enumerate(frame.to_dict("records"))]
+    rows = [row for line, cells in lines if (row := _row(columns, line, cells, problems)) is not None]
+    problems.raise_if_any()
     return Source(hardware, library, tuple(_series(rows, hardware, library)))
+
+
+def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The columns of a CSV file, and the cells of its lines by their number; what follows a # is a comment."""
+    # A file as a spreadsheet saves it begins with a mark of its encoding, and commas may follow the last cell.
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(map(_uncommented, stream), skipinitialspace=True)
+            found = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not CSV in UTF-8"
+        raise BadInput(f"{path}: not a readable CSV file ({reason})") from None
+    (_, columns), *lines = [(line, cells) for line, cells in found if any(cells)] or [(1, [])]
+    while columns and not columns[-1]:
+        columns.pop()
+    return columns, lines
+
+
+def _uncommented(line: str) -> str:
+    return line if '"' in line and not line.lstrip().startswith("#") else line.partition("#")[0]
 
 
 class Row(NamedTuple):
@@ -103,42 +81,40 @@ class Row(NamedTuple):
     seconds: float
 
 
-def _row(path: Path, line: int, cells: Mapping[Any, str]) -> Row:
-    where = f"{path}, line {line}"
-    family = cells["family"].strip()
-    maker = makers().get(family)
-    if maker is None:
-        raise BadInput(f"{where}: {unknown('family', family, makers())}")
+def _row(columns: Sequence[str], line: int, texts: Sequence[str], problems: Problems) -> Row | None:
+    """The measurement in a line; None, and what is wrong with it noted, where it cannot be read."""
+    found: list[str] = []
+
+    def read(ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except BadInput as error:
+            found.append(str(error))
+            return None
+
+    if any(texts[len(columns) :]):
+        found.append(f"{len(texts)} cells under {len(columns)} columns")
+    cells = {name: text for name, text in zip(columns, texts, strict=False) if text}
+    found += [f"{name} is empty" for name in ("family", "seconds") if name not in cells]
+    seconds = read(lambda: number("seconds", cells.get("seconds", "1"), LONGEST_S, above_zero=True))
+    hot = read(lambda: number("hot", cells.get("hot", "1")) != 0)
+    maker: Maker | None = read(lambda: maker_of(cells["family"])) if "family" in cells else None
     given: dict[str, Any] = {}
-    for field in maker.shape._fields:
-        text = cells.get(field, "").strip()
-        default = maker.defaults.get(field)
-        if text:
-            if isinstance(default, bool):
-                given[field] = _number(where, field, text) != 0
-            else:
-                given[field] = text if maker.is_text(field) else _number(where, field, text)
-        elif field not in maker.defaults:
-            raise BadInput(f"{where}: {field} is empty; {family} needs it")
-    for name, text in cells.items():
-        if text.strip() and name not in COMMON and name not in maker.shape._fields:
-            raise BadInput(f"{where}: {name}={text[:40]} is no field of {family}")
-    seconds = _number(where, "seconds", cells["seconds"].strip() or "nothing")
-    if not 0 < seconds < LONGEST_S:
-        raise BadInput(f"{where}: seconds {seconds:g} is outside 0 to {LONGEST_S:g}")
-    hot = _number(where, "hot", cells.get("hot", "").strip() or "1") != 0
-    instance = maker.make(maker.shape(**given)).instance
-    return Row(family, cells.get("kernel", "").strip() or "own", hot, given, instance, seconds)
-
-
-def _number(where: str, field: str, text: str) -> float | int:
-    try:
-        value = float(text)
-    except ValueError:
-        raise BadInput(f"{where}: {field} {text[:40]!r} is not a number") from None
-    if not 0 <= value < 1e15:
-        raise BadInput(f"{where}: {field} {value:g} is outside 0 to 1e15")
-    return int(value) if value.is_integer() else value
+    if maker is not None:
+        for field in maker.fields:
+            if field in cells:
+                given[field] = read(partial(maker.value, field, cells[field]))
+            elif field not in maker.defaults:
+                found.append(f"{field} is empty; {maker.family} needs it")
+        for name, text in cells.items():
+            if name not in COMMON and name not in maker.fields:
+                found.append(f"{name}={text[:40]} is no field of {maker.family}")
+    instance = read(lambda: maker.kernel(given).instance) if maker is not None and not found else ""
+    for problem in found:
+        problems.add(f"line {line}: {problem}")
+    if maker is None or found:
+        return None
+    return Row(maker.family, cells.get("kernel", "own"), hot, given, instance, seconds)
 
 
 def _series(rows: Sequence[Row], hardware: Hardware, library: str) -> Iterator[Series]:
@@ -172,5 +148,5 @@ def _series(rows: Sequence[Row], hardware: Hardware, library: str) -> Iterator[S
 
 
 def _built(maker: Maker, fixed: Mapping[str, Any], hot: bool, shapes: pandas.DataFrame) -> list[Part]:
-    kernel = maker.make(maker.shape(**{**arrays(shapes), **fixed}))
+    kernel = maker.kernel({**arrays(shapes), **fixed})
     return whole(shapes, replayed([kernel]) if hot else [kernel])

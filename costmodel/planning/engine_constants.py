@@ -26,7 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from costmodel.calibration_files import find_calibration
+from costmodel.calibration_files import library_name
 from costmodel.hardware import Hardware, load_hardware
 from costmodel.loading import Problems, data_folder, read_mapping, user_folder
 from costmodel.planning.step_times import HostTime
@@ -92,8 +92,8 @@ def engine_constants(
     priors. A device without measured runs takes those of one of its generation, else the library's in general.
     without: an architecture whose runs the fit must not have seen. Raises BadInput for a file with problems.
     """
-    if library is None and hardware is not None:
-        library = find_calibration(hardware, None).library
+    if hardware is not None:
+        library = library_name(hardware, library)
     path = None if library in (None, "prior") else constants_path(str(library))
     if path is None:
         return EngineConstants(None, library or "prior", HostTime(**prior_constants(library)))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from costmodel.calibration_files import find_calibration
+from costmodel.calibration_files import library_name
 from costmodel.errors import BadInput, unknown
 from costmodel.hardware import Hardware
 from costmodel.loading import Problems, data_folder, read_mapping
@@ -20,8 +20,8 @@ def library_settings(library: str | None, hardware: Hardware | None = None) -> S
 
     library None takes the one whose calibration of this device is preferred, as predictions do.
     """
-    if library is None and hardware is not None:
-        library = find_calibration(hardware, None).library
+    if hardware is not None:
+        library = library_name(hardware, library)
     path = data_folder("hardware_profiles") / "engines" / f"{library}.yaml"
     if not path.is_file():
         return DEFAULTS

@@ -15,6 +15,7 @@ and srt/server_args.py (mamba_scheduler_strategy: auto is no_buffer).
 import math
 
 from costmodel.architecture import Architecture
+from costmodel.calibration_files import named_library
 from costmodel.dtypes import element_bytes
 from costmodel.mixers import Cache
 from costmodel.step import Precision
@@ -30,7 +31,7 @@ def recurrent(model: Architecture) -> bool:
 
 def at_ends(library: str | None) -> bool:
     """Whether a library keeps states at the ends of requests, not at those of pages."""
-    return library == "sglang"
+    return library is not None and named_library(library) == "sglang"
 
 
 def snapshot_tokens(model: Architecture, library: str | None = None) -> int | None:

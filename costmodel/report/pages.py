@@ -192,7 +192,8 @@ def _block_page(kind: str, module: Any, remarks: list[str]) -> Page:
 
 
 def kernel_page(name: str) -> Page:
-    """A kernel family: the parameters of its time form, with priors and bounds."""
+    """A kernel family: the parameters of its time form, with priors and bounds, and how a CSV file tells its shapes."""
+    from costmodel.fitting.csv_columns import columns_of
     from costmodel.kernels import forms
 
     form = forms()[name]
@@ -212,6 +213,7 @@ def kernel_page(name: str) -> Page:
     remarks = [
         "spread is the standard deviation of the logarithm; low and high bound what a calibration may find",
         f"model spread {form.model_spread:g}: what remains of ln(measured/predicted) when the parameters are right",
+        f"columns of calibrate --from-csv: {columns_of(name) or 'none, it takes no kernels of this family'}",
         *(f"source: {text}" for text in form.sources),
     ]
     columns = (ENTRY, *small, shows("unit", right=False), MEANING)
