@@ -33,6 +33,14 @@ def run(
     found = explanation(
         target, phase=phase, context=length, batch=sequences, settings=tuple(settings or ()), hardware=hw
     )
+    where: dict[str, str | None] = {}
+    if hw is not None:
+        from costmodel.hardware import load_hardware
+        from costmodel.report.remarks import calibration_of, note_transferred
+
+        device = load_hardware(hw)
+        where = calibration_of(device, None)
+        note_transferred([{"hw": device.name, **where}])
     if form == "table":
         emit(found.to_text(latex=latex))
         return
@@ -44,4 +52,4 @@ def run(
         "hw": hw,
         "set": list(settings or ()),
     }
-    print_rows("explain", form, inputs, found.rows())
+    print_rows("explain", form, inputs, found.rows(), calibration=where.get("calibration"))

@@ -117,10 +117,11 @@ def print_rows(
     columns: Sequence[Column] | None = None,
     title: str = "",
     keys: int = 1,
+    calibration: str | None = None,
 ) -> None:
     """Rows of any command in the chosen format; `columns` choose and name what a table shows."""
     if form == "json":
-        print_json(command, inputs, rows)
+        print_json(command, inputs, rows, calibration)
     elif form == "csv":
         print_csv(rows)
     else:

@@ -31,8 +31,9 @@ from costmodel.report.plan_tables import (
     print_replays,
     print_space,
 )
+from costmodel.report.predictions import common_calibration
 from costmodel.report.progress import Progress
-from costmodel.report.remarks import note_drafter, note_snapshots, note_unmeasured
+from costmodel.report.remarks import note_drafter, note_snapshots, note_transferred, note_unmeasured
 
 Inputs = Mapping[str, Any]
 Rows = list[dict[str, Any]]
@@ -82,7 +83,7 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
         "closest": [row for answer in answers if not answer.found.best for row in answer.rows],
     }
     shown = {**inputs, "prices": first.question.prices, "gpus": list(first.question.gpus)}
-    text = as_json("plan", shown, best, None, **lists)
+    text = as_json("plan", shown, best, common_calibration(best), **lists)
     cloud = [] if plot is None else [_point(first.question, first.hit, each) for each in named(first.found.cloud)]
     if plot is not None and (first.frontier or cloud):
         from costmodel.report.plan_plot import draw_plan
@@ -102,6 +103,7 @@ def plan_and_print(form: str, asked: Inputs, out: str | None, plot: str | None) 
         print_frontier(form, lists["frontier"])
         print_replays(form, lists["replays"])
         print_launches(form, lists["launch"])
+    note_transferred(row for answer in answers for row in answer.rows)
     note_unmeasured([row for answer in answers for row in answer.rows])
     loads = [answer.load for answer in answers if answer.load.has_prefixes]
     for load_of in loads[:1]:

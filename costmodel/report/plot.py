@@ -129,7 +129,14 @@ def _figure(lines: Sequence[Curve]) -> Any:
         _mark_crossings(panel, [line for line in lines if line.phase == phase])
         shared = f"{phase} on {devices[0]}" if len(devices) == 1 else phase
         batches = {row["batch"] for line in lines for row in line.rows}
-        panel.set_title(f"{shared}, batch {', '.join(map(str, sorted(batches)))}", loc="left")
+        # Measured devices need no word; of others a picture says it as the table beside it does.
+        weak = [
+            f"{hw}: {basis}"
+            for hw, basis in dict.fromkeys((row["hw"], row["basis"]) for line in lines for row in line.rows)
+            if basis in ("transferred", "prior")
+        ]
+        told = f"\n{', '.join(weak)}" if weak else ""
+        panel.set_title(f"{shared}, batch {', '.join(map(str, sorted(batches)))}{told}", loc="left")
     panels[0].set_ylabel("time of a step")
     _legend(figure, panels[0])
     return figure

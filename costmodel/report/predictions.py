@@ -61,9 +61,18 @@ def basis_of(rows: Sequence[Row]) -> str:
     doubt = told(name for row in rows for name in row["unmeasured"])
     more = "".join(f"; {each}" for each in dict.fromkeys(each for row in rows for each in row.get("borrowed", ())))
     more += f"; {doubt}" if doubt else ""
+    return f"{basis_text(bases, calibration)}{more}"
+
+
+def basis_text(bases: Sequence[str], calibration: str | None) -> str:
+    """What the bases of numbers mean, and whose measurements they are.
+
+    >>> basis_text(["transferred"], "h100-sxm/vllm-0.24.0")
+    'transferred: measured on a relative of this device or in another library; calibration h100-sxm/vllm-0.24.0'
+    """
     if calibration is None:
-        return f"prior: parameters and intervals are priors, not measurements{more}"
-    return f"{', '.join(f'{basis}: {MEANING[basis]}' for basis in bases)}; calibration {calibration}{more}"
+        return "prior: parameters and intervals are priors, not measurements"
+    return f"{', '.join(f'{basis}: {MEANING[basis]}' for basis in bases)}; calibration {calibration}"
 
 
 def common_calibration(rows: Sequence[Row]) -> str | None:

@@ -1,13 +1,32 @@
 """Remarks that plans and replays share: what is assumed of engines where a model or a question leaves it open."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from costmodel.architecture import Architecture
+from costmodel.calibration_files import find_calibration
 from costmodel.coverage import told as doubt_of
+from costmodel.hardware import Hardware
 from costmodel.planning.load import Load
 from costmodel.planning.snapshots import at_ends, recurrent, snapshot_tokens
 from costmodel.report.output import note
+from costmodel.report.predictions import basis_text
+
+
+def calibration_of(device: Hardware, library: str | None) -> dict[str, str | None]:
+    """Where a device's parameters come from, as the entries of a row: the calibration, and the best basis it gives."""
+    found = find_calibration(device, library)
+    basis = "prior" if found.id is None else "fitted" if found.hardware == device.name else "transferred"
+    return {"basis": basis, "calibration": found.id}
+
+
+def note_transferred(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Say of which devices the times rest on another's measurements, or on none."""
+    for hw, basis, name in dict.fromkeys(
+        (row["hw"], row["basis"], row["calibration"]) for row in rows if "basis" in row
+    ):
+        if basis in ("transferred", "prior"):
+            note(f"note: {hw}: {basis_text([basis], name)}")
 
 
 def note_unmeasured(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -27,8 +27,9 @@ from costmodel.planning.timeline import Timeline
 from costmodel.prediction import loaded, make_precision
 from costmodel.report.columns import Column, number_text, percent, shows, value_text
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
+from costmodel.report.predictions import common_calibration
 from costmodel.report.progress import Progress
-from costmodel.report.remarks import note_drafter, note_snapshots
+from costmodel.report.remarks import calibration_of, note_drafter, note_snapshots, note_transferred
 from costmodel.units import parse_quantity
 
 Inputs = Mapping[str, Any]
@@ -88,7 +89,8 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
                 found.capacity_per_s = capacity(engines, load.requests, seed=inputs["seed"])
             names = {"arch": model.name, "hw": device.name, "layout": inputs["layout"]}
             doubtful = unmeasured_in(model, find_calibration(device, inputs["library"]))
-            rows.append({**names, **row_of(found, engines, wanted), "unmeasured": doubtful})
+            where = calibration_of(device, inputs["library"])
+            rows.append({**names, **row_of(found, engines, wanted), **where, "unmeasured": doubtful})
             courses.append(found.engines)
             if doubtful:
                 note(f"note: {model.name}: {told(doubtful)}")
@@ -103,6 +105,7 @@ def simulate_and_print(form: str, asked: Inputs) -> None:
     if load.trace is not None and load.trace.skipped:
         note(f"note: {inputs['trace']}: {load.trace.skipped} bad lines were skipped")
     _print(form, inputs, rows, courses, str(load), wanted)
+    note_transferred(rows)
     _judge(rows)
 
 
@@ -222,7 +225,7 @@ def _print(
             for number, samples in enumerate(engines)
             for sample in samples
         ]
-        print_json("simulate", inputs, rows, over_time=over_time)
+        print_json("simulate", inputs, rows, common_calibration(rows), over_time=over_time)
         return
     if form == "csv":
         print_csv(rows)

@@ -16,8 +16,9 @@ from costmodel.planning.search import search
 from costmodel.planning.whatif import Compared, bottleneck, case_of, changed, compared, sensitivity
 from costmodel.report.columns import Column, shows, value_text
 from costmodel.report.output import as_json, emit, note, print_csv, print_table
+from costmodel.report.predictions import common_calibration
 from costmodel.report.progress import Progress
-from costmodel.report.remarks import note_unmeasured
+from costmodel.report.remarks import note_transferred, note_unmeasured
 
 PLAN = "plan"
 
@@ -55,10 +56,11 @@ def whatif_and_print(
     table = sensitivity(own, plan, row)
     progress.close()
     shown = {"plan": path, "change": list(changes), "hw": row["hw"], "replan": replan}
-    text = as_json("whatif", shown, rows, None, sensitivity=table)
+    text = as_json("whatif", shown, rows, common_calibration(rows), sensitivity=table)
     if out is not None:
         write_atomically(Path(out), text.encode() + b"\n")
         note(f"note: wrote {out}")
+    note_transferred(rows)
     note_unmeasured(rows)
     if form == "json":
         emit(text)
