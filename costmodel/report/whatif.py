@@ -55,8 +55,10 @@ def whatif_and_print(
         progress.step()
     table = sensitivity(own, plan, row)
     progress.close()
+    # A change that cannot be has no times, and so no calibration.
+    calibration = common_calibration([line for line in rows if "calibration" in line])
     shown = {"plan": path, "change": list(changes), "hw": row["hw"], "replan": replan}
-    text = as_json("whatif", shown, rows, common_calibration(rows), sensitivity=table)
+    text = as_json("whatif", shown, rows, calibration, sensitivity=table)
     if out is not None:
         write_atomically(Path(out), text.encode() + b"\n")
         note(f"note: wrote {out}")
