@@ -166,6 +166,23 @@ def test_decode_without_splits_walks_a_sequence_in_one_program() -> None:
     )
 
 
+def test_programs_that_the_batch_fixes_share_what_there_is_to_walk() -> None:
+    """16 selected pages: 16 programs for each of 16 sequences, one for each of 256; scores have 256 and 8 for 512."""
+    hardware = load_hardware("b200-sxm")
+    fixed = MSA_DECODE.built["sglang"]
+
+    def chain(name: str, B: int, P: int, **changed: float) -> float:
+        kernel = named(replace(M3, H=16, Hkv=1, HI=1), Step(B, 1, P, "decode"), name)
+        values = {**kernel.form.priors(), **fixed, "block_s": 0.0, "wave_weight": 0.0, **changed}
+        return float(kernel.form.terms(kernel, hardware, values).chain)
+
+    pages = [chain("attention", B, 8191, page_s=1e-6, step_s=0.0) for B in (16, 64, 256)]
+    assert pages == pytest.approx([1e-6, 4e-6, 16e-6])  # 296 programs run at a time
+    assert chain("attention", 64, 255, page_s=1e-6, step_s=0.0) == pytest.approx(2e-6)  # of 4 pages, 2 hold keys
+    long = [chain("indexer", B, 131_071, step_s=1e-6) for B in (1, 512)]
+    assert long == pytest.approx([4e-6, 128e-6 * (512 * 8) / (148 * 4)])  # 1,024 tiles of 128 keys
+
+
 def test_msa_writes_one_score_per_block() -> None:
     step = prefill(1024)
     blocks = 128 * sum(range(1, 9))  # ⌈j/128⌉ of the j-th query

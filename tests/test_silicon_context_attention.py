@@ -83,6 +83,35 @@ def test_only_kernels_known_to_mask_are_fitted_with_a_share_of_what_lies_outside
     assert names["triton"] - names["fa3"] == {"masked"}
 
 
+def test_a_window_of_sglang_as_wide_as_a_chunk_of_llama_4_is_one() -> None:
+    """16,384 tokens in chunks are two sequences of 8,192; a kernel that is told of neither attends to everything."""
+    rows = [
+        {"kernel_source": source, "window_size": window, "isl": 16384}
+        for source in ("fa3", "flashinfer", "trtllm_mha")
+        for window in (8192, 1024)
+    ]
+    pairs = {}
+    for one in read_context(table("context_attention", rows, "sglang")):
+        (kernel,) = one.parts(one.used)[0].kernels
+        theta = {**kernel.form.priors(), "edge": 0.1}
+        a = kernel.shape
+        everything = walk(a._replace(w=None, c=None), "hopper", theta).pairs
+        chunks = walk(a._replace(w=None, c=None, B=2 * a.B, S=8192), "hopper", theta).pairs
+        pairs[one.kernel, a.c or a.w] = walk(a, "hopper", theta).pairs / everything
+        if (one.kernel, a.c) == ("fa3", 8192):
+            assert pairs[one.kernel, 8192] == pytest.approx(chunks / everything)
+    assert set(pairs) == {
+        ("fa3", 8192),
+        ("fa3", 1024),
+        ("flashinfer", 8192),
+        ("flashinfer", 1024),
+        ("trtllm_mha", None),
+        ("trtllm_mha", 1024),
+    }
+    assert min(pairs["flashinfer", 8192], pairs["flashinfer", 1024], pairs["trtllm_mha", None]) > 0.96
+    assert max(pairs["fa3", 1024], pairs["trtllm_mha", 1024]) < 0.2
+
+
 def test_a_kernel_that_skips_takes_the_parameters_of_a_relative_that_masks_without_its_share() -> None:
     """As when a device that no fit has seen starts from the calibration of another."""
     entry = """

@@ -173,6 +173,8 @@ def walk(a: "Attention", generation: str, theta: Mapping[str, float]) -> Walk:
 
     Windows and chunks: `masked` of what lies outside is walked all the same.
     """
+    everything = a._replace(w=None, c=None)
+    limited = not a.bidirectional and (a.w is not None or a.c is not None)
     if a.c is not None and not a.bidirectional:
         # Chunks are sequences of their own.
         chunk = minimum(a.S, a.c)
@@ -201,9 +203,9 @@ def walk(a: "Attention", generation: str, theta: Mapping[str, float]) -> Walk:
             longest = longest + weight * one.longest
     masked: Quantity = theta.get("masked", 0.0)
     masked = where(masked < LEAST_MASKED, 0.0, masked)
-    if a.w is None or (isinstance(masked, float) and masked == 0.0):
+    if not limited or (isinstance(masked, float) and masked == 0.0):
         return Walk(tiles, pairs, longest)
-    full = walk(a._replace(w=None), generation, theta)
+    full = walk(everything, generation, theta)
     return Walk(
         tiles,
         pairs + masked * maximum(full.pairs - pairs, 0.0),

@@ -16,7 +16,7 @@ from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import indexer
 from costmodel.kernels.base import Grid, Kernel, Parameter, Terms, Work, memory_seconds, no_backward, waves
-from costmodel.kernels.block_sparse import RESIDENT, ROWS, UNSPLIT, WALKS, WHOLE
+from costmodel.kernels.block_sparse import DIVIDED, FIXED, RESIDENT, ROWS, WALKS, WHOLE, fixed_shares
 from costmodel.kernels.top_k import Selection, top_k
 from costmodel.pairs import compressed
 
@@ -25,6 +25,9 @@ PACKED_ROWS = 128
 
 COLUMNS = 128
 """Entries of a tile."""
+
+SHARED_GRID, MOST_SHARES = 4096, 256
+"""Programs of SGLang's scores in decode, and those of one sequence at most; what has no keys left returns at once."""
 
 
 class Scores(NamedTuple):
@@ -186,8 +189,11 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     units, blocks, chain_steps = hardware.compute.units, grid.blocks, grid.chain_steps
     if x.decoding:
         columns = column_tiles(x)
-        whole = theta["walks"] >= WHOLE
-        blocks, chain_steps = where(whole, blocks / columns, blocks), where(whole, columns, chain_steps)
+        programs = blocks / columns
+        shares = minimum(fixed_shares(programs, SHARED_GRID, MOST_SHARES), columns)
+        whole, fixed = theta["walks"] >= WHOLE, theta["walks"] >= FIXED
+        blocks = where(fixed, programs * shares, where(whole, programs, blocks))
+        chain_steps = where(fixed, ceil_div(columns, shares), where(whole, columns, chain_steps))
     rounds = waves(blocks, units * grid.occupancy, theta["wave_weight"])
     steps = rounds * chain_steps
     if not x.decoding:
@@ -218,7 +224,7 @@ FORM = indexer.FORM._replace(
         WALKS,
     ),
     terms=terms,
-    built=UNSPLIT,
+    built=DIVIDED,
     elsewhere=("reads",),
 )
 SCORES = FORM._replace(backward=no_backward)

@@ -12,7 +12,7 @@ MSA, arXiv:2606.13392, and Flash Sparse Attention, arXiv:2508.18224 (blocks outs
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from costmodel.algebra import Quantity, ceil_div, half, maximum, minimum, named, where
+from costmodel.algebra import Quantity, ceil_div, floor_div, half, log2, maximum, minimum, named, power, where
 from costmodel.einsum import dot, size
 from costmodel.hardware import Hardware
 from costmodel.kernels import attention
@@ -44,8 +44,8 @@ class BlockSparse(NamedTuple):
     pairs: attended (query, key) pairs per sequence and head; walked: those of whole tiles; visits: (query, block)
     pairs per sequence and selecting head, blocks of b keys; selectors: heads that select for themselves, H or, where a
     group shares its selection, Hkv; entries: keys in the cache of a sequence; row_bytes: of a key with its value, per
-    key head; kv: their format; indexed: the blocks are given by indices (no: they are all the visible ones);
-    blocks_outside: the order.
+    key head; kv: their format; most: blocks that a query may select (None: those that it visits); indexed: the blocks
+    are given by indices (no: they are all the visible ones); blocks_outside: the order.
     """
 
     B: Quantity
@@ -61,6 +61,7 @@ class BlockSparse(NamedTuple):
     selectors: Quantity
     entries: Quantity
     row_bytes: Quantity
+    most: Quantity | None = None
     indexed: bool = True
     blocks_outside: bool = False
     softcap: bool = False
@@ -194,17 +195,22 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
     share of them that leaves the chip is partial_share, 0 for a program per query. Its tiles hold the heads of many
     queries, so that few heads are not padded to a matrix instruction (`gathers`). Where a program searches its sequence
     among those of the batch, it walks past each in walk_s. In decode a query's blocks are split over the device, or one
-    program walks them all (`walks`).
+    program walks them all, or as many share them as the batch leaves room for, each of which waits for its pages one
+    after the other (`walks`).
     """
     x: BlockSparse = kernel.shape
     assert kernel.grid is not None
     if x.decoding:
-        steps, whole = maximum(1, ceil_div(x.visits, x.S)), theta["walks"] >= WHOLE
-        blocks = where(whole, x.B * x.S * x.selectors, kernel.grid.blocks)
-        chain_steps = where(whole, steps, kernel.grid.chain_steps)
-        return unit_terms(
-            kernel._replace(grid=kernel.grid._replace(blocks=blocks, chain_steps=chain_steps)), hardware, theta
-        )
+        steps, programs = maximum(1, ceil_div(x.visits, x.S)), x.B * x.S * x.selectors
+        most = steps if x.most is None else x.most
+        share = minimum(ceil_div(most, fixed_shares(programs, SHARED_GRID, most)), steps)
+        whole, fixed = theta["walks"] >= WHOLE, theta["walks"] >= FIXED
+        blocks = where(fixed, programs * ceil_div(steps, share), where(whole, programs, kernel.grid.blocks))
+        chain_steps = where(fixed, share, where(whole, steps, kernel.grid.chain_steps))
+        occupancy = where(fixed, FIXED_RESIDENT, kernel.grid.occupancy)
+        step_s = where(fixed, theta["page_s"], theta["step_s"])
+        launched = kernel.grid._replace(blocks=blocks, occupancy=occupancy, chain_steps=chain_steps)
+        return unit_terms(kernel._replace(grid=launched), hardware, {**theta, "step_s": step_s})
     common = by_query(kernel, hardware, theta)
     if hardware.generation == "blackwell":
         outside = x._replace(blocks_outside=True)
@@ -228,17 +234,38 @@ def terms(kernel: Kernel, hardware: Hardware, theta: Mapping[str, float]) -> Ter
 PAGE = Parameter("step_s", 3.0e-6, 0.7, 0.05e-6, 5e-5, "s", "one page of keys and values in the chain of one program")
 PADDED = Parameter("tensor_efficiency", 0.4, 0.5, 0.02, 1.0, "1", "share of the datasheet FLOP/s on padded rows")
 BY_PAGE = {PAGE.name: PAGE, PADDED.name: PADDED}
+WAITED = PAGE._replace(name="page_s", meaning="one page of keys and values where programs share them by the batch")
 SHARE = Parameter("partial_share", 0.03, 2.0, 1e-4, 1.0, "1", "share of partial outputs that pass through HBM")
 WALK = Parameter("walk_s", 1e-9, 2.0, 1e-12, 1e-6, "s", "a program's step past one sequence to find its own")
 
 WHOLE = 2.0
 """Value of `walks` where one program of decode goes through all keys of a query."""
-WALKS = Parameter("walks", 1.0, 0.0, 1.0, 2.0, "1", "keys of a query in decode: 1 split over the device, 2 not")
-UNSPLIT = {"trtllm": {"walks": WHOLE}}
-"""TensorRT-LLM plans the scores and the attention of a step without splits (num_kv_splits=1).
+FIXED = 3.0
+"""Value of `walks` where the keys of a query are shared by as many programs as the batch leaves room for."""
+WALKS = Parameter(
+    "walks", 1.0, 0.0, 1.0, 3.0, "1", "keys of a query in decode: 1 split over the device, 2 not, 3 by the batch"
+)
+DIVIDED = {"trtllm": {"walks": WHOLE}, "sglang": {"walks": FIXED}}
+"""TensorRT-LLM plans the scores and the attention of a step without splits (num_kv_splits=1). SGLang's grids are those
+of a captured graph, which knows the batch and not its lengths.
 
-Source: NVIDIA/TensorRT-LLM, _torch/attention_backend/sparse/minimax_m3 (_build_step_plans).
+Source: NVIDIA/TensorRT-LLM, _torch/attention_backend/sparse/minimax_m3 (_build_step_plans); sgl-project/sglang,
+python/sglang/srt/layers/attention/minimax_sparse_ops/decode, flash_with_topk_idx.py (TARGET_GRID, MAX_NUM_KV_CHUNKS)
+and topk_sparse.py (TARGET_GRID).
 """
+SHARED_GRID, FIXED_RESIDENT = 256, 2
+"""Programs of SGLang's attention over the selected blocks, where a query selects enough, and how many of them a unit
+holds: two pages of keys and values each, of 32 KiB."""
+
+
+def fixed_shares(programs: Quantity, grid: int, most: Quantity) -> Quantity:
+    """Programs that share the keys of one: as many as fill a grid of so many, at most `most`, down to a power of two.
+
+    >>> [fixed_shares(programs, 256, 16) for programs in (1, 32, 300)]
+    [16, 8, 1]
+    """
+    return power(2, floor_div(log2(maximum(minimum(floor_div(grid, programs), most), 1)), 1))
+
 
 GATHERED = 2.0
 """Value of `gathers` where a program takes a block of keys and the queries that selected it."""
@@ -260,9 +287,9 @@ MSA_PREFILL = BLOCK_SPARSE._replace(
 )
 MSA_DECODE = BLOCK_SPARSE._replace(
     family="msa-decode",
-    parameters=(*PARAMETERS, WALKS),
+    parameters=(*PARAMETERS, WAITED, WALKS),
     terms=terms,
-    built=UNSPLIT,
+    built=DIVIDED,
     starts=(),
     summary="block-sparse attention of MSA over few queries, blocks split",
     sources=("arXiv:2606.13392", "MiniMax-AI/MSA, inference/msa_v1/attention/decode"),

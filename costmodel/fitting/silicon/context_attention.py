@@ -15,7 +15,16 @@ import pandas
 
 from costmodel.fitting.series import Build, Part, Series, arrays, whole
 from costmodel.fitting.silicon import Table, dtype_names, require, series
-from costmodel.kernels.attention import MASKING, PREFILL, SKIPPING, Attention, attention, compiled, unrotated
+from costmodel.kernels.attention import (
+    IGNORING,
+    MASKING,
+    PREFILL,
+    SKIPPING,
+    Attention,
+    attention,
+    compiled,
+    unrotated,
+)
 from costmodel.kernels.attention_walk import EXTEND, UNIFIED
 from costmodel.kernels.base import Form, replayed
 
@@ -32,6 +41,14 @@ COMPILED = {"triton": EXTEND, "vllm_triton_attn": UNIFIED}
 """Kernels that Triton compiles, and whose tiles they have."""
 MASKS = ("triton",)
 """Kernels that mask what lies outside a window instead of skipping it (SGLang, extend_attention.py)."""
+IGNORES = ("flashinfer",)
+"""Kernels that SGLang launches without a window over tokens that nothing is cached before (flashinfer_backend.py,
+forward_extend: the ragged wrapper is handed none)."""
+CHUNK = 8192
+"""What SGLang's rows call a window of this size is the `attention_chunk_size` of Llama 4: a query sees its own chunk.
+FlashAttention-3 runs chunks as sequences of their own; other backends do not know them."""
+CHUNKS = ("fa3", *IGNORES)
+"""Kernels whose rows of that size are chunks. Of the rest, which know windows, they are full attention."""
 
 
 def context_build(base: Attention, form: Form) -> Build:
@@ -61,12 +78,11 @@ def read_context(table: Table) -> Iterator[Series]:
             Hkv=1,
             dk=int(str(width)),
             dv=int(str(width)),
-            w=int(str(window)) or None,
             dtype=dtype_names(DTYPES, str(computed)),
             kv=dtype_names(DTYPES, str(kv)),
         )
-        mask = PREFILL if base.w is None else MASKING if source in MASKS else SKIPPING
-        form = bounded(table, mask, str(source))
+        base = masked(base, table.library, str(source), int(str(window)))
+        form = bounded(table, form_of(base, str(source)), str(source))
         one = attention("attention", base, form=form)
         yield from series(
             table,
@@ -79,6 +95,25 @@ def read_context(table: Table) -> Iterator[Series]:
             phase="prefill",
             tokens="isl",
         )
+
+
+def masked(a: Attention, library: str, source: str, window: int) -> Attention:
+    """The attention of rows that are labelled with a window of so many tokens, 0 for none.
+
+    >>> base = Attention(B=1, S=1, P=0, H=1, Hkv=1, dk=128, dv=128)
+    >>> [(a.w, a.c) for a in (masked(base, library, "fa3", 8192) for library in ("vllm", "sglang"))]
+    [(8192, None), (None, 8192)]
+    """
+    if library == "sglang" and window == CHUNK:
+        return a._replace(c=window) if source in CHUNKS else a
+    return a._replace(w=window or None)
+
+
+def form_of(a: Attention, source: str) -> Form:
+    """The form of a kernel: whether it has a window or chunks, and what it does with what lies outside."""
+    if a.w is None and a.c is None:
+        return PREFILL
+    return MASKING if source in MASKS else IGNORING if source in IGNORES else SKIPPING
 
 
 def bounded(table: Table, form: Form, source: str) -> Form:
