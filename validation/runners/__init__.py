@@ -65,7 +65,8 @@ class Implementation(NamedTuple):
     its result is added to the inputs. graph: whether the call is timed inside a CUDA graph, or launched by the host;
     None: as its length suggests. marked: the same call, telling its parts' names, where it has parts to be timed apart.
     compiled: operator and example of the compile report (`validation.resources`) that says how many of its thread
-    blocks share a unit, where the time form counts them.
+    blocks share a unit, where the time form counts them. per_shape: whether torch compiles it anew for every shape,
+    which takes far longer than to time it.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Implementation(NamedTuple):
     graph: bool | None = None
     marked: Callable[[Shape, Inputs, Mark], object] | None = None
     compiled: tuple[str, str] | None = None
+    per_shape: bool = False
 
 
 class Planned(NamedTuple):

@@ -79,7 +79,7 @@ RUNNER = Runner(
     implementations=(
         Implementation("torch.sdpa-packed", ("cpu", "cuda"), packed),
         *shared.backends(shared.bidirectional, shared.any_length),
-        Implementation("torch.flex", ("cuda",), shared.flex, prepare=shared.flex_mask(everything)),
+        shared.flex_implementation(everything),
     ),
     points=points,
     small=shared.small,

@@ -114,6 +114,7 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
         common = {"dtype": "bf16", "d_k": 128, "d_v": 64, "levels": 11}
         fit = [(1, 32, 8100), (8, 32, 8100), (64, 32, 8100), (256, 32, 8100), (64, 32, 60000)]
         held_out, sweep = [(32, 32, 8100), (128, 32, 30000)], [(16, 32, 8100), (64, 32, 1000)]
+        held_out += [(16, 32, 300000)] if effort == "full" else []
     tables = (fit, held_out, sweep if effort == "full" else [])
     columns = "batch heads context new_tokens"
     return planned(*(shapes(common, columns, *((*row, 1) for row in rows)) for rows in tables))

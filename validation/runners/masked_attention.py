@@ -149,7 +149,7 @@ RUNNERS = (
         reference=chunked_reference,
         implementations=(
             Implementation("torch.sdpa-chunks", ("cpu", "cuda"), by_chunks),
-            Implementation("torch.flex", ("cuda",), shared.flex, prepare=shared.flex_mask(in_chunk)),
+            shared.flex_implementation(in_chunk),
         ),
         points=partial(points, True),
         small=small,
@@ -164,7 +164,7 @@ RUNNERS = (
         reference=block_causal_reference,
         implementations=(
             Implementation("torch.sdpa-sliced", ("cpu",), sliced, prepare=blocks_mask),
-            Implementation("torch.flex", ("cuda",), shared.flex, prepare=shared.flex_mask(up_to_block)),
+            shared.flex_implementation(up_to_block),
         ),
         points=partial(points, False),
         small=small,

@@ -101,7 +101,7 @@ RUNNER = Runner(
     reference=reference,
     implementations=(
         Implementation("torch.sdpa-sliced", ("cpu", "cuda"), sliced, supports=shared.whole_sequence, prepare=band),
-        Implementation("torch.flex", ("cuda",), shared.flex, prepare=shared.flex_mask(within)),
+        shared.flex_implementation(within),
     ),
     points=points,
     small=small,
