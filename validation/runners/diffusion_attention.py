@@ -5,12 +5,14 @@ with the whole sequence as one block, a step of full diffusion.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.kernels.attention import attention
 from costmodel.kernels.base import Kernel
 from validation.runners import Inputs, Outputs, Planned, Runner, Shape, number, planned, shapes
 from validation.runners import _attention as shared
+from validation.runners._tails import last_queries
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -67,4 +69,5 @@ RUNNER = Runner(
     implementations=shared.implementations(shared.bidirectional, shared.any_length),
     points=points,
     small=shared.small,
+    tail=partial(last_queries, lambda shape, i: (0, number(shape, "context"))),
 )

@@ -20,6 +20,7 @@ from validation.runners import (
     shapes,
     torch_dtype,
 )
+from validation.runners._tails import last_along
 
 if TYPE_CHECKING:
     import torch
@@ -121,6 +122,9 @@ RUNNERS = tuple(
         ),
         points=points,
         small=small,
+        tail=partial(
+            last_along, partial(reference, gated), {"x": 0, "other": 0, "scale": None}, (0,) if gated else (0, 0)
+        ),
     )
     for name, gated in (("norm", False), ("gated-norm", True))
 )
