@@ -15,7 +15,7 @@ from validation.runners._tails import KEYS, REMEMBERED, attended  # noqa: E402
 from validation.task import Task  # noqa: E402
 
 WITH_TAIL = {name: operator for name, operator in runners().items() if operator.tail is not None}
-WITHOUT_TAIL = {"nsa-prefill": "which blocks a query takes rests on the ratings of its whole group"}
+WITHOUT_TAIL = {"nsa-prefill": "implementations differ in the blocks that they always select"}
 """Operators that have large points and no tail, and why."""
 FORGETTING = 5e-3
 """What a recurrence may still remember of the tokens that its tail leaves out."""
@@ -40,7 +40,7 @@ def test_the_last_rows_computed_apart_are_those_of_the_call_and_a_wrong_one_show
     limit = FORGETTING if operator.family == "chunk-scan" else 1e-5
     assert worker.distance(*operator.tail(shape, given, outputs)) < limit
     outputs[0][tuple([-1] * outputs[0].ndim)] += 10 * outputs[0].abs().max()
-    assert worker.distance(*operator.tail(shape, given, outputs)) > worker.TOLERANCES["fp8"]
+    assert worker.distance(*operator.tail(shape, given, outputs)) > worker.ELSEWHERE
 
 
 def test_attention_over_several_blocks_of_keys_is_attention_over_all() -> None:

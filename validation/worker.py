@@ -30,6 +30,9 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3, "fp8": 1e-1}
 LARGE = 2**31
 """Bytes of a tensor, or pairs of a new token and one that it may see, from which on the last rows of a call are
 computed apart: what a kernel counts no longer fits into 32 bits."""
+ELSEWHERE = 0.1
+"""Distance of these rows that tells of an offset that wrapped: what lies elsewhere is other numbers altogether, while few
+rows in 16 bits are no further off than a few hundredths."""
 SEED = 20261124
 IDLE_S, WARM_UP_S = 1.0, 0.25
 """Seconds from which on a GPU counts as having been idle, and of work that raise its clock again."""
@@ -285,10 +288,9 @@ class Bench:
         if operator.tail is None or max(pairs, *(each.nbytes for each in tensors)) < LARGE:
             return "", None
         error = distance(*operator.tail(shape, inputs, outputs))
-        limit = TOLERANCES[str(shape["dtype"])] * operator.slack
-        if error <= limit:
+        if error <= ELSEWHERE:
             return "", error
-        return f"relative distance {error:.2g} of the last rows of the large call, at most {limit:g}", error
+        return f"relative distance {error:.2g} of the last rows of the large call, at most {ELSEWHERE:g}", error
 
     def _release(self) -> None:
         gc.collect()
@@ -301,7 +303,7 @@ class Bench:
 def distance(found: Outputs, expected: Outputs) -> float:
     """The largest relative distance of an output from what it must be."""
     return max(
-        float((out.double() - right.double()).norm() / right.double().norm().clamp(min=1e-30))
+        float((out.cpu().double() - right.cpu().double()).norm() / right.cpu().double().norm().clamp(min=1e-30))
         for out, right in zip(found, expected, strict=True)
     )
 

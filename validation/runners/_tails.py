@@ -1,7 +1,7 @@
 """The last rows of large calls, computed apart: where offsets are largest, and would not fit into 32 bits.
 
 Outputs are compared with references on small shapes, which a kernel with too narrow an offset passes. What is given
-here is a runner's `tail`: of a large call's outputs the last rows, and what these must be, in fp32 on its device.
+here is a runner's `tail`: of a large call's outputs the last rows, and what these must be, in fp32.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +75,7 @@ def last_along(
     inputs: Inputs,
     outputs: Outputs,
 ) -> tuple[Outputs, Outputs]:
-    """Of what is independent along an axis: the last index of it, by the readable reference.
+    """Of what is independent along an axis: the last index of it, by the readable reference on the host.
 
     given: that axis of every input, None where it has none. axes: of every output.
     """
@@ -83,7 +83,9 @@ def last_along(
     def cut(x: "torch.Tensor", axis: int) -> "torch.Tensor":
         return x.narrow(axis, x.shape[axis] - 1, 1)
 
-    part = {name: (inputs[name] if axis is None else cut(inputs[name], axis)).float() for name, axis in given.items()}
+    part = {
+        name: (inputs[name] if axis is None else cut(inputs[name], axis)).float().cpu() for name, axis in given.items()
+    }
     found = tuple(cut(out, axis) for out, axis in zip(outputs, axes, strict=True))
     return found, reference(shape, part)
 
