@@ -31,8 +31,8 @@ LARGE = 2**31
 """Bytes of a tensor, or pairs of a new token and one that it may see, from which on the last rows of a call are
 computed apart: what a kernel counts no longer fits into 32 bits."""
 ELSEWHERE = 0.1
-"""Distance of these rows that tells of an offset that wrapped: what lies elsewhere is other numbers altogether, while few
-rows in 16 bits are no further off than a few hundredths."""
+"""Distance of these rows that tells of an offset that wrapped: what lies elsewhere is other numbers altogether, while
+few rows in 16 bits are no further off than a few hundredths."""
 SEED = 20261124
 IDLE_S, WARM_UP_S = 1.0, 0.25
 """Seconds from which on a GPU counts as having been idle, and of work that raise its clock again."""
