@@ -111,9 +111,11 @@ def repair_loops() -> None:
 
 
 def launch(operator: Runner, implementation: Implementation) -> list[Any]:
-    """The kernels and output shapes on tensors without data, and the shapes of the reference on a small example."""
+    """The kernels and output shapes on tensors without data, the shapes of the reference on a small example, and what
+    a second call would wait for."""
     import torch
 
+    from tests.waiting import waits
     from validation.absent_device import described, launching
 
     with launching(ARCH) as kernels:
@@ -122,15 +124,19 @@ def launch(operator: Runner, implementation: Implementation) -> list[Any]:
         shapes = []
         for each in (shape, {**operator.small(shape)}):
             drawn = operator.inputs(each, torch.device("meta"), torch.Generator())
-            outputs = implementation.run(each, {**drawn, **implementation.prepare(each, drawn)})
+            given = {**drawn, **implementation.prepare(each, drawn)}
+            outputs = implementation.run(each, given)
             shapes.append([list(out.shape) for out in outputs])
+        with waits() as waited:
+            implementation.run(each, given)
     if operator.family == "whole-model":  # its operators by their forms for a processor
         (plain,) = (one for one in operator.implementations if "cpu" in one.devices)
-        return [kernels, shapes[1], [list(out.shape) for out in plain.run(each, drawn)]]
+        given = {**drawn, **plain.prepare(each, drawn)}
+        return [kernels, shapes[1], [list(out.shape) for out in plain.run(each, given)], waited]
     exact = operator.inputs(each, torch.device("cpu"), torch.Generator().manual_seed(1))
     exact = {name: x.double() if x.is_floating_point() else x for name, x in exact.items()}
     expected = [list(out.shape) for out in operator.reference(each, exact)]
-    return [kernels, shapes[1], expected]
+    return [kernels, shapes[1], expected, waited]
 
 
 def interpret(operator: Runner, implementation: Implementation) -> list[float]:
@@ -183,9 +189,10 @@ def test_an_implementation_names_an_operator_and_what_it_needs(name: str) -> Non
 
 @pytest.mark.parametrize("name", [name for name, (_, it) in ADDED.items() if "triton" in it.requires])
 def test_an_implementation_launches_kernels_and_returns_what_the_reference_returns(name: str) -> None:
-    kernels, shapes, expected = found_in("launch", name)
+    kernels, shapes, expected, waited = found_in("launch", name)
     assert kernels
     assert shapes == expected
+    assert waited == []
 
 
 @pytest.mark.parametrize("name", [name for name in ADDED if interpreted(name)])

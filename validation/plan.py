@@ -4,7 +4,8 @@
 
 Seconds are predicted times of the calls that a point needs, and what a point costs besides: inputs, checks, samples.
 Compiling and tuning come on top, once per kernel and head count: minutes on the first run, little on the next ones,
-because Triton keeps both.
+because Triton keeps both. Graphs are what torch compiles besides, one for every shape of such an implementation, those
+of the checks included: how long one takes was not measured beside a GPU, so that no seconds are counted for them.
 """
 
 import argparse
@@ -34,13 +35,15 @@ CALLS_BESIDES = 4
 
 
 class Part(NamedTuple):
-    """One part of a sweep: its operators, how many points, seconds, and the longest point with its seconds."""
+    """One part of a sweep: its operators, how many points, seconds, the longest point with its seconds, and how many
+    graphs torch compiles on top."""
 
     operators: tuple[str, ...]
     points: int
     seconds: float
     longest: str
     longest_s: float
+    graphs: int
 
 
 def seconds_of(job: Job, hardware: Hardware, calibration: Calibration, effort: str) -> float:
@@ -49,6 +52,17 @@ def seconds_of(job: Job, hardware: Hardware, calibration: Calibration, effort: s
     call = float(sum(entry.time_s for entry in expected(kernels, hardware, calibration)))
     fewest = FEWEST_OF_LONG if call > VERY_LONG_S else FEWEST
     return BESIDES_S[job.mode] + max(BUDGET_S[effort], fewest * call) + CALLS_BESIDES * call
+
+
+def graphs_of(wanted: Sequence[Job]) -> int:
+    """Graphs that torch compiles for points: of every shape, and of every shape on which outputs are compared."""
+    found = {
+        (job.runner.name, job.implementation.name, tuple(sorted(shape.items())))
+        for job in wanted
+        if job.implementation.per_shape
+        for shape in (job.planned.shape, job.runner.small(job.planned.shape))
+    }
+    return len(found)
 
 
 def plan(arch: str, effort: str, parts: int) -> list[Part]:
@@ -71,19 +85,26 @@ def plan(arch: str, effort: str, parts: int) -> list[Part]:
         names = tuple(dict.fromkeys(job.runner.name for job in wanted))
         whole = START_S + sum(spent) + (PROBES_S[effort] if index == 1 else 0.0)
         told = f"{longest.runner.name} {longest.implementation.name}, {longest.planned.shape['context']} tokens"
-        found.append(Part(names, len(wanted), whole, told, spent[place]))
+        found.append(Part(names, len(wanted), whole, told, spent[place], graphs_of(wanted)))
     return found
+
+
+def compiled(graphs: int) -> str:
+    """What comes on top of the seconds."""
+    return f" and {graphs} graphs to compile" if graphs else ""
 
 
 def table(parts: Sequence[Part]) -> str:
     """The parts as lines."""
     lines = [
         f"{index}/{len(parts)}: {part.points} points of {len(part.operators)} operators, about "
-        f"{format_seconds(part.seconds)}; longest: {part.longest} ({format_seconds(part.longest_s)})"
+        f"{format_seconds(part.seconds)}{compiled(part.graphs)}; longest: {part.longest} "
+        f"({format_seconds(part.longest_s)})"
         for index, part in enumerate(parts, 1)
     ]
     points, seconds = sum(part.points for part in parts), sum(part.seconds for part in parts)
-    return "\n".join([*lines, f"together: {points} points, about {format_seconds(seconds)}"])
+    graphs = compiled(sum(part.graphs for part in parts))
+    return "\n".join([*lines, f"together: {points} points, about {format_seconds(seconds)}{graphs}"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

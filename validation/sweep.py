@@ -79,8 +79,10 @@ def jobs(
 
     families: names of kernel families, mechanisms or operators; none means all. part: (i, n) takes the i-th of n
     parts, which share no implementation of an operator, so that each compiles its own kernels once. With quick effort a
-    GPU runs no plain form in torch where a kernel made for the operator is installed, and points to judge by cold only;
-    of a family all implementations, and calls from its caches, are measured with one operator, the first.
+    GPU runs no plain form in torch where a kernel made for the operator is installed, nothing that torch compiles for
+    every shape where something else runs, and points to judge by cold only; of a family all implementations, and calls
+    from its caches, are measured with one operator, the first. With full effort what torch compiles for every shape
+    runs the points to fit and to judge by, and the others only where nothing else does.
     """
     chosen = [
         runner for runner in known if not families or {runner.family, runner.mechanism, runner.name} & set(families)
@@ -92,12 +94,14 @@ def jobs(
         (runner, implementation)
         for runner in chosen
         for implementation in (preferred(runner, facts) if runner.name in beside else runner.implementations)
-        if facts.kind in implementation.devices and not (thrifty and outdone(runner, implementation))
+        if facts.kind in implementation.devices
+        and not (thrifty and (outdone(runner, implementation) or spared(runner, implementation, facts)))
     ]
     found = [
         Job(runner, implementation, mode, planned)
         for runner, implementation in pairs[part[0] - 1 :: part[1]]
         for planned in runner.points(facts, effort)
+        if planned.role != "sweep" or not spared(runner, implementation, facts)
         for mode in runner.modes[facts.kind]
         if mode == "cold"
         or "cold" not in runner.modes[facts.kind]
@@ -135,6 +139,13 @@ def outdone(runner: Runner, implementation: Implementation) -> bool:
     return implementation.name.startswith(PLAIN) and any(
         "cuda" in other.devices and not other.name.startswith(PLAIN) and installed(other)
         for other in runner.implementations
+    )
+
+
+def spared(runner: Runner, implementation: Implementation, facts: DeviceFacts) -> bool:
+    """Whether it is compiled for every shape, and something that is not runs the operator on such a device."""
+    return implementation.per_shape and any(
+        facts.kind in other.devices and not other.per_shape and installed(other) for other in runner.implementations
     )
 
 

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3, "fp8": 1e-1}
 """Largest accepted distance of an output from the reference, over the reference's norm."""
+LARGE = 2**31
+"""Bytes of a tensor, or pairs of a new token and one that it may see, from which on the last rows of a call are
+computed apart: what a kernel counts no longer fits into 32 bits."""
+ELSEWHERE = 0.1
+"""Distance of these rows that tells of an offset that wrapped: what lies elsewhere is other numbers altogether, while
+few rows in 16 bits are no further off than a few hundredths."""
 SEED = 20261124
 IDLE_S, WARM_UP_S = 1.0, 0.25
 """Seconds from which on a GPU counts as having been idle, and of work that raise its clock again."""
@@ -130,6 +136,9 @@ class Bench:
         outputs = implementation.run(task.shape, sets[0])
         if not all(bool(torch.isfinite(out).all()) for out in outputs if out.is_floating_point()):
             return Answer("nan", verdict.told, "an output is not finite")
+        reason, error = self.tail(operator, task.shape, sets[0], outputs)
+        if reason:
+            return Answer("wrong", {**verdict.told, "error": error}, reason)
         # What an implementation prepared from the inputs is a copy of them.
         given = [sets[0][name] for name in self.reference(operator, dict(operator.small(task.shape))).inputs]
         touched = sum(each.nbytes for each in (*given, *outputs))
@@ -270,12 +279,33 @@ class Bench:
             return Answer("wrong", told, f"relative distance {error:.2g} from the reference, at most {limit:g}")
         return Answer("ok", told)
 
+    def tail(self, operator: Runner, shape: Shape, inputs: Inputs, outputs: Outputs) -> tuple[str, float | None]:
+        """Why the last rows of a large call are wrong, "" where they are not or nothing is large; and how far off."""
+        import torch
+
+        tensors = [each for each in (*inputs.values(), *outputs) if isinstance(each, torch.Tensor)]
+        pairs = int(shape["context"]) * int(shape.get("new_tokens", 1))
+        if operator.tail is None or max(pairs, *(each.nbytes for each in tensors)) < LARGE:
+            return "", None
+        error = distance(*operator.tail(shape, inputs, outputs))
+        if error <= ELSEWHERE:
+            return "", error
+        return f"relative distance {error:.2g} of the last rows of the large call, at most {ELSEWHERE:g}", error
+
     def _release(self) -> None:
         gc.collect()
         if self.stated.kind == "cuda":
             import torch
 
             torch.cuda.empty_cache()
+
+
+def distance(found: Outputs, expected: Outputs) -> float:
+    """The largest relative distance of an output from what it must be."""
+    return max(
+        float((out.cpu().double() - right.cpu().double()).norm() / right.cpu().double().norm().clamp(min=1e-30))
+        for out, right in zip(found, expected, strict=True)
+    )
 
 
 def _fields(timing: Timing) -> dict[str, Any]:

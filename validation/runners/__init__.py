@@ -65,7 +65,8 @@ class Implementation(NamedTuple):
     its result is added to the inputs. graph: whether the call is timed inside a CUDA graph, or launched by the host;
     None: as its length suggests. marked: the same call, telling its parts' names, where it has parts to be timed apart.
     compiled: operator and example of the compile report (`validation.resources`) that says how many of its thread
-    blocks share a unit, where the time form counts them.
+    blocks share a unit, where the time form counts them. per_shape: whether torch compiles it anew for every shape,
+    which takes far longer than to time it.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Implementation(NamedTuple):
     graph: bool | None = None
     marked: Callable[[Shape, Inputs, Mark], object] | None = None
     compiled: tuple[str, str] | None = None
+    per_shape: bool = False
 
 
 class Planned(NamedTuple):
@@ -97,7 +99,8 @@ class Runner(NamedTuple):
     is counted instead of a large one. counted: whether the reference does exactly the work that the formulas claim, so
     that its FLOPs can be compared. modes: states of the caches that are measured, by kind of device. replays: whether
     a warm call is priced as one that finds its buffers in the caches; else as served, which is what `predict` says.
-    slack: how many operators' errors add up in its outputs.
+    slack: how many operators' errors add up in its outputs. tail: given a shape, inputs and the outputs of a large
+    call, the last rows of these and what they must be, which no small shape shows (`_tails`).
     """
 
     name: str
@@ -114,6 +117,7 @@ class Runner(NamedTuple):
     modes: Mapping[str, tuple[str, ...]] = MODES
     replays: bool = True
     slack: float = 1.0
+    tail: Callable[[Shape, Inputs, Outputs], tuple[Outputs, Outputs]] | None = None
 
 
 def planned(fit: Sequence[Shape], held_out: Sequence[Shape], sweep: Sequence[Shape] = ()) -> list[Planned]:

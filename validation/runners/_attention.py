@@ -172,6 +172,11 @@ FEW_PAIRS = 2**28
 """Pairs of a mask that fit into memory as bytes."""
 
 
+def flex_implementation(visible: Callable[[Shape], Mask]) -> Implementation:
+    """FlexAttention with a mask; of dynamic shapes it would choose its splits of the keys for the first one."""
+    return Implementation("torch.flex", ("cuda",), flex, prepare=flex_mask(visible), per_shape=True)
+
+
 def small(shape: Shape) -> Shape:
     """One sequence of few tokens; head counts and widths as they are, up to 8 heads."""
     group = number(shape, "heads") // number(shape, "kv_heads")

@@ -110,7 +110,7 @@ def probed(shape: Shape, inputs: Inputs) -> Outputs:
     keys, values = k.flatten(0, 1), v.flatten(0, 1)
     slots = near.shape[-1] * (L // lists)
     most = min(number(shape, "k"), slots)
-    step, out = max(1, GATHERED[q.device.type] // (slots * d)), []
+    step, out = max(1, GATHERED["cpu" if q.device.type == "cpu" else "cuda"] // (slots * d)), []
     for head in range(B * Hkv):
         for first in range(0, S, step):
             part = slice(first, first + step)

@@ -26,6 +26,7 @@ from validation.runners import (
     shapes,
     torch_dtype,
 )
+from validation.runners._tails import ROWS, attended
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +127,20 @@ def gathered(mechanism: str, shape: Shape, inputs: Inputs) -> Outputs:
     return (torch.cat(out, 2).transpose(1, 2).flatten(2),)
 
 
+def last_queries(shape: Shape, inputs: Inputs, outputs: Outputs) -> tuple[Outputs, Outputs]:
+    """The last queries of the last head in the last sequence over their blocks and, up to themselves, their own."""
+    import torch
+
+    S, b, d = (number(shape, name) for name in ("new_tokens", "block", "head_dim"))
+    q, k, v, chosen = (inputs[name][-1, -1] for name in ("q", "k", "v", "blocks"))
+    inside, rows = torch.arange(b, device=q.device), []
+    for i in range(max(0, S - ROWS), S):
+        earlier = chosen[i][chosen[i] >= 0][:, None] * b + inside
+        at = torch.cat([earlier.flatten(), torch.arange(i // b * b, i + 1, device=q.device)])
+        rows.append(attended(q[i : i + 1], k[at], v[at], [(0, len(at))]))
+    return (outputs[0][-1, -ROWS:, -d:],), (torch.cat(rows),)
+
+
 def own_mask(shape: Shape, inputs: Inputs) -> Inputs:
     """What lies above the diagonal of a block."""
     import torch
@@ -176,6 +191,7 @@ RUNNERS = tuple(
         ),
         points=partial(points, mechanism),
         small=small,
+        tail=last_queries,
     )
     for mechanism in ("moba", "msa", "infllm2")
 )

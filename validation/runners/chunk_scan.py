@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from validation.runners import Implementation, Planned, Runner, Shape, new_sequences, number, planned, shapes
 from validation.runners._mechanisms import MECHANISMS, Mechanism, fast, inputs, kernels, reference
+from validation.runners._tails import last_tokens
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -42,6 +43,11 @@ def small(m: Mechanism, shape: Shape) -> Shape:
     return {**shape, "batch": 1, "heads": heads, "context": tokens, "new_tokens": tokens}
 
 
+def rows_of_token(m: Mechanism) -> dict[str, int]:
+    """Rows that a token has of every input: it writes one or several pairs."""
+    return {**dict.fromkeys(("q", "g", "a", "b", "delta"), 1), **dict.fromkeys(("k", "v", "beta"), m.pairs)}
+
+
 RUNNERS = tuple(
     Runner(
         name=f"{m.name}-prefill",
@@ -54,6 +60,7 @@ RUNNERS = tuple(
         implementations=(Implementation("torch-chunked", ("cpu", "cuda"), partial(fast, m)),),
         points=partial(points, m),
         small=partial(small, m),
+        tail=partial(last_tokens, partial(fast, m), rows_of_token(m), "M"),
     )
     for m in MECHANISMS
 )

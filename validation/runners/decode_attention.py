@@ -7,6 +7,7 @@ from costmodel.kernels.base import Kernel
 from costmodel.kernels.decode_attention import decode_attention
 from validation.runners import Implementation, Inputs, Outputs, Planned, Runner, Shape, number, planned, shapes
 from validation.runners import _attention as shared
+from validation.runners._tails import single_queries
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -79,8 +80,9 @@ RUNNER = Runner(
     implementations=(
         Implementation("torch.sdpa-packed", ("cpu", "cuda"), packed),
         *shared.backends(shared.bidirectional, shared.any_length),
-        Implementation("torch.flex", ("cuda",), shared.flex, prepare=shared.flex_mask(everything)),
+        shared.flex_implementation(everything),
     ),
     points=points,
     small=shared.small,
+    tail=single_queries,
 )

@@ -5,12 +5,14 @@ with the whole sequence as one block, a step of full diffusion.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.kernels.attention import attention
 from costmodel.kernels.base import Kernel
 from validation.runners import Inputs, Outputs, Planned, Runner, Shape, number, planned, shapes
 from validation.runners import _attention as shared
+from validation.runners._tails import last_queries
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -40,6 +42,7 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
             shapes(common, shared.COLUMNS, (1, 4, 2, 16384, 32)) if full else (),
         )
     common = {"dtype": "bf16", "head_dim": 128}
+    longest = [(1, 32, 8, 2**20, 32), (1, 2, 1, 2**18, 2**18)] if full else []
     return planned(
         shapes(
             common,
@@ -48,7 +51,9 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
             *[(1, 8, 2, n, n) for n in (2048, 8192, 32768)],
             (16, 32, 8, 4096, 32),
         ),
-        shapes(common, shared.COLUMNS, (1, 32, 8, 131072, 32), (1, 32, 8, 8192, 256), (1, 2, 1, 131072, 131072)),
+        shapes(
+            common, shared.COLUMNS, (1, 32, 8, 131072, 32), (1, 32, 8, 8192, 256), (1, 2, 1, 131072, 131072), *longest
+        ),
         shapes(common, shared.COLUMNS, *[(1, 8, 2, 2**n, 2**n) for n in (12, 14, 16)]) if full else (),
     )
 
@@ -64,4 +69,5 @@ RUNNER = Runner(
     implementations=shared.implementations(shared.bidirectional, shared.any_length),
     points=points,
     small=shared.small,
+    tail=partial(last_queries, lambda shape, i: (0, number(shape, "context"))),
 )

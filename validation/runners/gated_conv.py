@@ -26,6 +26,7 @@ from validation.runners import (
     single_tokens,
     torch_dtype,
 )
+from validation.runners._tails import last_along
 from validation.runners.short_conv import small, weighed
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ RUNNERS = tuple(
         implementations=(Implementation(name, ("cpu", "cuda"), run),),
         points=partial(points, phase),
         small=small,
+        tail=partial(last_along, reference, {"before": 1, "x": 1, "behind": 1, "taps": 0, "history": 1}, (1,)),
     )
     for phase, name, run in RUN
 )

@@ -84,6 +84,14 @@ def sliced(shape: Shape, inputs: Inputs) -> Outputs:
     return (out.tril(L - S),)
 
 
+def last_query(shape: Shape, inputs: Inputs, outputs: Outputs) -> tuple[Outputs, Outputs]:
+    """The logits of the last query, which sees all keys."""
+    import torch
+
+    q, k, w = (inputs[name][-1].float() for name in "qkw")
+    return (outputs[0][-1, -1],), (w[-1] @ torch.relu(q[-1] @ k.T),)
+
+
 def sixteen_bits_or_more(shape: Shape, facts: "DeviceFacts") -> str:
     """torch.bmm takes no 8-bit operands."""
     return "torch.bmm takes no 8-bit operands" if shape["dtype"] == "fp8" else ""
@@ -129,4 +137,5 @@ RUNNER = Runner(
     implementations=(Implementation("torch-sliced", ("cpu", "cuda"), sliced, supports=sixteen_bits_or_more),),
     points=points,
     small=small,
+    tail=last_query,
 )

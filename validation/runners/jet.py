@@ -26,6 +26,7 @@ from validation.runners import (
     single_tokens,
     torch_dtype,
 )
+from validation.runners._tails import last_along
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +111,7 @@ RUNNERS = tuple(
         implementations=(Implementation("torch-products", ("cpu", "cuda"), products),),
         points=partial(points, phase),
         small=small,
+        tail=partial(last_along, reference, {"x": 2, "taps": 2, "history": 2}, (2, 2)),
     )
     for phase in PHASES
 )

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 
 def live(shape: Shape) -> list[int]:
-    """Levels that hold something: the bits of the number of whole chunks before the token."""
-    chunks = (number(shape, "context") - 1) // C
-    return [at for at in range(chunks.bit_length()) if chunks >> at & 1]
+    """Levels that hold something: the bits of the number of whole chunks before the token, in the last all beyond."""
+    from validation.references import log_linear as plain
+
+    return plain.live((number(shape, "context") - 1) // C, dims(shape))
 
 
 def kernels(shape: Shape) -> list[Kernel]:
@@ -74,19 +75,30 @@ def reference(shape: Shape, inputs: Inputs) -> Outputs:
     return (torch.stack(outs)[:, None],)
 
 
+def gates(shape: Shape, inputs: Inputs) -> Inputs:
+    """Which weight each open row has, and which each state: on the device before a call begins."""
+    import torch
+
+    place, device = (number(shape, "context") - 1) % C, inputs["q"].device
+    rows, states = [(place ^ j).bit_length() for j in range(place)], [INSIDE + at for at in live(shape)]
+    return {
+        "row_gates": torch.tensor(rows, dtype=torch.int64, device=device),
+        "state_gates": torch.tensor(states, dtype=torch.int64, device=device),
+    }
+
+
 def step(shape: Shape, inputs: Inputs) -> Outputs:
     """Products with the open rows and with all states, each with its weight and its decay."""
     import torch
 
-    x = {name: each.float() for name, each in inputs.items()}
-    place = (number(shape, "context") - 1) % C
+    x = {name: each.float() for name, each in inputs.items() if each.is_floating_point()}
     q, k, weights = x["q"][:, 0], x["k"][:, 0], x["weights"][:, 0]  # [B, 1, dk], [B, H, gates]
     upto = torch.cat([x["open_g"], x["g"]], 1)[..., 0].cumsum(1).mT  # [B, H, rows and the token]
-    pair = weights[..., [(place ^ j).bit_length() for j in range(place)]] * (upto[..., -1:] - upto[..., :-1]).exp()
+    pair = weights.index_select(-1, inputs["row_gates"]) * (upto[..., -1:] - upto[..., :-1]).exp()
     scores = q @ x["open_k"][:, :, 0].mT
     out = ((scores * pair)[..., None, :] @ x["open_v"].transpose(1, 2))[..., 0, :]
     out = out + weights[..., :1] * (q * k).sum(-1, keepdim=True) * x["v"][:, 0]
-    scale = weights[..., [INSIDE + at for at in live(shape)]] * upto[..., -1:].exp()  # [B, H, live]
+    scale = weights.index_select(-1, inputs["state_gates"]) * upto[..., -1:].exp()  # [B, H, live]
     read = (q[:, None, :, None] @ x["states"])[..., 0, :]
     out = out + (scale.mT[..., None] * read).sum(1)
     return (out[:, None].to(inputs["v"].dtype),)
@@ -102,6 +114,7 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
         common = {"dtype": "bf16", "d_k": 128, "d_v": 64, "levels": 11}
         fit = [(1, 32, 8100), (8, 32, 8100), (64, 32, 8100), (256, 32, 8100), (64, 32, 60000)]
         held_out, sweep = [(32, 32, 8100), (128, 32, 30000)], [(16, 32, 8100), (64, 32, 1000)]
+        held_out += [(16, 32, 300000)] if effort == "full" else []
     tables = (fit, held_out, sweep if effort == "full" else [])
     columns = "batch heads context new_tokens"
     return planned(*(shapes(common, columns, *((*row, 1) for row in rows)) for rows in tables))
@@ -120,7 +133,7 @@ RUNNER = Runner(
     kernels=kernels,
     inputs=inputs,
     reference=reference,
-    implementations=(Implementation("torch-step", ("cpu", "cuda"), step),),
+    implementations=(Implementation("torch-step", ("cpu", "cuda"), step, prepare=gates),),
     points=points,
     small=small,
 )

@@ -13,6 +13,7 @@ from costmodel.kernels.attention import DIFFUSION, attention
 from costmodel.kernels.base import Kernel
 from validation.runners import Implementation, Inputs, Outputs, Planned, Runner, Shape, number, planned, shapes
 from validation.runners import _attention as shared
+from validation.runners._tails import last_queries
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -35,6 +36,16 @@ def block_causal_kernels(shape: Shape) -> list[Kernel]:
 def last_of(i: int, b: int, S: int) -> int:
     """The first token after the block of token i."""
     return min((i // b + 1) * b, S)
+
+
+def keys_of_chunk(shape: Shape, i: int) -> tuple[int, int]:
+    """First and one past the last key that query i sees inside of its chunk."""
+    return i // number(shape, "block") * number(shape, "block"), i + 1
+
+
+def keys_up_to_block(shape: Shape, i: int) -> tuple[int, int]:
+    """First and one past the last key that query i sees up to the end of its block."""
+    return 0, last_of(i, number(shape, "block"), number(shape, "new_tokens"))
 
 
 def chunked_reference(shape: Shape, inputs: Inputs) -> Outputs:
@@ -149,10 +160,11 @@ RUNNERS = (
         reference=chunked_reference,
         implementations=(
             Implementation("torch.sdpa-chunks", ("cpu", "cuda"), by_chunks),
-            Implementation("torch.flex", ("cuda",), shared.flex, prepare=shared.flex_mask(in_chunk)),
+            shared.flex_implementation(in_chunk),
         ),
         points=partial(points, True),
         small=small,
+        tail=partial(last_queries, keys_of_chunk),
     ),
     Runner(
         name="block-causal-attention",
@@ -164,9 +176,10 @@ RUNNERS = (
         reference=block_causal_reference,
         implementations=(
             Implementation("torch.sdpa-sliced", ("cpu",), sliced, prepare=blocks_mask),
-            Implementation("torch.flex", ("cuda",), shared.flex, prepare=shared.flex_mask(up_to_block)),
+            shared.flex_implementation(up_to_block),
         ),
         points=partial(points, False),
         small=small,
+        tail=partial(last_queries, keys_up_to_block),
     ),
 )

@@ -22,6 +22,7 @@ from validation.runners import (
     shapes,
     torch_dtype,
 )
+from validation.runners._tails import attended
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,15 @@ def absorbed(shape: Shape, inputs: Inputs) -> Outputs:
     return (share @ latents[..., : number(shape, "latent")],)
 
 
+def every_head(shape: Shape, inputs: Inputs, outputs: Outputs) -> tuple[Outputs, Outputs]:
+    """All outputs, keys block by block in fp32."""
+    import torch
+
+    H, L, c = (number(shape, name) for name in ("heads", "context", "latent"))
+    rows = zip(inputs["q"], inputs["latents"], strict=True)
+    return outputs, (torch.stack([attended(q, each, each[:, :c], [(0, L)] * H) for q, each in rows]),)
+
+
 def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
     """DeepSeek's 512 + 64 on a GPU, 128 + 32 on a CPU; few and many heads per device."""
     if facts.kind == "cpu":
@@ -103,4 +113,5 @@ RUNNER = Runner(
     implementations=(Implementation("torch-absorbed", ("cpu", "cuda"), absorbed),),
     points=points,
     small=small,
+    tail=every_head,
 )

@@ -1,13 +1,15 @@
 """Causal latent attention with expanded heads: keys wider than values by what carries the position."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.mla_prefill import mla_prefill
 from validation.runners import Implementation, Inputs, Outputs, Planned, Runner, Shape, planned, shapes
 from validation.runners import _attention as shared
-from validation.runners.prefill_attention import reference
+from validation.runners._tails import last_queries
+from validation.runners.prefill_attention import causal_keys, reference
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -70,4 +72,5 @@ RUNNER = Runner(
     ),
     points=points,
     small=shared.small,
+    tail=partial(last_queries, causal_keys),
 )

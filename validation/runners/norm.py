@@ -20,6 +20,7 @@ from validation.runners import (
     shapes,
     torch_dtype,
 )
+from validation.runners._tails import last_along
 
 if TYPE_CHECKING:
     import torch
@@ -102,8 +103,8 @@ def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
 
 
 def small(shape: Shape) -> Shape:
-    """Few rows."""
-    return {**shape, "context": min(number(shape, "context"), 8)}
+    """Few rows, as many as a point has: what is compiled for the check is then what is timed there."""
+    return {**shape, "context": min(number(shape, "context"), 64), "width": min(number(shape, "width"), 4096)}
 
 
 RUNNERS = tuple(
@@ -117,10 +118,13 @@ RUNNERS = tuple(
         reference=partial(reference, gated),
         implementations=(
             Implementation("torch.rms_norm", ("cpu",), partial(plain, gated)),
-            Implementation("torch.compile", ("cuda",), partial(fused, gated), requires=("triton",)),
+            Implementation("torch.compile", ("cuda",), partial(fused, gated), requires=("triton",), per_shape=True),
         ),
         points=points,
         small=small,
+        tail=partial(
+            last_along, partial(reference, gated), {"x": 0, "other": 0, "scale": None}, (0,) if gated else (0, 0)
+        ),
     )
     for name, gated in (("norm", False), ("gated-norm", True))
 )

@@ -162,6 +162,7 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         common = {"dtype": "bf16", "head_dim": 128, "chunk": 1024}
         fit = [(1, 24, 2, 512), (1, 24, 2, 4096), (1, 24, 2, 32768), (4, 24, 2, 4096), (1, 8, 8, 16384)]
         held_out, sweep = [(1, 24, 2, 16384), (1, 24, 2, 131072)], [(1, 24, 2, 2**n) for n in (10, 11, 13, 16)]
+        held_out += [(1, 24, 2, 2**18)] if effort == "full" else []
         steps = [(1, 24, 2, 8704), (8, 24, 2, 8704), (64, 24, 2, 8704), (8, 24, 2, 9216), (8, 24, 2, 600)]
         held_steps = [(32, 24, 2, 8704), (16, 24, 2, 8200)]
     if phase == "decode":

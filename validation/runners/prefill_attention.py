@@ -1,12 +1,14 @@
 """Causal softmax attention of whole sequences, query heads sharing key heads in groups."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.kernels.attention import attention
 from costmodel.kernels.base import Kernel
 from validation.runners import Inputs, Outputs, Planned, Runner, Shape, number, planned, shapes
 from validation.runners import _attention as shared
+from validation.runners._tails import last_queries
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -21,6 +23,11 @@ def reference(shape: Shape, inputs: Inputs) -> Outputs:
     """Row by row, nothing above the diagonal computed."""
     S, L = number(shape, "new_tokens"), number(shape, "context")
     return shared.attend(shape, inputs, [0] * S, [L - S + i + 1 for i in range(S)])
+
+
+def causal_keys(shape: Shape, i: int) -> tuple[int, int]:
+    """First and one past the last key that query i sees."""
+    return 0, number(shape, "context") - number(shape, "new_tokens") + i + 1
 
 
 def square(*rows: tuple[int, int, int, int]) -> list[tuple[int, ...]]:
@@ -68,4 +75,5 @@ RUNNER = Runner(
     implementations=shared.implementations(shared.causal, shared.whole_sequence),
     points=points,
     small=shared.small,
+    tail=partial(last_queries, causal_keys),
 )

@@ -178,6 +178,7 @@ def points(phase: Phase, facts: "DeviceFacts", effort: str) -> Sequence[Planned]
         common = {"dtype": "bf16"}
         fit = [(1, 4096, 64), (1, 1024, 4096), (1, 4096, 2048), (8, 4096, 512), (1, 4096, 16384)]
         held_out, sweep = [(1, 4096, 32768), (4, 2560, 4096)], [(1, 4096, 1024), (1, 4096, 8192), (1, 1024, 65536)]
+        held_out += [(1, 1024, 2**18)] if effort == "full" else []
         steps, held_steps = [(1, 4096), (8, 4096), (64, 4096), (512, 4096)], [(32, 4096), (256, 4096)]
         swept = [(16, 4096), (128, 4096), (1024, 4096)]
     if phase == "decode":

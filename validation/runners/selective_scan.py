@@ -25,6 +25,7 @@ from validation.runners import (
     single_tokens,
     torch_dtype,
 )
+from validation.runners._tails import last_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -157,6 +158,7 @@ RUNNERS = tuple(
         implementations=(Implementation(name, ("cpu", "cuda"), run),),
         points=partial(points, phase),
         small=small,
+        tail=partial(last_tokens, chunked, dict.fromkeys(("x", "z", "delta", "B", "C"), 1), "h"),
     )
     for phase, name, run in RUN
 )

@@ -26,6 +26,7 @@ from validation.runners import (
     single_tokens,
     torch_dtype,
 )
+from validation.runners._tails import last_along
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +130,7 @@ RUNNERS = tuple(
         implementations=(Implementation(name, ("cpu", "cuda"), run),),
         points=partial(points, phase),
         small=small,
+        tail=partial(last_along, reference, {"x": 1, "taps": 0, "history": 1}, (1,)),
     )
     for phase, name, run in RUN
 )

@@ -23,6 +23,7 @@ from validation.runners import (
     shapes,
     torch_dtype,
 )
+from validation.runners._tails import ROWS, attended
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +96,19 @@ def gathered(shape: Shape, inputs: Inputs) -> Outputs:
     return (torch.cat(out).reshape(B, S, -1),)
 
 
+def last_queries(shape: Shape, inputs: Inputs, outputs: Outputs) -> tuple[Outputs, Outputs]:
+    """The last queries of the last sequence over the rows that were selected for them."""
+    import torch
+
+    k, c, H = (number(shape, name) for name in ("k", "latent", "heads"))
+    q, indices, latents = inputs["q"][-1, -ROWS:], inputs["indices"][-1, -ROWS:], inputs["latents"][-1]
+    rows = [
+        attended(each, latents[chosen], latents[chosen, :c], [(0, k)] * H)
+        for each, chosen in zip(q, indices, strict=True)
+    ]
+    return (outputs[0][-1, -ROWS:],), (torch.stack(rows).flatten(1),)
+
+
 def points(facts: "DeviceFacts", effort: str) -> Sequence[Planned]:
     """Time must follow the queries, not the context."""
     columns = "batch new_tokens context heads"
@@ -130,4 +144,5 @@ RUNNER = Runner(
     implementations=(Implementation("torch-gather", ("cpu", "cuda"), gathered),),
     points=points,
     small=small,
+    tail=last_queries,
 )

@@ -1,12 +1,14 @@
 """The k largest logits of every query."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.top_k import Selection
 from costmodel.kernels.top_k import top_k as kernel
 from validation.runners import Implementation, Inputs, Outputs, Planned, Runner, Shape, number, planned, shapes
+from validation.runners._tails import last_along
 
 if TYPE_CHECKING:
     import torch
@@ -73,4 +75,5 @@ RUNNER = Runner(
     implementations=(Implementation("torch.topk", ("cpu", "cuda"), select),),
     points=points,
     small=small,
+    tail=partial(last_along, reference, {"logits": 0}, (0,)),
 )

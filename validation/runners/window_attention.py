@@ -1,12 +1,14 @@
 """Causal attention in which a query sees its last `window` tokens."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from costmodel.kernels.attention import attention
 from costmodel.kernels.base import Kernel
 from validation.runners import Implementation, Inputs, Outputs, Planned, Runner, Shape, number, planned, shapes
 from validation.runners import _attention as shared
+from validation.runners._tails import last_queries
 
 if TYPE_CHECKING:
     from validation.device import DeviceFacts
@@ -22,6 +24,12 @@ def reference(shape: Shape, inputs: Inputs) -> Outputs:
     S, L, w = (number(shape, name) for name in ("new_tokens", "context", "window"))
     last = [L - S + i + 1 for i in range(S)]
     return shared.attend(shape, inputs, [max(0, end - w) for end in last], last)
+
+
+def window_keys(shape: Shape, i: int) -> tuple[int, int]:
+    """First and one past the last key that query i sees."""
+    end = number(shape, "context") - number(shape, "new_tokens") + i + 1
+    return max(0, end - number(shape, "window")), end
 
 
 def sliced(shape: Shape, inputs: Inputs) -> Outputs:
@@ -101,8 +109,9 @@ RUNNER = Runner(
     reference=reference,
     implementations=(
         Implementation("torch.sdpa-sliced", ("cpu", "cuda"), sliced, supports=shared.whole_sequence, prepare=band),
-        Implementation("torch.flex", ("cuda",), shared.flex, prepare=shared.flex_mask(within)),
+        shared.flex_implementation(within),
     ),
     points=points,
     small=small,
+    tail=partial(last_queries, window_keys),
 )
