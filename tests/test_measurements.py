@@ -42,6 +42,7 @@ from validation.measurements import (  # noqa: E402
 )
 from validation.probe_rows import attempted  # noqa: E402
 from validation.probes import Probed  # noqa: E402
+from validation.process import UNCHECKED  # noqa: E402
 from validation.resources import resources  # noqa: E402
 from validation.runners import runner, runners  # noqa: E402
 from validation.stopwatch import Timing, timing_of  # noqa: E402
@@ -122,13 +123,96 @@ def test_every_fault_becomes_a_row_and_the_sweep_goes_on(faulty: Path, tmp_path:
         "right": "ok",
     }
     assert "this kernel cannot" in rows["raises"].detail
-    assert "8 s" in rows["hangs"].detail
+    assert "8 s, before its outputs had been compared" in rows["hangs"].detail
     assert "0.01 from the reference" in rows["lies"].detail
     assert "code 3" in rows["dies"].detail
     assert "no_such_package" in rows["absent"].detail
     assert rows["right"].seconds is not None
     assert rows["right"].counted_flops == rows["right"].claimed_flops == 2 * 32 * 64 * 64
     assert {row.status for row in read_measurements(tmp_path / "measurements.csv")} == set(found.values())
+
+
+@pytest.mark.parametrize("checked,asked", [(False, 1), (True, 2)])
+def test_an_implementation_that_hangs_is_given_up_and_its_other_points_say_so(
+    checked: bool, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs where outputs are compared would hang at every point; else a second point is tried."""
+
+    class Hanging(Asked):
+        def run(self, task: Task, limit_s: float) -> Answer:
+            super().run(task, limit_s)
+            where = "" if checked else f", {UNCHECKED}"
+            return Answer("timeout", detail=f"no result after {limit_s:g} s{where}", broken=True, checked=checked)
+
+    worker = Hanging("meta", None)
+    monkeypatch.setattr(sweeping, "Worker", lambda device, folder: worker)
+    gpu, path = described("sm_90"), tmp_path / "measurements.csv"
+    wanted = [job for job in jobs([runner("norm")], gpu, "quick") if job.implementation.name == "torch.compile"]
+    sweep(wanted[:1], gpu, Journal(path))
+    assert len(worker.asked) == 1
+    rows = sweep(wanted, gpu, Journal(path))  # what an earlier run met counts
+    assert len(worker.asked) == asked < len(wanted) == len(rows)
+    assert {row.status for row in rows} == {"timeout"}
+    given_up = [row for row in rows if row.detail.startswith("given up after ")]
+    assert len(given_up) == len(wanted) - asked
+    sweep(wanted, gpu, Journal(path))
+    assert len(worker.asked) == asked
+
+
+def test_a_graph_that_was_refused_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(Asked):
+        def run(self, task: Task, limit_s: float) -> Answer:
+            answer = super().run(task, limit_s)
+            method = "single calls (no graph: operation not permitted)"
+            return answer._replace(told={**answer.told, "method": method}, broken=True, settled=True)
+
+    worker = Refusing("meta", None)
+    monkeypatch.setattr(sweeping, "Worker", lambda device, folder: worker)
+    gpu, path = described("sm_90"), tmp_path / "measurements.csv"
+    wanted = [job for job in jobs([runner("norm")], gpu, "quick") if job.implementation.name == "torch.compile"]
+    rows = sweep(wanted[:2], gpu, Journal(path)) + sweep(wanted[2:4], gpu, Journal(path))
+    assert [task.capture for task, _ in worker.asked] == [True, False, False, False]
+    assert {row.status for row in rows} == {"ok"}
+
+
+@pytest.mark.parametrize("error,runs", [(ValueError("no such shape"), 1), (MemoryError("no room"), 2)])
+def test_what_a_comparison_raises_is_raised_at_once_the_next_time(
+    error: Exception, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from validation import worker
+    from validation.canary import canary
+
+    stated = facts("cpu")
+    bench = worker.Bench(stated, canary(stated))
+    tried: list[str] = []
+
+    def compare(operator: Any, implementation: Any, small: Any) -> Answer:
+        tried.append(implementation.name)
+        raise error
+
+    monkeypatch.setattr(bench, "_check", compare)
+    (job, *_) = jobs([runner("norm")], stated, "quick")
+    task = Task(job.runner.name, job.implementation.name, job.mode, dict(job.planned.shape), 0.01)
+    answers = [bench.answer(task) for _ in range(2)]
+    assert len(tried) == runs
+    assert answers[0].detail == answers[1].detail == f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("refused,takes", [(True, True), (False, False)])
+def test_a_row_is_kept_though_the_process_is_of_no_more_use(
+    refused: bool, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from validation import worker
+    from validation.canary import canary
+
+    stated = facts("cpu")
+    bench = worker.Bench(stated, canary(stated))
+    timing = timing_of([1e-3, 1e-3], "warm", "single calls")._replace(refused=refused)
+    monkeypatch.setattr(worker, "measure", lambda *_, **__: timing)
+    monkeypatch.setattr(bench, "_released", lambda: takes)
+    (job, *_) = jobs([runner("norm")], stated, "quick")
+    answer = bench.answer(Task(job.runner.name, job.implementation.name, job.mode, dict(job.planned.shape), 0.01))
+    assert (answer.status, answer.told["seconds"], answer.broken) == ("ok", 1e-3, True)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:

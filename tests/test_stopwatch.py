@@ -74,9 +74,15 @@ def test_a_cold_graph_goes_round_through_all_sets_equally_often() -> None:
     device = FakeDevice()
     calls = [device.call(name, 1e-6) for name in "abc"]
     timing = on_device(calls, "cold", device, budget_s=0.3, warm_up_s=0.0)
-    assert timing.method == "graph of 66 calls over 3 sets of inputs"
-    assert device.ran[-66:] == ["a", "b", "c"] * 22
+    assert timing.method == "graph of 513 calls over 3 sets of inputs"
+    assert device.ran[-513:] == ["a", "b", "c"] * 171
     assert timing.mode == "cold"
+
+
+def test_a_graph_lasts_long_enough_though_launching_its_calls_takes_ten_times_as_long() -> None:
+    device = FakeDevice(launch_s=50e-6)
+    timing = on_device([device.call("a", 5e-6)], "warm", device, budget_s=0.3, warm_up_s=0.0)
+    assert timing.method == "graph of 400 calls over the same inputs"  # 2 ms of 5 µs; of 55 µs it were 37 calls
 
 
 def test_long_calls_are_timed_one_by_one_and_flushed_when_cold() -> None:
@@ -94,6 +100,10 @@ def test_what_cannot_be_captured_is_timed_one_by_one_and_says_so() -> None:
     timing = on_device([device.call("a", 50e-6)], "cold", device, budget_s=0.3, warm_up_s=0.0)
     assert timing.median_s == pytest.approx(50e-6)
     assert timing.method.endswith("cache flushed (no graph: operation not permitted when stream is capturing)")
+    assert timing.refused
+    again = on_device([device.call("a", 50e-6)], "cold", device, 0.3, 0.0, capture=False)
+    assert again.method.endswith("cache flushed (no graph: refused before)")
+    assert not again.refused
 
 
 def test_a_step_is_timed_in_a_graph_and_as_the_host_launches_it_where_that_is_asked_for() -> None:

@@ -89,7 +89,8 @@ def allocated(device: Any) -> int:
 def answers(device: Any) -> bool:
     """Whether the device still works: after an error of its own, every later call of the process fails.
 
-    A kernel that refuses a shape leaves the device well, and a new process would load everything anew.
+    A kernel that refuses a shape leaves the device well, and a new process would load everything anew. A graph whose
+    capture failed may leave an allocator that gives and takes nothing any more.
     """
     import torch
 
@@ -97,6 +98,8 @@ def answers(device: Any) -> bool:
         return True
     try:
         torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.randn(1, device=device)
         return float(torch.ones(1, device=device).add_(1).item()) == 2.0
     except Exception:  # torch has several classes for what a device reports
         return False

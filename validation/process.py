@@ -1,15 +1,18 @@
 """The process in which points are run, as the sweep sees it: asked, given up, and started again."""
 
 import multiprocessing
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from validation.task import Answer, Task
+from validation.task import CHECKED, Answer, Task
 from validation.worker import serve
 
 START_LIMIT_S = 300.0
 """Seconds that a process may take to load torch and find its device."""
 END_LIMIT_S = 30.0
+ENDED, UNCHECKED = "the process ended", "before its outputs had been compared"
+"""What details say of a process that ended by itself, and of one that hung in a comparison."""
 
 
 class Worker:
@@ -27,17 +30,21 @@ class Worker:
             if failed is not None:
                 return failed
         assert self.pipe is not None
+        end, checked = time.monotonic() + limit_s, False
         try:
             self.pipe.send(task)
-            if not self.pipe.poll(limit_s):
-                self.stop()
-                return Answer("timeout", detail=f"no result after {limit_s:g} s")
-            answer: Answer = self.pipe.recv()
-        except (EOFError, OSError):
-            return self._died()
-        if answer.broken:
+            while self.pipe.poll(max(end - time.monotonic(), 0.0)):
+                said: Answer | str = self.pipe.recv()
+                if not isinstance(said, str):
+                    if said.broken:
+                        self.stop()
+                    return said
+                checked = said == CHECKED
             self.stop()
-        return answer
+            where = "" if checked else f", {UNCHECKED}"
+            return Answer("timeout", detail=f"no result after {limit_s:g} s{where}", broken=True, checked=checked)
+        except (EOFError, OSError):
+            return self._died()._replace(checked=checked)
 
     def _start(self) -> Answer | None:
         """Start the process and wait until it has found its device; the answer that says why it did not."""
@@ -61,8 +68,8 @@ class Worker:
         code = process.exitcode
         self.stop()
         if code == -9:
-            return Answer("oom", detail="the process was killed, as systems do when memory runs out")
-        return Answer("error", detail=f"the process ended with code {code}")
+            return Answer("oom", detail="the process was killed, as systems do when memory runs out", broken=True)
+        return Answer("error", detail=f"{ENDED} with code {code}", broken=True)
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""

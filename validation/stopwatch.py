@@ -32,6 +32,8 @@ LONG_S = 2e-3
 """Calls from here on are timed one by one; a replayed graph lasts at least this long."""
 CALLS_IN_GRAPH = (4, 64)
 """Fewest and most calls of a graph, beyond the copies that it goes round through."""
+MOST_AGAIN = 512
+"""Most calls of a graph once a first one has said how long a call takes that no launch delays."""
 MOST_COPIES = 512
 CACHES_OF_COPIES = 4
 """Copies of the inputs together are this many times the last cache."""
@@ -47,6 +49,8 @@ LONG_ON_CPU_S = 10e-3
 """A call that takes longer goes through more memory than a core's caches keep of it, from the first run on."""
 FEWEST_IN_PASS = 2
 """Samples of a pass on a processor: there are two passes or more."""
+NO_GRAPH, REFUSED_BEFORE = "no graph", "refused before"
+"""How a timing's method says that a graph was refused, and why none was tried."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's mallopt (malloc.h)."""
 
@@ -54,7 +58,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 class Timing(NamedTuple):
     """Seconds of one call: median and tenths of n samples; whether its inputs were cold or warm; how it was timed.
 
-    pace_s: on a processor, of `core_pace`'s product, before or after the samples, whichever was slower.
+    pace_s: on a processor, of `core_pace`'s product, before or after the samples, whichever was slower. refused: a
+    graph was tried, and the attempt may have left the process's allocator of no use.
     """
 
     median_s: float
@@ -64,6 +69,7 @@ class Timing(NamedTuple):
     mode: str
     method: str
     pace_s: float | None = None
+    refused: bool = False
 
 
 class Clock(Protocol):
@@ -87,19 +93,21 @@ def measure(
     budget_s: float = 0.3,
     warm_up_s: float = 0.1,
     graph: bool | None = None,
+    capture: bool = True,
 ) -> Timing:
     """The time of one call on a device.
 
     calls: the same operator over `copies_for` sets of inputs in cold mode, over one set in warm mode; the first run of
     each compiles and tunes, and is not timed. budget_s: sampling stops after this much time at the latest. graph: True
     asks for a CUDA graph, False for launches by the host, whose time then shows; None takes a graph where it is
-    useful. Raises what a call raises, among it torch's OutOfMemoryError, and BadInput for an unknown mode.
+    useful. capture: False where a graph of such a call was refused before, and is not tried again. Raises what a call
+    raises, among it torch's OutOfMemoryError, and BadInput for an unknown mode.
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     if device == "cpu":
         return _on_cpu(calls, mode, budget_s)
-    return on_device(calls, mode, CudaClock(device), budget_s, warm_up_s, graph)
+    return on_device(calls, mode, CudaClock(device), budget_s, warm_up_s, graph, capture)
 
 
 def copies_for(footprint_bytes: int, device: DeviceFacts, held_bytes: int = 0) -> int:
@@ -118,7 +126,13 @@ def copies_for(footprint_bytes: int, device: DeviceFacts, held_bytes: int = 0) -
 
 
 def on_device(
-    calls: Sequence[Run], mode: str, clock: Clock, budget_s: float, warm_up_s: float, graph: bool | None = None
+    calls: Sequence[Run],
+    mode: str,
+    clock: Clock,
+    budget_s: float,
+    warm_up_s: float,
+    graph: bool | None = None,
+    capture: bool = True,
 ) -> Timing:
     """Device time of one call, by a graph where that is possible and useful, or as `measure` is told."""
     for call in calls:
@@ -128,10 +142,10 @@ def on_device(
     # A call that the host launches more slowly than the device runs it needs a graph however long it is.
     useful = estimate < LONG_S or host_s > estimate / 2
     if useful if graph is None else graph:
-        count = calls_in_graph(estimate, len(calls))
-        around = list(itertools.islice(itertools.cycle(calls), count))
         try:
-            replay = clock.capture(lambda: _run_all(around))
+            if not capture:
+                raise RuntimeError(REFUSED_BEFORE)
+            replay, count = _captured(calls, clock, estimate)
         except RuntimeError as error:
             refused = (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
         else:
@@ -148,7 +162,29 @@ def on_device(
 
     launched = "launched by the host" if graph is False else "single calls"
     method = f"{launched} over {_sets(calls)}{', cache flushed' if mode == 'cold' else ''}"
-    return timing_of(sampled(one, 1, budget_s), mode, method + (f" (no graph: {refused})" if refused else ""))
+    timing = timing_of(sampled(one, 1, budget_s), mode, method + (f" ({NO_GRAPH}: {refused})" if refused else ""))
+    return timing._replace(refused=bool(refused) and capture)
+
+
+def _captured(calls: Sequence[Run], clock: Clock, estimate_s: float) -> tuple[Run, int]:
+    """A graph that lasts long enough, and the number of its calls.
+
+    The estimate of a short call is what launching it takes. What a first graph takes says how many calls it should
+    have had.
+    """
+    count = calls_in_graph(estimate_s, len(calls))
+    replay = _graph(calls, clock, count)
+    replay()
+    wanted = calls_in_graph(clock.seconds(replay, LEAD_S) / count, len(calls), MOST_AGAIN)
+    if wanted < 2 * count:
+        return replay, count
+    return _graph(calls, clock, wanted), wanted
+
+
+def _graph(calls: Sequence[Run], clock: Clock, count: int) -> Run:
+    """A graph of so many calls, which go round through the sets of inputs."""
+    around = list(itertools.islice(itertools.cycle(calls), count))
+    return clock.capture(lambda: _run_all(around))
 
 
 def _counted(calls: int) -> str:
@@ -159,15 +195,15 @@ def _sets(calls: Sequence[Run]) -> str:
     return f"{len(calls)} sets of inputs" if len(calls) > 1 else "the same inputs"
 
 
-def calls_in_graph(estimate_s: float, copies: int) -> int:
-    """Calls of one graph: 2 ms worth of them, and each set of inputs equally often.
+def calls_in_graph(estimate_s: float, copies: int, most: int = CALLS_IN_GRAPH[1]) -> int:
+    """Calls of one graph: 2 ms worth of them, at most so many, and each set of inputs equally often.
 
     >>> calls_in_graph(100e-6, 1), calls_in_graph(1e-6, 1), calls_in_graph(1e-3, 3), calls_in_graph(5e-3, 1)
     (20, 64, 6, 1)
     """
     if estimate_s >= LONG_S:
         return copies
-    fewest, most = CALLS_IN_GRAPH
+    fewest = CALLS_IN_GRAPH[0]
     wanted = min(max(ceil(LONG_S / estimate_s), fewest), most)
     return ceil(wanted / copies) * copies
 

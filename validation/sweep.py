@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from validation.core_pace import is_calm
 from validation.device import DeviceFacts
 from validation.measurements import Journal, Measurement
-from validation.process import Worker
+from validation.process import ENDED, UNCHECKED, Worker
 from validation.runners import Implementation, Planned, Runner, Shape
-from validation.stopwatch import UNKNOWN_CACHE_BYTES
+from validation.stopwatch import NO_GRAPH, UNKNOWN_CACHE_BYTES
 from validation.task import Answer, Task
 
 LIMIT_S = {"cpu": 60.0, "cuda": 240.0}
@@ -31,6 +31,10 @@ SHARE_OF_PASS = {"cpu": 0.2, "cuda": 1.0}
 """Of these seconds in one pass: on a processor there are at least two."""
 LATE_S, LATE_ROUNDS = 25.0, 3
 """Seconds and rounds of further passes after all operators, over points beside which a processor's core was slow."""
+FEWEST_STUCK = 2
+"""Points of an implementation that hung or ended the process, after which it is given up; of one that hung before its
+outputs had been compared a single one, since all of its points begin so."""
+GIVEN_UP = "given up"
 SHARE_OF_MEMORY = 0.9
 PLAIN = "torch-"
 """How the names of readable forms begin that no one would serve with."""
@@ -163,6 +167,41 @@ def too_large(job: Job, facts: DeviceFacts) -> str:
     return f"needs {needed / 2**30:.1f} GiB of {facts.memory_bytes / 2**30:.1f}"
 
 
+class History:
+    """What became of implementations so far: which were begun, which refuse to be captured in a graph, and how often
+    one hung or ended the process, and how it did last. Rows of earlier runs count."""
+
+    def __init__(self, rows: Iterable[Measurement]) -> None:
+        self.begun: set[tuple[str, str]] = set()
+        self.refusing: set[tuple[str, str]] = set()
+        self.stuck: dict[tuple[str, str], list[Answer]] = {}
+        for row in rows:
+            ended = row.status == "timeout" or (row.status == "error" and ENDED in row.detail)
+            told, checked = {"method": row.method}, UNCHECKED not in row.detail
+            self.add((row.runner, row.implementation), Answer(row.status, told, row.detail, ended, checked))
+
+    def add(self, name: tuple[str, str], answer: Answer) -> None:
+        """Count what became of a point of an implementation."""
+        if answer.status in ("unsupported", "oom"):
+            return
+        self.begun.add(name)
+        if NO_GRAPH in str(answer.told.get("method", "")):
+            self.refusing.add(name)
+        if answer.broken and answer.status != "ok":
+            self.stuck.setdefault(name, []).append(answer)
+
+    def given_up(self, name: tuple[str, str]) -> Answer | None:
+        """The answer for the other points of an implementation that is not tried any more, of the same kind."""
+        stuck = self.stuck.get(name, [])
+        if len(stuck) < FEWEST_STUCK and all(answer.checked for answer in stuck):
+            return None
+        last = stuck[-1]
+        if last.detail.startswith(GIVEN_UP):  # in an earlier run
+            return Answer(last.status, detail=last.detail)
+        points = f"{len(stuck)} point{'s' if len(stuck) > 1 else ''}"
+        return Answer(last.status, detail=f"{GIVEN_UP} after {points}: {last.detail}")
+
+
 Progress = Callable[[Job, int, int], None]
 Timed = tuple[Job, Measurement]
 
@@ -185,10 +224,12 @@ def sweep(
     work is left to the next run. An interruption (KeyboardInterrupt) leaves the file whole.
     """
     done = {row.key for row in journal.rows}
+    history = History(journal.rows)
     left = [job for job in wanted if job.row.key not in done]
     worker = Worker(facts.device, folder)
-    begun: set[tuple[str, str]] = set()
-    again = partial(_again, facts=facts, worker=worker, effort=effort, limit_s=limit_s, journal=journal)
+    again = partial(
+        _again, facts=facts, worker=worker, effort=effort, limit_s=limit_s, journal=journal, history=history
+    )
     timed: list[Timed] = []
     end = math.inf if until is None else until
     try:
@@ -202,13 +243,14 @@ def sweep(
                     break
                 progress(job, index, len(left))
                 index += 1
-                limit = limit_s or (LIMIT_S if name in begun else FIRST_LIMIT_S)[facts.kind]
-                begun.add(name)
-                row, settled = _measured(job, facts, worker, effort, min(limit, remaining))
-                if row.status == "timeout" and remaining < limit:
+                limit = limit_s or (LIMIT_S if name in history.begun else FIRST_LIMIT_S)[facts.kind]
+                answer = _measured(job, facts, worker, effort, min(limit, remaining), history)
+                if answer.status == "timeout" and remaining < limit and index > 1:
                     break  # cut short: the next run begins with it
+                history.add(name, answer)
+                row = _row(job, facts, answer)
                 journal.add(row)
-                (timed if settled else unsettled).append((job, row))
+                (timed if answer.settled else unsettled).append((job, row))
             while unsettled and time.monotonic() < end:
                 found = again(unsettled, until=end)
                 timed += [(job, row) for job, row, settled in found if settled]
@@ -242,6 +284,7 @@ def _again(
     effort: str,
     limit_s: float | None,
     journal: Journal,
+    history: History,
 ) -> list[tuple[Job, Measurement, bool]]:
     """One more pass over points that were timed before: each with its row then, and whether it is settled.
 
@@ -255,7 +298,7 @@ def _again(
         remaining, settled = until - time.monotonic(), False
         if remaining > 0:
             limit = min(limit_s or LIMIT_S[facts.kind], remaining)
-            answer = worker.run(_task(job, facts, effort)._replace(again=True), limit)
+            answer = worker.run(_task(job, facts, effort, history)._replace(again=True), limit)
             settled = answer.status != "ok" or answer.settled
             if answer.status == "ok":
                 row = replace(row, **answer.told)
@@ -265,23 +308,23 @@ def _again(
     return found
 
 
-def _task(job: Job, facts: DeviceFacts, effort: str) -> Task:
+def _task(job: Job, facts: DeviceFacts, effort: str, history: History) -> Task:
+    name = (job.runner.name, job.implementation.name)
     budget = BUDGET_S[effort] * SHARE_OF_PASS[facts.kind]
-    return Task(job.runner.name, job.implementation.name, job.mode, dict(job.planned.shape), budget)
+    return Task(*name, job.mode, dict(job.planned.shape), budget, capture=name not in history.refusing)
 
 
-def _measured(job: Job, facts: DeviceFacts, worker: Worker, effort: str, limit_s: float) -> tuple[Measurement, bool]:
-    """The row of a point, and whether its time is settled."""
+def _measured(job: Job, facts: DeviceFacts, worker: Worker, effort: str, limit_s: float, history: History) -> Answer:
+    """What became of a point."""
     shape = job.planned.shape
     missing = job.implementation.supports(shape, facts)
     large = "" if missing else too_large(job, facts)
     if missing:
-        answer = Answer("unsupported", detail=missing)
-    elif large:
-        answer = Answer("oom", detail=large)
-    else:
-        answer = worker.run(_task(job, facts, effort), limit_s)
-    return _row(job, facts, answer), answer.settled
+        return Answer("unsupported", detail=missing)
+    if large:
+        return Answer("oom", detail=large)
+    given_up = history.given_up((job.runner.name, job.implementation.name))
+    return given_up or worker.run(_task(job, facts, effort, history), limit_s)
 
 
 def _row(job: Job, facts: DeviceFacts, answer: Answer) -> Measurement:

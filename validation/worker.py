@@ -19,7 +19,7 @@ from validation.cuda_clock import allocated, answers
 from validation.passes import joined, settled
 from validation.runners import Implementation, Inputs, Outputs, Runner, Shape, runner
 from validation.stopwatch import VERY_LONG_S, Timing, measure
-from validation.task import Answer, Task
+from validation.task import CHECKED, Answer, Task
 
 if TYPE_CHECKING:
     from validation.canary import Canary
@@ -36,6 +36,7 @@ few rows in 16 bits are no further off than a few hundredths."""
 SEED = 20261124
 IDLE_S, WARM_UP_S = 1.0, 0.25
 """Seconds from which on a GPU counts as having been idle, and of work that raise its clock again."""
+COMPILED_SHAPES = 256
 LONGEST_DETAIL = 200
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -67,7 +68,9 @@ def serve(pipe: Connection, device: str, folder: str | None) -> None:
     tuned.use(stated.profile)
     if stated.kind == "cpu":
         torch.set_num_threads(1)
-    bench = Bench(stated, canary(stated))
+    else:
+        fail_where_compilation_would_end()
+    bench = Bench(stated, canary(stated), partial(pipe.send, CHECKED))
     pipe.send("ready")
     while True:
         try:
@@ -78,18 +81,27 @@ def serve(pipe: Connection, device: str, folder: str | None) -> None:
         pipe.send(answer._replace(told=dict(answer.told)))
 
 
-class Bench:
-    """A device with what has been checked on it so far."""
+def fail_where_compilation_would_end() -> None:
+    """Let torch compile a function for as many shapes as a sweep has, and raise beyond them, not run it eagerly."""
+    import torch._dynamo
 
-    def __init__(self, stated: "DeviceFacts", canary: "Canary") -> None:
+    torch._dynamo.config.recompile_limit = COMPILED_SHAPES
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+class Bench:
+    """A device with what has been checked on it so far; `checked` is called once a point's outputs were compared."""
+
+    def __init__(self, stated: "DeviceFacts", canary: "Canary", checked: Callable[[], object] = lambda: None) -> None:
         import torch
 
-        self.stated, self.canary = stated, canary
+        self.stated, self.canary, self.tell_checked = stated, canary, checked
         self.device = torch.device(stated.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # Triton launches on the current device, wherever the tensors are
         self.checked: dict[tuple[str, tuple[Any, ...]], Checked] = {}
         self.passed: dict[tuple[str, str, tuple[Any, ...]], Answer] = {}
+        self.raised: dict[tuple[str, str, tuple[Any, ...]], Exception] = {}
         self.single: set[tuple[str, str]] = set()
         self.passes: dict[tuple[Any, ...], list[Timing]] = {}
         self.busy_s = -math.inf
@@ -101,12 +113,9 @@ class Bench:
             return self._answer(task)
         except BadInput as error:
             return Answer("error", detail=str(error)[:LONGEST_DETAIL])
-        except MemoryError as error:
-            return Answer("oom", detail=_text(error))
         except Exception as error:  # Whatever a kernel raises, the sweep goes on.
-            if type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in MEMORY_WORDS):
-                self._release()
-                return Answer("oom", detail=_text(error))
+            if out_of_memory(error):
+                return Answer("oom", detail=_text(error), broken=not self._released())
             return Answer("error", detail=_text(error), broken=not answers(self.device))
 
     def _answer(self, task: Task) -> Answer:
@@ -127,6 +136,7 @@ class Bench:
         verdict = self.check(operator, implementation, task.shape)
         if verdict.status != "ok":
             return verdict
+        self.tell_checked()
         canary = self.canary.reading()
         footprint = int(sum(kernel.ideal.hbm_bytes * kernel.count for kernel in operator.kernels(task.shape)))
         before = allocated(self.device)
@@ -161,7 +171,8 @@ class Bench:
             "kernels": self.split(operator, implementation, task, sets[0], timing.median_s),
         }
         del sets, calls
-        self._release()
+        if timing.refused or not self._released():
+            return Answer("ok", told, settled=known, broken=True)
         # What is left belongs to the process: without it the next collection takes no time, where it took a sixth of a
         # second for the objects of torch and its compilers.
         gc.freeze()
@@ -189,6 +200,7 @@ class Bench:
             # After a reference on the host, or a compilation, the device has lowered its clock.
             warm_up_s=WARM_UP_S if idle_s > IDLE_S else task.budget_s / 4,
             graph=implementation.graph,
+            capture=task.capture,
         )
         self.busy_s = time.monotonic()
         passes = self.passes.setdefault(task.point, [])
@@ -253,8 +265,16 @@ class Bench:
         """Whether the implementation's outputs are the reference's on the small shape."""
         small = dict(operator.small(shape))
         key = (operator.name, implementation.name, tuple(sorted(small.items())))
+        if key in self.raised:
+            raise self.raised[key]
         if key not in self.passed:
-            self.passed[key] = self._check(operator, implementation, small)
+            try:
+                self.passed[key] = self._check(operator, implementation, small)
+            except Exception as error:
+                # Of memory there may be more at the next point; anything else would be raised again.
+                if not out_of_memory(error):
+                    self.raised[key] = error.with_traceback(None)
+                raise
         return self.passed[key]
 
     def _check(self, operator: Runner, implementation: Implementation, small: Shape) -> Answer:
@@ -292,12 +312,23 @@ class Bench:
             return "", error
         return f"relative distance {error:.2g} of the last rows of the large call, at most {ELSEWHERE:g}", error
 
-    def _release(self) -> None:
+    def _released(self) -> bool:
+        """Give back the memory that nothing holds; False where the device's allocator does not take it."""
         gc.collect()
         if self.stated.kind == "cuda":
             import torch
 
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError:
+                return False
+        return True
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, of the host or of the device."""
+    names = {each.__name__ for each in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or any(word in str(error) for word in MEMORY_WORDS)
 
 
 def distance(found: Outputs, expected: Outputs) -> float:

@@ -146,7 +146,6 @@ def flex(shape: Shape, inputs: Inputs) -> Outputs:
         import torch
         from torch.nn.attention.flex_attention import flex_attention
 
-        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 256)
         COMPILED["flex"] = torch.compile(flex_attention, dynamic=False)
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     shared = q.shape[1] != k.shape[1]
