@@ -88,10 +88,12 @@ def test_work_is_compared_in_flops_bytes_and_launches() -> None:
     row = replace(
         measured("gdn-prefill", shape), counted_flops=3e6, claimed_flops=2e6, touched_bytes=2 * claimed, kernels=seen
     )
-    (found,) = work_rows([row, replace(row, status="oom", seconds=None)])
+    other = replace(row, kernels=told([KernelSeconds("chunk_fwd", row.seconds or 0.0, 6.0)]))
+    (found,) = work_rows([other, row, replace(row, status="oom", seconds=None)])
     assert found["flops_over_claimed"] == 1.5
     assert found["bytes_over_claimed"] == pytest.approx(2.0)
     assert (found["launches"], found["claimed_launches"]) == (5, 6)  # the inverse's zero fill is a memset here
+    assert found["explained"] == 0.5  # one point's kernels take as long as its call
 
 
 @pytest.mark.parametrize("name", ["gemm", "norm", "prefill-attention", "decode-attention", "gdn-decode", "mla-decode"])

@@ -647,13 +647,34 @@ def test_stored_measurements_are_validated_and_drawn(smoke: tuple[Path, dict[str
     assert {"mechanism": "mla"} in json.loads(run.stdout)["unmeasured"]
 
 
+def test_fresh_points_are_kept_and_gone_on_with_and_judged_by_the_calibration_that_is_named(
+    smoke: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    calibration, rows = smoke[0] / "calibrations" / "cpu" / "own.yaml", tmp_path / "fresh.csv"
+    named = ("--library", str(calibration), "--format", "json")
+    asked = ("validate", "--device", "cpu", "--family", "gemm", "--out", str(rows), *named)
+    command(smoke[0], *asked, "--within", "0", code=2)
+    assert len(rows.read_text().splitlines()) == 1
+    first = command(smoke[0], *asked)
+    assert "the rows are in" in first.stderr
+    again, stored = (
+        command(smoke[0], *asked),
+        command(smoke[0], "validate", "--measurements", str(rows), "--hw", "cpu", "--split", "all", *named),
+    )
+    points = [json.loads(run.stdout)["points"] for run in (first, again, stored)]
+    assert points[0] == points[1] == points[2]
+    assert "only with --device" in command(tmp_path, "validate", "--silicon", "x", "--out", "y.csv", code=2).stderr
+
+
 def test_options_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+    assert "exclude each other" in command(tmp_path, "calibrate", "--device", "cpu", "--quick", "--full", code=2).stderr
     assert "exclude each other" in command(tmp_path, "calibrate", "--device", "cpu", "--hw", "cpu", code=2).stderr
     assert "--device" in command(tmp_path, "calibrate", "--from-csv", "x.csv", code=2).stderr
     assert "give --silicon DIR" in command(tmp_path, "validate", code=2).stderr
     unknown = command(tmp_path, "calibrate", "--device", "cpu", "--families", "gem", code=2)
     assert "did you mean 'gemm'" in unknown.stderr
     assert "torch sees" in command(tmp_path, "calibrate", "--device", "cuda:7", code=2).stderr
+    assert "did you mean 'cpu'" in command(tmp_path, "calibrate", "--device", "cud", code=2).stderr
 
 
 def test_a_calibration_by_an_own_kernel_prices_with_the_occupancy_it_was_compiled_with(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from costmodel.hardware import Hardware, hardware_from_mapping
 from costmodel.loading import read_mapping, user_folder, write_atomically
 from costmodel.report.output import note
 from validation.asked_facts import Ask, answered, asked
-from validation.collectives import as_csv
+from validation.collectives import as_csv, links_told
 from validation.device import DeviceFacts, facts
 from validation.measured_profile import profile_name
 from validation.measurements import (
@@ -172,13 +172,7 @@ def calibrate_device(
     raw = _profile(place, stated, effort, keep=bool(families) or part[1] > 1, ask=ask)
     hardware = hardware_from_mapping(raw, f"profile of {stated.name}")
     wanted = jobs(mine, stated, effort, part=part)
-    journal = Journal(place.unfinished.measurements)
-    other = next((row.device for row in journal.rows if row.device and row.device != stated.name), None)
-    if other is not None:
-        raise BadInput(
-            f"{place.unfinished.measurements}: holds points of {other}, and {device} is {stated.name}; "
-            "choose another --out, or remove the file"
-        )
+    journal = of_this_device(Journal(place.unfinished.measurements), stated)
     told = Progress()
     try:
         rows = sweep(wanted, stated, journal, effort=effort, folder=folder, progress=told, until=until)
@@ -212,6 +206,17 @@ def calibrate_device(
     calibrated = calibrate(Source(hardware, LIBRARY, tuple(fitted)), header)
     _write(place, raw, rows, calibrated, whole=left == 0)
     return Outcome(stated, hardware, tuple(together), tuple(groups), calibrated, place, left)
+
+
+def of_this_device(journal: Journal, stated: DeviceFacts) -> Journal:
+    """The journal, unless it holds points of another device: then BadInput."""
+    other = next((row.device for row in journal.rows if row.device and row.device != stated.name), None)
+    if other is not None:
+        raise BadInput(
+            f"{journal.path}: holds points of {other}, and {stated.device} is {stated.name}; "
+            "choose another --out, or remove the file"
+        )
+    return journal
 
 
 def collectives_beside(place: Place, hardware: Hardware) -> list[Series]:
@@ -249,6 +254,8 @@ def _profile(place: Place, stated: DeviceFacts, effort: str, keep: bool, ask: As
     if probed.links:
         text = as_csv(probed.links, "nccl", stated.device)
         write_atomically(unfinished.profile.parent / "collectives.csv", text.encode())
+        for line in links_told(probed.links):
+            note(f"note: {line}")
     unfinished.measurements.unlink(missing_ok=True)  # of another profile
     write_atomically(unfinished.profile, _yaml(raw))
     return raw

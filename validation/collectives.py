@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from costmodel.errors import BadInput, Impossible
 from costmodel.kernels.collective import Collective, link_bytes
 from costmodel.loading import write_atomically
-from costmodel.units import parse_quantity
+from costmodel.units import format_seconds, parse_quantity
 from validation.cuda_clock import CudaClock, Run
 from validation.device import facts
 from validation.probe_rows import line_of
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if first:
             device = "cpu" if backend == "gloo" else "cuda:0"
             write_atomically(given.out, as_csv(timed, backend, device).encode())
-            print(f"{len(timed)} rows in {given.out}", file=sys.stderr)
+            print("\n".join([*links_told(timed), f"{len(timed)} rows in {given.out}"]), file=sys.stderr)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -282,6 +282,21 @@ def latency_and_bandwidth(rows: Sequence[Timed]) -> dict[str, tuple[float, float
         alpha, each = line_of(moved, [row.seconds for row in same])
         found[op] = alpha, 1 / each if each else 0.0
     return found
+
+
+def links_told(rows: Sequence[Timed]) -> list[str]:
+    """A line for each operation: its latency α, and the rate β of what passes over each device's link.
+
+    >>> rows = [Timed("all_gather", 2, size, "fp32", 1e-5 + size / 2 / 1e9) for size in (1024, 65536, 2**22)]
+    >>> links_told(rows)
+    ['all_gather of 2 devices: α 10 µs, β 1 GB/s']
+    """
+    devices = max(row.devices for row in rows) if rows else 0
+    found = latency_and_bandwidth(rows).items()
+    return [
+        f"{op} of {devices} devices: α {format_seconds(alpha)}" + (f", β {beta / 1e9:.3g} GB/s" if beta else "")
+        for op, (alpha, beta) in found
+    ]
 
 
 def _link_bytes(row: Timed) -> Any:

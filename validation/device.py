@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from costmodel.errors import BadInput
+from costmodel.errors import BadInput, suggestion
 from costmodel.hardware import load_hardware
 from costmodel.host import clock_hz, cpuinfo, memory_bytes, usable_cores
 from costmodel.loading import available
@@ -92,10 +92,11 @@ def facts(device: str) -> DeviceFacts:
 
 
 def _cuda_index(device: str, count: int) -> int:
-    allowed = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+    allowed = ["cpu", *(f"cuda:{index}" for index in range(count))]
     match = re.fullmatch(r"cuda(?::(\d{1,4}))?", device)
     if match is None or int(match[1] or 0) >= count:
-        raise BadInput(f"device {device[:40]!r}: torch sees {allowed}")
+        nearest = suggestion(device[:40], allowed)
+        raise BadInput(f"device {device[:40]!r}{nearest}: torch sees {', '.join(allowed)}")
     return int(match[1] or 0)
 
 

@@ -20,7 +20,7 @@ from costmodel.timing import expected, spread
 from validation import compare, wholes
 from validation.asked_facts import at_a_terminal, by_prompt
 from validation.calibrate import LIBRARY, calibrate_device, chosen, parse_part, stored
-from validation.device import facts
+from validation.device import DeviceFacts, facts
 from validation.extrapolation import extrapolated
 from validation.goals import COLUMNS as GOALS
 from validation.goals import goals
@@ -83,6 +83,8 @@ def calibrate_device_and_print(form: str, inputs: Inputs) -> None:
     told = _print(form, "calibrate", inputs, compared, found.rows, found.hardware, calibration, everything=False)
     for path in (found.place.profile, found.place.calibration, found.place.measurements):
         note(f"note: wrote {path}")
+    if inputs["out"] is not None:
+        note(f"note: it is used by: costmodel predict --hw {found.place.profile} --library {found.place.calibration} …")
     ok = sum(row.status == "ok" for row in found.rows)
     if found.left:
         note(f"note: {found.left} points are left; the same command goes on with them")
@@ -102,11 +104,14 @@ def validate_device_and_print(form: str, inputs: Inputs) -> None:
     if inputs["measurements"] is not None:
         rows, profile, file = stored(Path(inputs["measurements"]))
         hardware = _hardware(Path(inputs["measurements"]), profile, inputs["hw"], rows)
-        calibration = read_calibration(file) if file else find_calibration(hardware, None)
+        named = _library(inputs)
+        calibration = read_calibration(file) if file and not named else find_calibration(hardware, named)
         kind = "cpu" if hardware.name == "cpu" else "cuda"
     else:
-        rows, hardware, kind = _fresh(inputs)
-        calibration, everything = find_calibration(hardware, None), True
+        stated = facts(inputs["device"])
+        hardware, kind = _device(stated, inputs["hw"]), stated.kind
+        calibration, everything = find_calibration(hardware, _library(inputs)), True
+        rows = _fresh(stated, inputs)
     rows = _asked(rows, inputs)
     if split == "extrapolate":
         compared, calibration = extrapolated(rows, hardware, kind)
@@ -191,31 +196,53 @@ def _hardware(folder: Path, profile: Path | None, names: Sequence[str], rows: Se
     raise BadInput(f"no profile.yaml beside the measurements of {rows[0].device}; name the device with --hw")
 
 
-def _fresh(inputs: Inputs) -> tuple[list[Measurement], Hardware, str]:
-    """Held-out points, measured now."""
+def _library(inputs: Inputs) -> str | None:
+    """The calibration that was asked for. Raises BadInput for several."""
+    names = inputs["library"]
+    if len(names) > 1:
+        raise BadInput("--library: own measurements are judged by one calibration; give one name or file")
+    return names[0] if names else None
+
+
+def _device(stated: DeviceFacts, names: Sequence[str]) -> Hardware:
+    """The profile of a device of this machine, or the one that was named. Raises BadInput for several."""
+    from validation.measured_profile import profile_name
+
+    if len(names) > 1:
+        raise BadInput("--hw: fresh points are of one device; give one name")
+    return load_hardware(names[0] if names else stated.profile or profile_name(stated.name))
+
+
+def _fresh(stated: DeviceFacts, inputs: Inputs) -> list[Measurement]:
+    """Held-out points, measured now; in a file of choice, those that it holds are not measured again."""
     import tempfile
 
-    from validation.calibrate import Progress
-    from validation.measured_profile import profile_name
+    from validation.calibrate import Progress, of_this_device
     from validation.measurements import Journal
     from validation.sweep import jobs, sweep
 
-    stated = facts(inputs["device"])
-    hardware = load_hardware(stated.profile or profile_name(stated.name))
-    wanted = [job for job in jobs(chosen(inputs["family"]), stated, "quick") if job.planned.role != "fit"]
+    effort = "full" if inputs["full"] else "quick"
+    wanted = [job for job in jobs(chosen(inputs["family"]), stated, effort) if job.planned.role != "fit"]
     contexts = inputs["context"]
     if contexts:
         wanted = [job for job in wanted if min(contexts) <= int(job.planned.shape["context"]) <= max(contexts)]
     if not wanted:
         raise BadInput("no planned point has such a context")
-    told = Progress()
+    told, until = Progress(), None if inputs["within"] is None else time.monotonic() + inputs["within"]
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "measurements.csv")
+        path = Path(inputs["out"] or f"{folder}/fresh.csv")
+        if path.suffix != ".csv":
+            raise BadInput(f"--out {str(path)[:80]}: expected the name of a .csv file")
+        journal = of_this_device(Journal(path), stated)
         try:
-            rows = sweep(wanted, stated, journal, progress=told)
+            rows = sweep(wanted, stated, journal, effort=effort, progress=told, until=until)
         finally:
             told.close()
-    return rows, hardware, stated.kind
+    if inputs["out"]:
+        left = len(wanted) - len(rows)
+        rest = f"{left} points are left; the same command goes on with them" if left else "without it all are new"
+        note(f"note: the rows are in {path}; {rest}")
+    return rows
 
 
 def _print(

@@ -24,9 +24,10 @@ def run(
         str | None,
         typer.Option("--device", metavar="DEVICE", help="Measure this device of the machine: cpu, cuda:0, …"),
     ] = None,
-    full: Annotated[
-        bool, typer.Option("--full/--quick", help="With --device: the whole sweep, or what a calibration needs.")
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With --device: what a calibration needs, as without --full.")
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="With --device: the whole sweep.")] = False,
     families: Annotated[
         list[str] | None,
         typer.Option("--families", metavar="NAME,…", help="With --device: only these families, mechanisms, operators."),
@@ -85,6 +86,8 @@ def run(
 
     checked_format(form)
     one_thread_a_process()
+    if quick:
+        without("--quick", {"--full": full or None})
     if device is not None:
         others: dict[str, Any] = {"--from-silicon": from_silicon, "--from-csv": from_csv}
         others |= {"--from-serving": from_serving}
@@ -94,7 +97,13 @@ def run(
         asked |= {"families": words(families or (), "--families"), "no_input": no_input}
         on_this_machine("calibrate_device_and_print")(form, asked)
         return
-    measuring = {"--full": full, "--families": families, "--part": part != WHOLE, "--within": within is not None}
+    measuring = {
+        "--quick": quick,
+        "--full": full,
+        "--families": families,
+        "--part": part != WHOLE,
+        "--within": within is not None,
+    }
     only_with("--device", {**measuring, "--no-input": no_input})
     if from_serving is not None:
         others = {"--from-silicon": from_silicon, "--from-csv": from_csv, "--points": points, "--seed": seed or None}

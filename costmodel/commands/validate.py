@@ -60,6 +60,17 @@ def run(
     plot: Annotated[
         str | None, typer.Option("--plot", metavar="DIR", help="Draw predicted over measured, and error over context.")
     ] = None,
+    full: Annotated[bool, typer.Option("--full", help="With --device: the points of the whole sweep.")] = False,
+    within: Annotated[
+        int | None,
+        typer.Option(
+            "--within", metavar="SECONDS", min=0, help="With --device: end the points after this; the next run goes on."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE.csv", help="With --device: keep the rows, for the same command to go on."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes. [default: one per core]")
     ] = None,
@@ -75,6 +86,8 @@ def run(
 
     checked_format(form)
     one_thread_a_process()
+    if device is None:
+        only_with("--device", {"--full": full, "--within": within is not None, "--out": out})
     if serving is not None:
         without("--serving", {"--silicon": silicon, "--device": device, "--measurements": measurements})
         of_kernels = {"--family": family, "--refit": refit, "--plot": plot, "--split": split != SHAPES}
@@ -92,8 +105,9 @@ def run(
         without("--device" if device is not None else "--measurements", {"--silicon": silicon})
         if device is not None:
             without("--device", {"--measurements": measurements})
-        only_with("--silicon", {"--library": library, "--methods": methods, "--refit": refit, "--jobs": jobs})
+        only_with("--silicon", {"--methods": methods, "--refit": refit, "--jobs": jobs})
         asked: dict[str, Any] = {"device": device, "measurements": measurements, "split": split, "plot": plot}
+        asked |= {"library": words(library or (), "--library"), "full": full, "within": within, "out": out}
         asked |= {"worst": worst, "hw": words(hw or (), "--hw"), "family": words(family or (), "--family")}
         asked["context"] = [count for text in context or () for count in parse_counts(text)]
         on_this_machine("validate_device_and_print")(form, asked)
