@@ -145,6 +145,17 @@ def test_validate_scores_every_method_on_points_put_aside(checkout: Path, calibr
     assert len(told["worst"]) == 3
 
 
+def test_a_systems_prefix_is_enough_and_every_kernel_has_its_baselines_beside(
+    checkout: Path, calibrated: tuple[Path, str, str]
+) -> None:
+    """`h100` alone is two profiles; in the folder it is one system."""
+    result = run("validate", "--silicon", str(checkout), "--hw", "h100", "-f", "markdown", home=calibrated[0])
+    head = next(line for line in result.stdout.splitlines() if line.startswith("|") and "kernel" in line)
+    for name in ("version", "roofline/0.75+3us", "table", "boosting"):
+        assert name in head
+    assert "| 1.0.0 |" in result.stdout
+
+
 @pytest.mark.parametrize("split", ["extrapolate", "points=10", "all", "unseen-gpu=h100-sxm"])
 def test_every_split_says_its_name(checkout: Path, tmp_path: Path, split: str) -> None:
     result = run(
@@ -164,6 +175,7 @@ def test_every_split_says_its_name(checkout: Path, tmp_path: Path, split: str) -
         (("validate", "--silicon", "{checkout}", "--methods", "rofline"), "did you mean 'roofline'"),
         (("validate", "--silicon", "{checkout}", "--family", "gem"), "did you mean 'gemm'"),
         (("validate", "--silicon", "{checkout}", "--hw", "h200-sxm"), "unknown system"),
+        (("validate", "--silicon", "{checkout}", "--worst", "3", "-f", "csv"), "--worst: csv holds one table"),
         (("validate", "--silicon", "{checkout}", "--context", "4k"), "--context: only with --device or --measurements"),
         (("validate", "--silicon", "{checkout}", "--split", "all", "--refit"), "split all fits nothing"),
         (
@@ -404,7 +416,7 @@ def test_a_kernel_that_is_flagged_whole_is_told_without_errors(tmp_path: Path) -
     assert {row["method"] for row in told["rows"] if row["kernel"] == "silent"} == set(METHODS)
     assert [(row["n"], row["flagged"]) for row in told["families"]] == [(rows["cublas"]["n"], 50)]
     (line,) = (line for line in run(*question, home=tmp_path / "home").stdout.splitlines() if "silent" in line)
-    assert line.split()[-7:] == ["0", "30", *"–––––"]
+    assert line.split()[-12:] == ["0", "30", *"––––––––––"]
 
 
 def test_a_family_without_a_scored_point_meets_no_aim() -> None:

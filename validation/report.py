@@ -14,7 +14,7 @@ from costmodel.hardware import Hardware, load_hardware
 from costmodel.kernels.base import Kernel
 from costmodel.kernels.processor import PROCESSOR
 from costmodel.loading import available
-from costmodel.report.columns import Column, shows
+from costmodel.report.columns import Column, shows, value_text
 from costmodel.report.output import emit, note, print_csv, print_json, print_table
 from costmodel.timing import expected, spread
 from validation import compare, wholes
@@ -99,6 +99,8 @@ def validate_device_and_print(form: str, inputs: Inputs) -> None:
     """`validate --device` or `--measurements`: errors of fresh or stored points, slopes, and what is not measured."""
     split = inputs["split"]
     everything = split == "all"
+    if form == "csv" and inputs["worst"]:
+        raise BadInput("--worst: csv holds one table, of errors by kernel; --format json holds the worst points too")
     if split not in SPLITS:
         raise BadInput(f"--split {split[:40]!r}: own measurements know {', '.join(SPLITS)}")
     if inputs["measurements"] is not None:
@@ -135,12 +137,18 @@ ROOFLINE = (
     shows("shape", right=False),
     shows("intensity", "FLOP/byte"),
     shows("measured_s", "measured"),
-    shows("reached_flop_per_s", "reached"),
+    Column("reached", lambda row: _reached(row)),
     shows("roofline_s", "roofline"),
     shows("under", right=False),
     shows("share", "of roofline"),
     shows("cause", "in between", right=False),
 )
+
+
+def _reached(row: Mapping[str, Any]) -> str:
+    """FLOP per second; bytes per second of what multiplies nothing."""
+    key = "reached_flop_per_s" if row["flops"] else "reached_bytes_per_s"
+    return value_text(key, row[key])
 
 
 def roofline_and_print(form: str, inputs: Inputs) -> None:

@@ -473,7 +473,7 @@ SKIPPING = WINDOW._replace(parameters=(*PARAMETERS, EDGE), elsewhere=(MASKED.nam
 """For fits of kernels that skip what lies outside the window: nothing short may be read as a share of what is long."""
 MASKING = WINDOW._replace(parameters=(*PARAMETERS, EDGE, MASKED._replace(prior=0.6, spread=0.5, low=0.01)))
 """For fits of kernels that walk what lies outside the window and mask it."""
-IGNORING = WINDOW._replace(parameters=(*PARAMETERS, EDGE, MASKED._replace(prior=0.97, spread=0.05, low=0.5)))
+IGNORING = WINDOW._replace(parameters=(*PARAMETERS, EDGE, MASKED._replace(prior=0.97, spread=0.05, low=0.01)))
 """For fits of kernels that are not told of the window or chunk, and attend to everything."""
 
 

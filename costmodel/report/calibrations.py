@@ -62,7 +62,9 @@ def calibrate_and_print(form: str, inputs: Inputs) -> None:
             raise BadInput("--library: a CSV file holds the measurements of one library; give one name")
         sources = [csv_source(Path(inputs["from_csv"]), device, (inputs["library"] or [CSV_LIBRARY])[0])]
     else:
-        sources = silicon_sources(Path(inputs["from_silicon"]), _system(inputs["hw"]), inputs["library"])
+        sources = silicon_sources(
+            Path(inputs["from_silicon"]), _system(inputs["hw"], Path(inputs["from_silicon"])), inputs["library"]
+        )
     place = f"--out {inputs['out']}" if inputs["out"] else "the user's calibrations"
     rows: list[dict[str, Any]] = []
     planned: list[dict[str, Any]] = []
@@ -113,11 +115,15 @@ def calibrate_and_print(form: str, inputs: Inputs) -> None:
             print_table(form, _worth(planned), planned, (shows("library", right=False), *PLANNED))
 
 
-def _system(hw: str) -> str:
-    """The name of a system folder's device: what was given, or the profile that a prefix means."""
+def _system(hw: str, directory: Path) -> str:
+    """The name of a system folder's device: what was given, or the only one, there or of all, that begins so."""
     from costmodel.fitting.device_sheet import device_name
+    from costmodel.fitting.silicon import tables
     from costmodel.hardware import load_hardware
 
+    begun = {file.device for file in tables(directory) if file.device.startswith(device_name(hw))}
+    if len(begun) == 1:
+        return begun.pop()
     try:
         return load_hardware(hw).name
     except BadInput:
@@ -201,13 +207,15 @@ def validate_and_print(form: str, inputs: Inputs) -> None:
     from costmodel.fitting import scoring
     from costmodel.fitting.splits import parse_split
 
+    if form == "csv" and inputs["worst"]:
+        raise BadInput("--worst: csv holds one table, of errors by kernel; --format json holds the worst points too")
     split = parse_split(inputs["split"])
     for name in inputs["methods"]:
         if name not in scoring.METHODS:
             raise unknown("method", name, scoring.METHODS)
     methods = tuple(inputs["methods"]) or scoring.METHODS
-    systems = [_system(name) for name in inputs["hw"]]
     directory = Path(inputs["silicon"])
+    systems = [_system(name, directory) for name in inputs["hw"]]
     wanted = scoring.jobs(directory, systems, inputs["library"], inputs["family"], split, methods, inputs["refit"])
     progress = Progress()
     progress.at("reading", 0, len(wanted))
@@ -234,9 +242,10 @@ def validate_and_print(form: str, inputs: Inputs) -> None:
     if form == "csv":
         print_csv(rows)
         return
-    own = [row for row in rows if row["method"] == scoring.MODEL]
+    own = by_kernel(rows, scoring.MODEL)
     if own:
-        print_table(form, f"split {split.text}: error of costmodel by kernel", own, KERNELS, keys=4)
+        title = f"split {split.text}: error of costmodel by kernel"
+        print_table(form, title, own, (*KERNELS, *_beside(own)), keys=5)
         emit("")
     print_table(form, f"split {split.text}: by family, weighted by points", summary, family_columns(summary), keys=1)
     if worst:
@@ -244,9 +253,24 @@ def validate_and_print(form: str, inputs: Inputs) -> None:
         print_table(form, f"the {len(worst)} worst points", worst, WORST, keys=3)
 
 
+def by_kernel(rows: Sequence[Row], method: str) -> list[Row]:
+    """The rows of one method, each with the median and the 90th percentile of the others on the same points."""
+    beside: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
+    for row in rows:
+        if row["method"] != method and row["median_ape"] is not None:
+            beside.setdefault(_points(row), {})[row["method"]] = (row["median_ape"], row["p90_ape"])
+    return [{**row, "others": beside.get(_points(row), {})} for row in rows if row["method"] == method]
+
+
+def _points(row: Row) -> tuple[str, ...]:
+    """What says which points a row is about."""
+    return tuple(str(row[name]) for name in ("system", "library", "version", "family", "kernel", "mechanism", "phase"))
+
+
 KERNELS = (
     shows("system", right=False),
     shows("library", right=False),
+    shows("version", right=False),
     shows("family", right=False),
     shows("kernel", right=False),
     shows("n"),
@@ -270,7 +294,6 @@ WORST = (
 
 def family_columns(rows: Sequence[Row]) -> tuple[Column, ...]:
     """Columns of the summary: reached, floor and stretch, and each baseline's median and 90th percentile."""
-    others = list(dict.fromkeys(name for row in rows for name in row["others"]))
     return (
         shows("family", right=False),
         shows("n"),
@@ -282,8 +305,14 @@ def family_columns(rows: Sequence[Row]) -> tuple[Column, ...]:
         _ape("mean_ape"),
         _ape("bias"),
         _coverage(),
-        *(Column(name, partial(_other, name), True, "beside") for name in others),
+        *_beside(rows),
     )
+
+
+def _beside(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """A column for each baseline: its median and 90th percentile."""
+    others = list(dict.fromkeys(name for row in rows for name in row["others"]))
+    return tuple(Column(name, partial(_other, name), True, "beside") for name in others)
 
 
 def _other(name: str, row: Row) -> str:
